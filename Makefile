@@ -1,0 +1,37 @@
+# make reproduce   environment, the default experiments, the claims table
+# make test        environment, every test that this machine can run
+# make help        this list
+
+PYTHON ?= python3
+CORES ?= all
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed-from-requirements.lock
+
+.PHONY: help reproduce test lint clean
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
+
+# --no-compile: modules are compiled when first imported, which is most of a minute less to wait for.
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.lock
+	@cp requirements.lock $(STAMP)
+
+reproduce: $(STAMP)
+	$(BIN)/snakemake --cores $(CORES)
+	@$(BIN)/python workflow/scripts/summary.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check .
+	$(BIN)/snakemake --lint
+
+clean:
+	rm -rf $(VENV) .snakemake

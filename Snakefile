@@ -1,0 +1,46 @@
+# Consistency models against direct ODE regression, as one cached DAG.
+#
+#   snakemake --cores all                                     everything that config.yaml names
+#   snakemake --cores all --config experiments=digits-full    another experiment
+#   snakemake --cores 1 results/figures/digits-tradeoff.pdf   one figure
+#
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+
+
+wildcard_constraints:
+    experiment="|".join(EXPERIMENTS),
+    condition=r"[a-z_]+-n\d+-w[\d.]+",
+    shard=r"\d+",
+
+
+localrules:
+    all,
+    paper,
+
+
+rule all:
+    default_target: True
+    input:
+        paper_outputs,
+        f"{RESULTS}/report.html",
+
+
+rule paper:
+    input:
+        paper_outputs,
+
+
+include: "workflow/rules/teacher.smk"
+include: "workflow/rules/targets.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/sample.smk"
+include: "workflow/rules/measure.smk"
+include: "workflow/rules/paper.smk"

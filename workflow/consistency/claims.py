@@ -1,0 +1,212 @@
+"""The papers' claims as data, and the rule that decides them.
+
+A claim is a direction: a quantity of Direct CM over that of CM, below or above 1. For each
+condition (and pooled over all conditions) the effect is the ratio of the two, paired by seed: the
+mean over seeds of the difference of logarithms, with Student's t interval at 95 %, both put back
+through exp. The verdict follows from the interval alone:
+
+    reproduced    the whole interval lies on the claimed side of 1
+    contradicted  the whole interval lies on the other side
+    inconclusive  it covers 1, or there are fewer than three seeds
+
+A universal claim ("holds in every condition") is judged on its least favourable condition: it is
+reproduced when every condition is, contradicted when one condition is at 95 % after Bonferroni's
+correction for their number, inconclusive otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MINIMUM_SEEDS = 3
+CONFIDENCE = 0.95
+COLUMNS = [
+    "claim",
+    "paper",
+    "experiment",
+    "condition",
+    "quantity",
+    "effect",
+    "ci_low",
+    "ci_high",
+    "n_seeds",
+    "verdict",
+]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One thing that a claim compares: metric, reference, and the claimed side of 1."""
+
+    metric: str
+    reference: str
+    claimed: str  # "below" or "above": the ratio direct / cm
+
+    @property
+    def label(self) -> str:
+        """As in the claims table."""
+        return f"{self.metric} to {self.reference}, direct/cm {'<' if self.claimed == 'below' else '>'} 1"
+
+
+_ODE = Quantity("ode_error", "teacher", "below")
+_QUALITY = (Quantity("frechet_distance", "teacher", "above"), Quantity("frechet_distance", "data", "above"))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A paper's claim in our words.
+
+    Attributes:
+        universal: decided over every condition, and over few-step sampling too.
+    """
+
+    paper: str
+    sentence: str
+    quantities: tuple[Quantity, ...]
+    universal: bool = False
+
+
+CLAIMS = {
+    "A1": Claim(
+        "A",
+        "Direct CMs solve the teacher's probability-flow ODE better than CMs: their ODE error is lower.",
+        (_ODE,),
+    ),
+    "A2": Claim(
+        "A",
+        "Direct CMs nevertheless give worse samples than CMs: their Fréchet distance is higher.",
+        _QUALITY,
+    ),
+    "A3": Claim(
+        "A",
+        "Both hold for every solver, number of teacher steps and guidance scale, with one and with few sampling steps.",
+        (_ODE, *_QUALITY),
+        universal=True,
+    ),
+}
+
+
+def t_interval(values: list[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """Mean and Student's t interval; the interval is infinite for fewer than two values."""
+    from scipy.special import stdtrit
+
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return mean, -math.inf, math.inf
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * deviation / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def verdict(low: float, high: float, seeds: int, claimed: str) -> str:
+    """The rule of this module for an interval of log-ratios."""
+    if seeds < MINIMUM_SEEDS:
+        return "inconclusive"
+    if high < 0:
+        return "reproduced" if claimed == "below" else "contradicted"
+    if low > 0:
+        return "reproduced" if claimed == "above" else "contradicted"
+    return "inconclusive"
+
+
+def log_ratios(metrics: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) -> pd.DataFrame:
+    """log(direct / cm), paired by seed.
+
+    Args:
+        metrics: rows of metrics.csv.
+        runs: run, method, seed and `group` (all of a run's settings but method and seed).
+
+    Returns:
+        group, sampling_steps, seed, log_ratio; one row a pair.
+    """
+    import numpy as np
+
+    chosen = metrics[(metrics.metric == quantity.metric) & (metrics.reference == quantity.reference)]
+    table = chosen[["run", "sampling_steps", "value"]].merge(runs, on="run")
+    wide = table.pivot_table(index=["group", "sampling_steps", "seed"], columns="method", values="value")
+    wide = wide.reindex(columns=["cm", "direct"]).dropna()
+    wide["log_ratio"] = np.log(wide["direct"] / wide["cm"])
+    return wide["log_ratio"].reset_index()
+
+
+def decide(name: str, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """All rows of one claim on one experiment: a row per condition, then the overall row.
+
+    Conditions are the groups of `runs` at one sampling step; a universal claim takes every number
+    of sampling steps as conditions of their own. The overall row of a plain claim pools conditions:
+    the mean over conditions for each seed, then the interval over seeds.
+    """
+    claim, rows = CLAIMS[name], []
+
+    def row(where: str, quantity: Quantity, interval: tuple, seeds: int, found: str) -> dict[str, Any]:
+        mean, low, high = (math.exp(value) for value in interval)
+        values = (name, claim.paper, experiment, where, quantity.label, mean, low, high, seeds, found)
+        return dict(zip(COLUMNS, values, strict=True))
+
+    for quantity in claim.quantities:
+        ratios = log_ratios(metrics, runs, quantity)
+        if not claim.universal:
+            ratios = ratios[ratios.sampling_steps == 1]
+        if ratios.empty:
+            continue
+        verdicts, least, contradicted = [], None, False
+        groups = list(ratios.groupby(["group", "sampling_steps"], sort=False))
+        corrected = 1 - (1 - CONFIDENCE) / len(groups)
+        for (group, steps), pairs in groups:
+            values, seeds = pairs.log_ratio.tolist(), len(pairs)
+            interval = t_interval(values)
+            verdicts.append(verdict(*interval[1:], seeds, quantity.claimed))
+            contradicted |= verdict(*t_interval(values, corrected)[1:], seeds, quantity.claimed) == "contradicted"
+            unfavourable = interval[0] if quantity.claimed == "below" else -interval[0]
+            if least is None or unfavourable > least[0]:
+                least = unfavourable, interval, seeds
+            rows.append(row(f"{group}, {steps}-step", quantity, interval, seeds, verdicts[-1]))
+        if claim.universal:
+            overall = "contradicted" if contradicted else "inconclusive"
+            overall = "reproduced" if set(verdicts) == {"reproduced"} else overall
+            rows.append(row(f"every condition ({len(groups)})", quantity, least[1], least[2], overall))
+        else:
+            pooled = ratios.groupby("seed").log_ratio.mean().tolist()
+            interval = t_interval(pooled)
+            found = verdict(*interval[1:], len(pooled), quantity.claimed)
+            rows.append(row(f"pooled ({len(groups)})", quantity, interval, len(pooled), found))
+    return rows
+
+
+def check(path: str | Path, experiment: str, metrics: str | Path, runs: list[dict[str, Any]], names: list[str]) -> None:
+    """Decide the named claims on one experiment's metrics and write the claims table."""
+    import pandas as pd
+
+    from .storage import atomic
+
+    table = pd.DataFrame(runs)[["run", "method", "seed", "group"]]
+    measured = pd.read_csv(metrics)
+    rows = [row for name in names for row in decide(name, experiment, measured, table)]
+    with atomic(path) as temporary:
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(temporary, index=False)
+
+
+def is_overall(condition: str) -> bool:
+    """Whether a row is a claim's overall row."""
+    return condition.startswith(("pooled", "every condition"))
+
+
+def summary(path: str | Path) -> str:
+    """The overall rows of a claims table as text, with each claim's sentence."""
+    import pandas as pd
+
+    table = pd.read_csv(path)
+    lines = []
+    for (name, experiment), rows in table.groupby(["claim", "experiment"], sort=False):
+        lines.append(f"{name} on {experiment}: {CLAIMS[name].sentence}")
+        for row in rows[rows.condition.map(is_overall)].itertuples():
+            interval = f"{row.effect:.3g} [{row.ci_low:.3g}, {row.ci_high:.3g}]"
+            lines.append(f"    {row.verdict:<13} {row.quantity:<52} {interval:<26} {row.condition}, {row.n_seeds} seeds")
+    return "\n".join(lines)

@@ -1,0 +1,27 @@
+"""Lets torchvision be imported beside a CPU-only torch.
+
+torchvision from the package index is built against CUDA torch; beside a CPU build its operators
+fail to register and `import torchvision` raises, taking diffusers, transformers and peft along.
+Defining the two missing operator schemas first is enough. Call `ensure_torchvision()` before
+importing any of them; where torchvision loads by itself it does nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+_library: torch.library.Library | None = None
+
+
+def ensure_torchvision() -> None:
+    """Define torchvision's operator schemas where its own binary cannot; idempotent."""
+    global _library
+    if _library is not None or torch.version.cuda is not None:
+        return
+    if importlib.util.find_spec("torchvision") is None or hasattr(torch.ops.torchvision, "nms"):
+        return
+    _library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

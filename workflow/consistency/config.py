@@ -1,0 +1,202 @@
+"""From config.yaml and presets to checked experiments and their tables of runs.
+
+A preset is one experiment. `config.yaml` names the experiments and may override any key of theirs.
+`load` resolves and checks everything before a job starts; the JSON schemas in workflow/schemas are
+generated from `settings` (`python -m consistency.config`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from .errors import ConfigError
+from .settings import Config, Experiment, Run, nearest
+
+PRESETS = Path(__file__).parents[1] / "presets"
+SCHEMAS = Path(__file__).parents[1] / "schemas"
+
+
+def expand(name: str, experiment: Experiment) -> list[Run]:
+    """The table of runs, in the preset's order.
+
+    Raises:
+        ConfigError: an unknown method, an N that does not divide T, or a row that occurs twice.
+    """
+    runs: dict[str, Run] = {}
+    methods, total = experiment.methods, experiment.schedule.steps
+    for row, grid in enumerate(experiment.runs):
+        where = f"{name}: runs.{row}"
+        for n_steps in grid.n_steps:
+            if total % n_steps:
+                divisors = [n for n in range(1, total + 1) if total % n == 0]
+                raise ConfigError(f"{where}.n_steps: {n_steps} does not divide schedule.steps {total}; allowed: {divisors}")
+        for method in grid.method or methods:
+            if method not in methods:
+                known = list(methods)
+                raise ConfigError(f"{where}.method: unknown {method!r}; allowed: {', '.join(known)}{nearest(method, known)}")
+        axes = (
+            grid.solver,
+            grid.n_steps,
+            grid.guidance,
+            grid.targets or [experiment.targets.mode],
+            grid.parameters or [experiment.student.parameters],
+            grid.method or list(methods),
+            grid.seed,
+        )
+        for solver, n_steps, guidance, mode, parameters, method, seed in itertools.product(*axes):
+            run = Run(
+                method=method,
+                objective=methods[method].objective,
+                solver=solver,
+                n_steps=n_steps,
+                guidance=guidance,
+                seed=seed,
+                targets=mode,
+                parameters=parameters,
+                loss=methods[method].loss or experiment.student.loss,
+            )
+            if run.run in runs:
+                raise ConfigError(f"{where}: run {run.run!r} occurs twice; remove one")
+            runs[run.run] = run
+    return list(runs.values())
+
+
+def _message(name: str, error: ValidationError) -> str:
+    """The first of pydantic's errors in one line: key, what was given, what is allowed."""
+    first = error.errors()[0]
+    tags = {"mlp", "unet", "mse", "pseudo_huber"}
+    location = [str(part) for part in first["loc"] if part not in tags]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        allowed = _keys_at(error.title, first["loc"][:-1])
+        return f"{name}: {key}: unknown key; allowed here: {', '.join(allowed)}{nearest(location[-1], allowed)}"
+    if first["type"] == "missing":
+        return f"{name}: {key}: required key is missing"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "allowed:")
+    if allowed := first.get("ctx", {}).get("expected"):
+        words = [word.strip("'") for word in str(allowed).replace(" or ", ", ").split(", ")]
+        message += nearest(str(first["input"]), words)
+    return f"{name}: {key}: {first['input']!r} is not allowed; {message}"
+
+
+def _keys_at(title: str, location: tuple) -> list[str]:
+    """The keys that the model at this place of the configuration has."""
+    schema = {"Experiment": Experiment, "Config": Config}[title].model_json_schema()
+    node: dict[str, Any] = schema
+    for part in location:
+        node = _resolve(schema, node, str(part))
+        if isinstance(part, int):
+            node = node.get("items", node)
+        elif part in node.get("properties", {}):
+            node = node["properties"][part]
+        elif isinstance(node.get("additionalProperties"), dict):
+            node = node["additionalProperties"]
+    return list(_resolve(schema, node, "").get("properties", {}))
+
+
+def _resolve(schema: dict[str, Any], node: dict[str, Any], tag: str) -> dict[str, Any]:
+    """Follow references; of a union take the variant with this tag, else the first."""
+    while True:
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+        elif "oneOf" in node or "anyOf" in node:
+            mapping = node.get("discriminator", {}).get("mapping", {})
+            node = {"$ref": mapping[tag]} if tag in mapping else node.get("oneOf", node.get("anyOf"))[0]
+        else:
+            return node
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _read_preset(name: str, folder: Path) -> dict[str, Any]:
+    """A preset's mapping, laid over the one that its `base` names."""
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise ConfigError(f"experiments: unknown {name!r}; allowed: {', '.join(known)}{nearest(name, known)}")
+    try:
+        preset = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(preset, dict):
+        raise ConfigError(f"{path}: a preset is a mapping of keys")
+    base = preset.pop("base", None)
+    return preset if base is None else _merge(_read_preset(base, folder), preset)
+
+
+def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets: Path = PRESETS) -> Experiment:
+    """A preset with overrides laid over it, checked.
+
+    Raises:
+        ConfigError: one line with the key's path, what was given, what is allowed.
+    """
+    settings = _merge(_read_preset(name, presets), overrides or {})
+    try:
+        experiment = Experiment.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(_message(name, error)) from error
+    if experiment.teacher.source == "path" and not experiment.teacher.path:
+        raise ConfigError(f"{name}: teacher.path: required when teacher.source is path")
+    if experiment.schedule.beta_start >= experiment.schedule.beta_end:
+        raise ConfigError(f"{name}: schedule.beta_start: must be below schedule.beta_end {experiment.schedule.beta_end}")
+    largest = max(experiment.evaluation.sampling_steps)
+    if largest > experiment.schedule.steps:
+        raise ConfigError(f"{name}: evaluation.sampling_steps: {largest} is more than schedule.steps")
+    if experiment.evaluation.neighbours >= experiment.evaluation.count:
+        raise ConfigError(f"{name}: evaluation.neighbours: must be below evaluation.count {experiment.evaluation.count}")
+    if experiment.targets.shards > experiment.targets.count:
+        raise ConfigError(f"{name}: targets.shards: more shards than targets.count {experiment.targets.count}")
+    for method in experiment.methods:
+        if not method.replace("_", "").replace("-", "").isalnum():
+            raise ConfigError(f"{name}: methods.{method}: a name has letters, digits, - and _ only")
+    expand(name, experiment)
+    return experiment
+
+
+def load(settings: dict[str, Any], presets: Path = PRESETS) -> tuple[Config, dict[str, Experiment]]:
+    """Resolve config.yaml's mapping and every experiment that it names.
+
+    Raises:
+        ConfigError: one line with the key's path, what was given, what is allowed.
+    """
+    settings = dict(settings)
+    if isinstance(settings.get("experiments"), str):
+        settings["experiments"] = [name.strip() for name in settings["experiments"].split(",") if name.strip()]
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(_message("config.yaml", error)) from error
+    if len(set(config.experiments)) < len(config.experiments):
+        raise ConfigError(f"config.yaml: experiments: named twice in {config.experiments}")
+    known = sorted(p.stem for p in presets.glob("*.yaml"))
+    for name in config.overrides:
+        if name not in known:
+            raise ConfigError(f"config.yaml: overrides.{name}: unknown; allowed: {', '.join(known)}{nearest(name, known)}")
+    return config, {name: load_experiment(name, config.overrides.get(name), presets) for name in config.experiments}
+
+
+def schemas() -> dict[str, str]:
+    """File name → JSON schema text, for config.yaml and for presets."""
+    return {
+        f"{model.__name__.lower()}.schema.json": json.dumps(model.model_json_schema(), indent=2) + "\n"
+        for model in (Config, Experiment)
+    }
+
+
+if __name__ == "__main__":
+    for file, text in schemas().items():
+        (SCHEMAS / file).write_text(text, encoding="utf-8")
+        print(SCHEMAS / file)

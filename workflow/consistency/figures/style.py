@@ -1,0 +1,79 @@
+"""What the figures share: colours, labels, panels, saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from ..storage import atomic
+from ..tables import condition_label, method_label
+
+WIDTH = 6.9  # inches: two columns of a paper
+PANELS = 6  # most conditions drawn side by side
+
+sns.set_theme(
+    context="paper",
+    style="ticks",
+    font_scale=0.85,
+    rc={"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False, "savefig.dpi": 200, "pdf.fonttype": 42},
+)
+
+_COLOURS = sns.color_palette("colorblind")
+_FIXED = {"cm": (_COLOURS[0], "o", "-"), "direct": (_COLOURS[3], "s", "--")}
+_OTHERS = [(_COLOURS[i], m, d) for i, m, d in ((2, "^", "-."), (4, "D", ":"), (1, "v", "-"), (5, "P", "--"), (9, "X", ":"))]
+
+
+def looks(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Method → colour, marker, dash and label; CM and Direct CM always look the same."""
+    methods = list(dict.fromkeys(run["method"] for run in runs))
+    others = [method for method in methods if method not in _FIXED]
+    chosen = _FIXED | {method: _OTHERS[i % len(_OTHERS)] for i, method in enumerate(others)}
+    return {
+        method: {
+            "color": chosen[method][0],
+            "marker": chosen[method][1],
+            "linestyle": chosen[method][2],
+            "label": method_label(method),
+        }
+        for method in methods
+    }
+
+
+def shown(runs: list[dict[str, Any]]) -> tuple[list[str], str]:
+    """The first `PANELS` conditions, and a note where there are more."""
+    groups = list(dict.fromkeys(run["group"] for run in runs))
+    more = f"{PANELS} of {len(groups)} conditions; all are in metrics.csv" if len(groups) > PANELS else ""
+    return groups[:PANELS], more
+
+
+def heading(group: str) -> str:
+    """A condition over two lines, for a panel's title."""
+    solver, rest = condition_label(group).split(", ", 1)
+    return f"{solver}\n{rest}"
+
+
+def legend(figure: Figure, note: str = "") -> None:
+    """One legend above all panels, and the note below them."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=len(entries))
+    if note:
+        figure.text(0.99, 0.005, note, ha="right", va="bottom", fontsize="x-small", color="0.35")
+
+
+def save(figure: Figure, pdf: str | Path, png: str | Path) -> None:
+    """Write both formats atomically; without dates, so that the same data give the same bytes."""
+    for path, metadata in ((pdf, {"CreationDate": None}), (png, {"Software": None})):
+        with atomic(path) as temporary:
+            figure.savefig(temporary, format=Path(path).suffix[1:], metadata=metadata)
+    plt.close(figure)

@@ -1,0 +1,194 @@
+"""What is trained: the classifier, the teacher, the students. Each is data and an objective for
+the one loop of `training`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import data, distances, models, objectives, students, targets, training
+from .errors import MismatchError
+from .metrics.classifier import Classifier, accuracy, classify
+from .provenance import environment
+from .schedules import VPSchedule
+from .storage import atomic, sha256
+from .streams import generator
+from .teachers import network_time
+
+
+def denoise(network: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The teacher's objective: the predicted noise and the noise of x_t = α_t x + σ_t ε."""
+    return network(batch["x_t"], batch["index"], batch["cond"]), batch["noise"]
+
+
+def fit_classifier(
+    folder: str | Path,
+    stats: str | Path,
+    side_folder: str | Path,
+    data_path: str | Path,
+    name: str,
+    channels: int,
+    feature_size: int,
+    settings: dict[str, Any],
+    seed: int,
+) -> None:
+    """Train the feature classifier on the training split and record its held-out accuracy.
+
+    Writes a `save_pretrained` folder with `card.json` (name, held_out_accuracy, held_out_count,
+    weights_sha256).
+    """
+    tensors, classes = data.load(data_path)
+    images, labels = tensors["train_images"], tensors["train_labels"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Classifier(list(images.shape[1:]), classes, channels, feature_size)
+    options = training.Settings(**settings)
+
+    def batch_at(step: int) -> dict[str, torch.Tensor]:
+        rows = torch.from_numpy(generator(seed, "order", step).integers(len(images), size=options.batch_size))
+        return {"x": images[rows], "cond": labels[rows]}
+
+    fingerprint = {"data": sha256(data_path), "settings": settings, "seed": seed, "size": [channels, feature_size]}
+    records = training.train(
+        network, classify, distances.cross_entropy, batch_at, options, seed, side_folder, fingerprint, "train classifier"
+    )
+    card = {
+        "name": name,
+        "held_out_accuracy": accuracy(network, tensors["test_images"], tensors["test_labels"]),
+        "held_out_count": len(tensors["test_labels"]),
+    }
+    with atomic(folder) as temporary:
+        network.save_pretrained(temporary)
+        card["weights_sha256"] = models.weights_sha256(temporary)
+        (temporary / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    training.write_stats(stats, records)
+    training.finish(side_folder)
+
+
+def fit_teacher(
+    folder: str | Path,
+    stats: str | Path,
+    side_folder: str | Path,
+    data_path: str | Path,
+    network: dict[str, Any],
+    schedule: dict[str, Any],
+    label_dropout: float,
+    settings: dict[str, Any],
+    seed: int,
+) -> None:
+    """Train a class-conditional ε-prediction teacher, guidance by label dropout.
+
+    Args:
+        label_dropout: probability that a label is replaced by the null class, in [0, 1).
+    """
+    tensors, classes = data.load(data_path)
+    images, labels = tensors["train_images"], tensors["train_labels"]
+    noise_schedule = VPSchedule(**schedule)
+    model = models.build(network, tuple(images.shape[1:]), classes, noise_schedule.steps, seed)
+    options = training.Settings(**settings)
+
+    def batch_at(step: int) -> dict[str, torch.Tensor]:
+        rng, size = generator(seed, "order", step), options.batch_size
+        rows = torch.from_numpy(rng.integers(len(images), size=size))
+        t = torch.from_numpy(rng.integers(1, noise_schedule.steps + 1, size=size))
+        noise = torch.from_numpy(rng.standard_normal((size, *images.shape[1:]), dtype="float32"))
+        dropped = torch.from_numpy(rng.random(size) < label_dropout)
+        return {
+            "x_t": noise_schedule.add_noise(images[rows], noise, t),
+            "index": network_time(t, size, -1, t.device),
+            "noise": noise,
+            "cond": labels[rows].masked_fill(dropped, classes),
+        }
+
+    fingerprint = {
+        "data": sha256(data_path),
+        "network": network,
+        "schedule": schedule,
+        "label_dropout": label_dropout,
+        "settings": settings,
+        "seed": seed,
+    }
+    records = training.train(
+        model, denoise, distances.mse, batch_at, options, seed, side_folder, fingerprint, "train teacher"
+    )
+    models.save(model, folder)
+    training.write_stats(stats, records)
+    training.finish(side_folder)
+
+
+def import_teacher(folder: str | Path, source: str | Path, data_path: str | Path) -> None:
+    """Check a teacher from another run's `save_pretrained` folder and copy it.
+
+    Raises:
+        StorageError: missing or damaged files.
+        MismatchError: it is for samples of another shape or another number of classes.
+    """
+    tensors, classes = data.load(data_path)
+    models.save(models.load(source, tuple(tensors["train_images"].shape[1:]), classes), folder)
+
+
+def fit_student(
+    folder: str | Path,
+    stats: str | Path,
+    side_folder: str | Path,
+    teacher_folder: str | Path,
+    manifest: str | Path,
+    run: dict[str, Any],
+    objective: str,
+    loss: dict[str, Any],
+    parameters: str,
+    lora_rank: int,
+    schedule: dict[str, Any],
+    timestep_offset: int,
+    settings: dict[str, Any],
+) -> None:
+    """Distil one student from precomputed targets.
+
+    Args:
+        run: the row of the experiment's table; its seed orders the draws and starts the adapters.
+        objective: a function of `objectives`.
+        loss: `{"kind": "mse"}` or `{"kind": "pseudo_huber", "c": …}`.
+        parameters: "full" or "lora".
+
+    Raises:
+        MismatchError: the targets were solved with another teacher.
+    """
+    began = time.monotonic()
+    noise_schedule, options, seed = VPSchedule(**schedule), training.Settings(**settings), run["seed"]
+    teacher_sha256 = models.weights_sha256(teacher_folder)
+    reader = targets.TargetReader(manifest, noise_schedule, options.batch_size, seed)
+    if reader.manifest["teacher_sha256"] != teacher_sha256:
+        raise MismatchError(
+            f"{manifest}: targets of teacher {reader.manifest['teacher_sha256'][:12]}…, "
+            f"{teacher_folder} is {teacher_sha256[:12]}…; delete the targets and run again"
+        )
+    student = students.create(teacher_folder, noise_schedule, timestep_offset, parameters, lora_rank, seed)
+    kind, constants = loss["kind"], {key: value for key, value in loss.items() if key != "kind"}
+
+    def distance(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return getattr(distances, kind)(prediction, target, **constants)
+
+    resolved = {
+        "run": run,
+        "objective": objective,
+        "loss": loss,
+        "parameters": parameters,
+        "lora_rank": lora_rank if parameters == "lora" else None,
+        "schedule": schedule,
+        "timestep_offset": timestep_offset,
+        "training": settings,
+    }
+    inputs = {"teacher_sha256": teacher_sha256, "targets_sha256": sha256(manifest)}
+    function = getattr(objectives, objective)
+    records = training.train(
+        student, function, distance, reader, options, seed, side_folder, {**resolved, **inputs}, f"train {run['run']}"
+    )
+    card = {"settings": resolved, "inputs": inputs, "environment": environment(str(training.pick_device(options.device)))}
+    students.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)})
+    training.write_stats(stats, records)
+    training.finish(side_folder)

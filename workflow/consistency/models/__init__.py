@@ -1,0 +1,100 @@
+"""Networks behind one interface: `network(x, t, cond) -> tensor shaped like x`.
+
+x: (B, *sample_shape); t: int64 (B,) index 0..T − 1; cond: int64 (B,) class label, where the number
+`classes` itself is the null class of unconditional branches. Weights are saved in the ecosystem's
+`save_pretrained` layout: a folder with config.json and one safetensors file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import MismatchError, StorageError
+from ..storage import atomic, read_json, sha256
+
+
+def build(
+    settings: dict[str, Any], sample_shape: tuple[int, ...], classes: int, timesteps: int, seed: int
+) -> nn.Module:
+    """A freshly initialised network.
+
+    Args:
+        settings: `{"kind": "mlp", "width": …, "depth": …}` or `{"kind": "unet", …}` (see `config.Network`).
+        sample_shape: (C, H, W).
+        classes: number of classes; the network gets one more, the null class.
+        timesteps: T.
+        seed: of the initialisation.
+    """
+    options = {key: value for key, value in settings.items() if key != "kind"}
+    options |= {"sample_shape": list(sample_shape), "classes": classes, "timesteps": timesteps}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _network_class(settings["kind"])(**options)
+
+
+def _network_class(kind: str) -> type[nn.Module]:
+    if kind == "mlp":
+        from .mlp import ResidualMLP
+
+        return ResidualMLP
+    from .unet import UNet
+
+    return UNet
+
+
+def save(network: nn.Module, folder: str | Path) -> None:
+    """Write the network as a `save_pretrained` folder, atomically (the folder is replaced whole)."""
+    with atomic(folder) as temporary:
+        network.save_pretrained(temporary)
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """sha256 of the folder's one safetensors file.
+
+    Raises:
+        StorageError: none or several of them.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if len(files) != 1:
+        raise StorageError(f"{folder}: one .safetensors file expected, found {len(files)}")
+    return sha256(files[0])
+
+
+def load(
+    folder: str | Path, sample_shape: tuple[int, ...] | None = None, classes: int | None = None
+) -> nn.Module:
+    """Load a network saved by `save`, in evaluation mode.
+
+    Raises:
+        StorageError: missing or damaged files.
+        MismatchError: the network is for samples of another shape or another number of classes.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    kind = "unet" if config.get("_class_name") == "UNet2DModel" else "mlp"
+    weights_sha256(folder)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
+            network = _network_class(kind).from_pretrained(folder)
+    except Exception as error:
+        raise StorageError(f"{folder}: weights cannot be loaded ({_first_line(error)})") from error
+    if sample_shape is not None and tuple(network.sample_shape) != tuple(sample_shape):
+        raise MismatchError(
+            f"{folder}: the network is for samples of shape {tuple(network.sample_shape)}, "
+            f"the data has {tuple(sample_shape)}; choose a teacher of the data's shape"
+        )
+    if classes is not None and network.classes != classes:
+        raise MismatchError(
+            f"{folder}: the network has {network.classes} classes, the data has {classes}"
+        )
+    return network.eval().requires_grad_(False)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,58 @@
+"""A residual MLP for small images: 10 to 30 times cheaper than a UNet on 8×8 pixels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import nn
+from torch.nn import functional as F
+
+
+class ResidualMLP(nn.Module, PyTorchModelHubMixin):
+    """Pre-norm residual MLP over the flattened sample; timestep and class enter the residual stream.
+
+    Args:
+        sample_shape: (C, H, W) of a sample.
+        classes: number of classes; label `classes` is the null class.
+        timesteps: T; the timestep index runs 0..T − 1.
+        width: of the residual stream.
+        depth: number of residual blocks.
+    """
+
+    def __init__(self, sample_shape: list[int], classes: int, timesteps: int, width: int, depth: int):
+        super().__init__()
+        self.sample_shape, self.classes, self.timesteps = tuple(sample_shape), classes, timesteps
+        size = math.prod(sample_shape)
+        frequencies = torch.exp(torch.linspace(0, math.log(timesteps), width // 2)) * math.pi / 2
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(classes + 1, width)
+        self.inward = nn.Linear(size, width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.outward = nn.Linear(width, size)
+        nn.init.zeros_(self.outward.weight)
+        nn.init.zeros_(self.outward.bias)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes → like x."""
+        phase = (t.to(x.dtype) / self.timesteps)[:, None] * self.frequencies
+        h = self.inward(x.flatten(1)) + self.time(torch.cat([phase.sin(), phase.cos()], -1)) + self.label(cond)
+        for block in self.blocks:
+            h = block(h)
+        return self.outward(self.norm(h)).view_as(x)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
+        nn.init.zeros_(self.narrow.weight)
+        nn.init.zeros_(self.narrow.bias)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return h + self.narrow(F.silu(self.widen(self.norm(h))))

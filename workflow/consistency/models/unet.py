@@ -1,0 +1,77 @@
+"""diffusers' UNet2DModel behind the pipeline's network interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..compat import ensure_torchvision
+
+
+class UNet(nn.Module):
+    """Class-conditional UNet2DModel; saved as a plain diffusers model folder.
+
+    Args:
+        sample_shape: (C, H, W) with H = W.
+        classes: number of classes; label `classes` is the null class.
+        timesteps: T; the timestep index runs 0..T − 1.
+        channels: width of each resolution; each after the first halves the side.
+        layers_per_block: residual blocks per resolution.
+        dropout: share of activations dropped in training.
+    """
+
+    def __init__(
+        self,
+        sample_shape: list[int],
+        classes: int,
+        timesteps: int,
+        channels: list[int],
+        layers_per_block: int,
+        dropout: float = 0.0,
+        net: nn.Module | None = None,
+    ):
+        super().__init__()
+        ensure_torchvision()
+        from diffusers import UNet2DModel
+
+        self.sample_shape, self.classes, self.timesteps = tuple(sample_shape), classes, timesteps
+        self.net = net or UNet2DModel(
+            sample_size=sample_shape[-1],
+            in_channels=sample_shape[0],
+            out_channels=sample_shape[0],
+            block_out_channels=tuple(channels),
+            layers_per_block=layers_per_block,
+            down_block_types=("DownBlock2D",) * len(channels),
+            up_block_types=("UpBlock2D",) * len(channels),
+            norm_num_groups=8,
+            dropout=dropout,
+            num_class_embeds=classes + 1,
+            num_train_timesteps=timesteps,
+        )
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes → like x."""
+        return self.net(x, t, class_labels=cond).sample
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """config.json and diffusion_pytorch_model.safetensors, as diffusers reads them."""
+        self.net.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> UNet:
+        """Load a class-conditional UNet2DModel folder."""
+        ensure_torchvision()
+        from diffusers import UNet2DModel
+
+        net = UNet2DModel.from_pretrained(folder, local_files_only=True)
+        config = net.config
+        return cls(
+            sample_shape=[config.in_channels, config.sample_size, config.sample_size],
+            classes=config.num_class_embeds - 1,
+            timesteps=config.num_train_timesteps,
+            channels=list(config.block_out_channels),
+            layers_per_block=config.layers_per_block,
+            net=net,
+        )

@@ -1,0 +1,37 @@
+"""What a number was made with: versions, device, commit, time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from typing import Any
+
+_PACKAGES = ("torch", "diffusers", "accelerate", "peft", "safetensors", "numpy", "scipy", "scikit-learn", "clean-fid")
+
+
+def git_commit() -> str | None:
+    """The commit of the working folder, with `-dirty` where tracked files changed; None outside git."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Package versions, Python, platform, device and git commit."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "packages": versions,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "device": device,
+        "git_commit": git_commit(),
+    }

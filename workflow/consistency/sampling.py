@@ -1,0 +1,129 @@
+"""Samples of teacher and students from one shared initial-noise file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .errors import MismatchError
+from .noise import normal
+from .progress import Progress
+from .storage import load_tensors, save_tensors
+from .students import ConsistencyFunction
+from .targets import solver_named, trajectory
+from .teachers import Teacher
+
+
+def load_noise(path: str | Path, sample_shape: tuple[int, ...], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The shared initial noise (count, *sample_shape) and the labels (count,).
+
+    Raises:
+        StorageError: the file is missing or damaged.
+        MismatchError: another length or shape than the evaluation needs.
+    """
+    tensors, _ = load_tensors(path, ["noise", "labels"])
+    noise, labels = tensors["noise"], tensors["labels"]
+    if len(noise) != count or len(labels) != count:
+        raise MismatchError(f"{path}: {len(noise)} noises and {len(labels)} labels; evaluation.count is {count}")
+    if tuple(noise.shape[1:]) != tuple(sample_shape):
+        raise MismatchError(f"{path}: noise of shape {tuple(noise.shape[1:])}; samples have {tuple(sample_shape)}")
+    return noise, labels
+
+
+def start_indices(n_steps: int, starts: int) -> list[int]:
+    """At most `starts` evenly spaced indices 0..N − 1 of the grid, the first included."""
+    count = min(starts, n_steps)
+    return [j * n_steps // count for j in range(count)]
+
+
+@torch.no_grad()
+def sample_teacher(
+    path: str | Path,
+    teacher: Teacher,
+    noise: torch.Tensor,
+    labels: torch.Tensor,
+    solver: str,
+    n_steps: int,
+    guidance: float,
+    starts: int,
+    batch_size: int,
+) -> None:
+    """Write the teacher's N-step samples: `samples` (n, …) and, for evaluation by start time,
+    `points` (K, n, …), the trajectory at the K times `times` (K,)."""
+    grid = teacher.schedule.grid(n_steps)
+    indices = start_indices(n_steps, starts)
+    progress = Progress(len(noise), f"sample teacher {solver} N={n_steps} w={guidance:g}")
+    ends, points = [], []
+    for x, cond in zip(noise.split(batch_size), labels.split(batch_size), strict=True):
+        path_points = trajectory(x, grid, solver_named(solver), teacher.eps(cond, guidance), teacher.schedule)
+        ends.append(path_points[:, -1])
+        points.append(path_points[:, indices].transpose(0, 1))
+        progress.update(len(x))
+    tensors = {"samples": torch.cat(ends), "points": torch.cat(points, dim=1)}
+    tensors["times"] = torch.tensor([grid[k] for k in indices])
+    save_tensors(path, tensors, {"solver": solver, "n_steps": n_steps, "guidance": guidance})
+
+
+def few_step_times(grid: list[int], steps: int) -> list[int]:
+    """`steps` evenly spaced times of the student's own grid, from T down (section A.7)."""
+    return [grid[j * (len(grid) - 1) // steps] for j in range(steps)]
+
+
+def few_step(
+    student: ConsistencyFunction,
+    noise: torch.Tensor,
+    labels: torch.Tensor,
+    times: list[int],
+    seed: int,
+    first: int = 0,
+) -> torch.Tensor:
+    """f to x̂, re-noise to the next time, repeat (section A.7).
+
+    Args:
+        noise: (B, …), the initial noise of samples first..first + B − 1.
+        times: descending, the first is T.
+        seed: of the re-noising; each sample and step has a stream of its own.
+    """
+    clean = student(noise, times[0], labels)
+    for j, time in enumerate(times[1:], start=1):
+        fresh = normal(seed, "renoise", range(first, first + len(noise)), noise.shape[1:], j)
+        clean = student(student.schedule.add_noise(clean, fresh, time), time, labels)
+    return clean
+
+
+@torch.no_grad()
+def sample_student(
+    path: str | Path,
+    student: ConsistencyFunction,
+    noise: torch.Tensor,
+    labels: torch.Tensor,
+    n_steps: int,
+    sampling_steps: list[int],
+    teacher_samples: str | Path,
+    seed: int,
+    batch_size: int,
+) -> None:
+    """Write the student's samples: `steps_{n}` (count, …) for each number of sampling steps up to N,
+    and `from_{s}` (count, …), f of the teacher's own trajectory at each start time s.
+
+    Raises:
+        MismatchError: the teacher's samples are of another number.
+    """
+    reference, _ = load_tensors(teacher_samples, ["points", "times"])
+    if reference["points"].shape[1] != len(noise):
+        raise MismatchError(f"{teacher_samples}: {reference['points'].shape[1]} samples, the noise file has {len(noise)}")
+    grid = student.schedule.grid(n_steps)
+    progress = Progress(len(noise), "sample student")
+    parts: dict[str, list[torch.Tensor]] = {}
+    for first in range(0, len(noise), batch_size):
+        rows = slice(first, first + batch_size)
+        x, cond = noise[rows], labels[rows]
+        for steps in sampling_steps:
+            if steps <= n_steps:
+                sampled = few_step(student, x, cond, few_step_times(grid, steps), seed, first)
+                parts.setdefault(f"steps_{steps}", []).append(sampled)
+        for row, time in enumerate(reference["times"].tolist()):
+            parts.setdefault(f"from_{time}", []).append(student(reference["points"][row, rows], time, cond))
+        progress.update(len(x))
+    save_tensors(path, {name: torch.cat(values) for name, values in parts.items()})

@@ -1,0 +1,112 @@
+"""The student: a consistency function over a network that starts as the teacher's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import models
+from .errors import StorageError
+from .models import _first_line
+from .schedules import VPSchedule, boundary
+from .storage import atomic
+from .teachers import network_time
+
+
+class ConsistencyFunction(nn.Module):
+    """`f(x_s, s) = c_skip(s) x_s + c_out(s) (x_s − σ_s ε_θ(x_s, s, c)) / α_s` (section A.4).
+
+    f(x, 0) = x exactly. There is no guidance inside: one student is distilled at one fixed w.
+    """
+
+    def __init__(self, network: nn.Module, schedule: VPSchedule, timestep_offset: int = -1):
+        super().__init__()
+        self.network, self.schedule, self.timestep_offset = network, schedule, timestep_offset
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of a sample."""
+        return self.network.sample_shape
+
+    def forward(self, x: torch.Tensor, s: torch.Tensor | int, cond: torch.Tensor) -> torch.Tensor:
+        """x (B, …), s timestep(s) 0..T, cond (B,) → the estimate of the ODE's endpoint, like x."""
+        s = torch.as_tensor(s).expand(len(x))
+        eps = self.network(x, network_time(s, len(x), self.timestep_offset, x.device), cond).to(x.dtype)
+        schedule = self.schedule
+        clean = (x - schedule.at(schedule.sigma, s, x) * eps) / schedule.at(schedule.alpha, s, x)
+        c_skip, c_out = boundary(s, x)
+        return c_skip * x + c_out * clean
+
+
+def create(
+    teacher_folder: str | Path,
+    schedule: VPSchedule,
+    timestep_offset: int,
+    parameters: str = "full",
+    lora_rank: int = 64,
+    seed: int = 0,
+) -> ConsistencyFunction:
+    """A student that starts at the teacher's weights, with the chosen parameters trainable.
+
+    Args:
+        parameters: "full" (all of them) or "lora" (low-rank adapters on every linear and
+            convolutional layer, alpha = rank; section A.4).
+        lora_rank: of the adapters.
+        seed: of the adapters' initialisation.
+    """
+    network = models.load(teacher_folder)
+    if parameters == "full":
+        network.requires_grad_(True)
+    else:
+        network = _add_lora(network, lora_rank, seed)
+    return ConsistencyFunction(network.train(), schedule, timestep_offset)
+
+
+def _add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
+    from .compat import ensure_torchvision
+
+    ensure_torchvision()
+    from peft import LoraConfig, get_peft_model
+
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(network, config)
+
+
+def save(student: ConsistencyFunction, folder: str | Path, card: dict[str, Any]) -> None:
+    """Write the student: a whole network, or peft's adapter folder; plus `student.json` (the card)."""
+    with atomic(folder) as temporary:
+        student.network.save_pretrained(temporary)
+        (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        text = json.dumps(card, indent=2, sort_keys=True) + "\n"
+        (temporary / "student.json").write_text(text, encoding="utf-8")
+
+
+def load(
+    folder: str | Path, teacher_folder: str | Path, schedule: VPSchedule, timestep_offset: int
+) -> ConsistencyFunction:
+    """Load a saved student in evaluation mode; adapters are merged into the teacher's weights.
+
+    Raises:
+        StorageError: missing or damaged files.
+    """
+    if (Path(folder) / "adapter_config.json").is_file():
+        from .compat import ensure_torchvision
+
+        ensure_torchvision()
+        from peft import PeftModel
+
+        base = models.load(teacher_folder)
+        try:
+            network = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+        except Exception as error:
+            raise StorageError(f"{folder}: adapters cannot be loaded ({_first_line(error)})") from error
+    else:
+        network = models.load(folder)
+    return ConsistencyFunction(network.eval().requires_grad_(False), schedule, timestep_offset)

@@ -1,0 +1,189 @@
+"""Tables: csv with numbers, md, tex and html with mean ± interval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .claims import CLAIMS, is_overall, t_interval
+from .storage import atomic, write_text
+
+METHOD_LABELS = {"cm": "CM", "direct": "Direct CM", "teacher": "Teacher"}
+
+# (metric, reference, sampling steps) → heading
+_MAIN = {
+    ("ode_error", "teacher", 1): "ODE error, 1 step",
+    ("frechet_distance", "teacher", 1): "Fréchet to teacher, 1 step",
+    ("frechet_distance", "data", 1): "Fréchet to data, 1 step",
+    ("frechet_distance", "data", 4): "Fréchet to data, 4 steps",
+    ("kernel_distance", "teacher", 1): "Kernel dist. to teacher, 1 step",
+    ("precision", "data", 1): "Precision, 1 step",
+    ("recall", "data", 1): "Recall, 1 step",
+    ("recognised", "labels", 1): "Recognised, 1 step",
+}
+
+_STYLE = """<style>
+body{font:14px/1.45 system-ui,sans-serif;margin:1rem;color:#1b1f24;background:#fff}
+table{border-collapse:collapse}th,td{padding:.35rem .7rem;border-bottom:1px solid #d0d7de;text-align:left}
+th{background:#f3f5f7;position:sticky;top:0}td{white-space:nowrap}td.wide{white-space:normal;min-width:16rem}
+.reproduced{color:#00664a;font-weight:600}.contradicted{color:#b3261e;font-weight:600}
+.inconclusive{color:#5b6470;font-weight:600}.scroll{overflow-x:auto}
+</style>"""
+
+
+def method_label(method: str) -> str:
+    """The name of a method in tables and figures."""
+    return METHOD_LABELS.get(method, method)
+
+
+def condition_label(group: str) -> str:
+    """`ddim-n50-w4-lora` as `DDIM, N = 50, w = 4, lora`."""
+    solver, steps, guidance, *extra = group.split("-")
+    name = solver.upper() if solver == "ddim" else solver.capitalize()
+    return ", ".join([name, f"N = {steps[1:]}", f"w = {guidance[1:]}", *extra])
+
+
+def join(path: str | Path, files: list[str]) -> None:
+    """Concatenate CSV files with the same columns."""
+    frame = pd.concat([pd.read_csv(file, dtype=str, keep_default_na=False) for file in files])
+    with atomic(path) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
+def summarise(metrics: pd.DataFrame, runs: list[dict[str, Any]]) -> pd.DataFrame:
+    """Mean and 95 % t interval over seeds of every metric of the runs.
+
+    Returns:
+        group, method, sampling_steps, metric, extractor, reference, mean, ci_low, ci_high, n_seeds.
+    """
+    table = metrics.drop(columns=["method", "seed", "solver", "n_steps", "guidance"]).merge(pd.DataFrame(runs), on="run")
+    keys = ["group", "method", "sampling_steps", "metric", "extractor", "reference"]
+    rows = []
+    for key, values in table.groupby(keys, sort=False).value:
+        mean, low, high = t_interval(values.tolist())
+        rows.append((*key, mean, low, high, len(values)))
+    return pd.DataFrame(rows, columns=[*keys, "mean", "ci_low", "ci_high", "n_seeds"])
+
+
+def _cell(mean: float, low: float, seeds: int) -> str:
+    digits = 3 if abs(mean) < 10 else 1
+    return f"{mean:.{digits}f} ± {mean - low:.{digits}f}" if seeds > 1 else f"{mean:.{digits}f}"
+
+
+def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[dict[str, Any]], title: str) -> None:
+    """The main comparison: a row per condition and method, mean ± half-width of the 95 % interval.
+
+    Args:
+        paths: csv, md, tex, html → where to write.
+    """
+    metrics = pd.read_csv(metrics_path)
+    summary = summarise(metrics, runs)
+    extractor = summary.extractor[summary.metric == "frechet_distance"].iloc[0]
+    with atomic(paths["csv"]) as temporary:
+        summary.to_csv(temporary, index=False)
+
+    rows = []
+    for (group, method), values in summary.groupby(["group", "method"], sort=False):
+        indexed = values.set_index(["metric", "reference", "sampling_steps"])
+        row = {"Condition": condition_label(group), "Method": method_label(method), "Seeds": values.n_seeds.max()}
+        for key, heading in _MAIN.items():
+            if key in indexed.index:
+                cell = indexed.loc[key]
+                row[heading] = _cell(cell["mean"], cell["ci_low"], cell["n_seeds"])
+        rows.append(row)
+    yardsticks = metrics[(metrics.method.isin(["teacher", "data"])) & (metrics.metric != "held_out_accuracy")]
+    for run, values in yardsticks.groupby("run", sort=False):
+        found = {(r.metric, r.reference): r.value for r in values.itertuples()}
+        if run == "data":
+            label, method = "two halves of the data", "Data"
+            found[("frechet_distance", "data")] = found[("frechet_distance", "other half of the data")]
+        else:
+            label, method = condition_label(run.removeprefix("teacher-")) + ", N steps", "Teacher"
+        row = {"Condition": label, "Method": method, "Seeds": 1}
+        for (metric, reference, steps), heading in _MAIN.items():
+            if steps == 1 and (metric, reference) in found:
+                row[heading] = _cell(found[(metric, reference)], 0, 1)
+        rows.append(row)
+    frame = pd.DataFrame(rows).fillna("–")
+    note = (
+        f"{title}. Mean ± half-width of the 95 % t interval over seeds. ODE error: mean squared error per pixel to the "
+        f"teacher's N-step sample from the same noise. Fréchet and kernel distance, precision and recall: in features "
+        f"of {extractor} (not FID), against the teacher's samples or the training data. Recognised: share whose "
+        "predicted class is the label. Lower is better for ODE error and distances, higher for the others."
+    )
+    write_text(paths["md"], f"{frame.to_markdown(index=False)}\n\n{note}\n")
+    write_text(paths["tex"], _latex(frame, note))
+    write_text(paths["html"], _html(frame, title, note))
+
+
+def claims(paths: dict[str, str], claims_path: str | Path) -> None:
+    """The claims table, overall rows first, then every condition.
+
+    Args:
+        paths: md, tex, html → where to write.
+    """
+    table = pd.read_csv(claims_path)
+    overall = table[table.condition.map(is_overall)]
+    details = table[~table.condition.map(is_overall)]
+    note = (
+        "Effect: geometric mean over seeds of the ratio Direct CM / CM, with its 95 % t interval, paired by seed. "
+        "reproduced / contradicted: the whole interval lies on the claimed / on the other side of 1; inconclusive: it "
+        "covers 1. A claim about every condition shows its least favourable condition; there, contradicted is decided "
+        "after Bonferroni's correction. Fréchet distances are in the features of the pipeline's own classifier, not FID."
+    )
+    sentences = "\n".join(f"- **{name}** (paper {claim.paper}): {claim.sentence}" for name, claim in CLAIMS.items())
+    first = _claims_frame(overall)
+    write_text(paths["md"], f"{first.to_markdown(index=False)}\n\n{sentences}\n\n{note}\n")
+    write_text(paths["tex"], _latex(first, note))
+    listed = "".join(f"<li><b>{name}</b> (paper {c.paper}): {c.sentence}</li>" for name, c in CLAIMS.items())
+    body = f"<ul>{listed}</ul>{_table(first)}<h2>Every condition</h2>{_table(_claims_frame(details))}"
+    write_text(paths["html"], _page("Claims", body, note))
+
+
+def _claims_frame(table: pd.DataFrame) -> pd.DataFrame:
+    def number(value: float) -> str:
+        return f"{value:.3g}"
+
+    return pd.DataFrame(
+        {
+            "Claim": table.claim,
+            "Experiment": table.experiment,
+            "Condition": table.condition,
+            "Quantity": table.quantity,
+            "Effect [95 % interval]": [
+                f"{number(r.effect)} [{number(r.ci_low)}, {number(r.ci_high)}]" for r in table.itertuples()
+            ],
+            "Seeds": table.n_seeds,
+            "Verdict": table.verdict,
+        }
+    )
+
+
+def _latex(frame: pd.DataFrame, note: str) -> str:
+    def escape(value: Any) -> str:
+        text = str(value)
+        for plain, escaped in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("–", "--"), ("<", "$<$"), (">", "$>$")):
+            text = text.replace(plain, escaped)
+        return text
+
+    escaped = frame.map(escape).rename(columns=escape)
+    body = escaped.style.hide(axis="index").to_latex(column_format="l" * len(frame.columns), hrules=True)
+    return f"% needs booktabs\n{body}% {note}\n"
+
+
+def _table(frame: pd.DataFrame) -> str:
+    page = frame.to_html(index=False, border=0, escape=True)
+    for verdict in ("reproduced", "contradicted", "inconclusive"):
+        page = page.replace(f"<td>{verdict}</td>", f'<td class="{verdict}">{verdict}</td>')
+    return f'<div class="scroll">{page}</div>'
+
+
+def _html(frame: pd.DataFrame, title: str, note: str) -> str:
+    return _page(title, _table(frame), note)
+
+
+def _page(title: str, body: str, note: str) -> str:
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>{_STYLE}'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{title}</h1>{body}<p>{note}</p></body></html>\n'

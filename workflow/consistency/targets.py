@@ -1,0 +1,225 @@
+"""Precomputed ODE targets: solved once per (teacher, solver, N, w), cached, shared by all students.
+
+Two estimators (section A.5):
+    paper       each draw (x, ε, k, c) is solved from x_s = α_s x + σ_s ε at s = s_k to 0;
+    trajectory  x is noised to T, solved once, and all N + 1 points are kept: each of the N starts
+                pairs with the endpoint.
+
+A draw is a function of (seed, its number) alone, so shards are the same whatever their count or
+order. A shard holds, for m draws of samples (…):
+    paper       x_s, x_n, x_0 (m, …), k int64 (m,), cond int64 (m,)
+    trajectory  points (m, N + 1, …), cond int64 (m,)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import ConfigError, MismatchError
+from .streams import generator
+from .progress import Progress
+from .schedules import VPSchedule
+from .solvers import Eps
+from .storage import load_tensors, read_json, save_tensors, sha256, write_json
+from .teachers import Teacher
+
+Solver = Any
+
+
+def solver_named(name: str) -> Solver:
+    """The public function of `solvers` with that name."""
+    from . import solvers
+
+    return getattr(solvers, name)
+
+
+def solve(
+    x: torch.Tensor, start: torch.Tensor, grid: list[int], solver: Solver, eps: Any, schedule: VPSchedule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the solver from each sample's own start to time 0, without a call for a sample not yet started.
+
+    Args:
+        x: (B, …), sample b at time grid[start[b]]; sorted by start, ascending.
+        start: int64 (B,), index k of the start in the grid.
+        grid: the N + 1 times.
+        eps: rows → Eps; gives the guided prediction for the first `rows` samples.
+
+    Returns:
+        x_n after each sample's first step, and x_0; both (B, …).
+    """
+    x, first = x.clone(), x.clone()
+    for j in range(len(grid) - 1):
+        active = int(torch.searchsorted(start, j, right=True))
+        if active == 0:
+            continue
+        x[:active] = solver(x[:active], grid[j], grid[j + 1], eps(active), schedule)
+        begun = int(torch.searchsorted(start, j))
+        first[begun:active] = x[begun:active]
+    return first, x
+
+
+def trajectory(x: torch.Tensor, grid: list[int], solver: Solver, eps: Eps, schedule: VPSchedule) -> torch.Tensor:
+    """All N + 1 points of the solve from grid[0] to 0: x (B, …) → (B, N + 1, …)."""
+    points = [x]
+    for s, n in zip(grid[:-1], grid[1:], strict=True):
+        points.append(solver(points[-1], s, n, eps, schedule))
+    return torch.stack(points, dim=1)
+
+
+def draw(
+    images: torch.Tensor, labels: torch.Tensor, numbers: range, n_steps: int, seed: int
+) -> dict[str, torch.Tensor]:
+    """The draws of those numbers: x (B, …), noise (B, …), k (B,) in 0..N − 1, cond (B,)."""
+    rows, starts, noises = [], [], []
+    for number in numbers:
+        rng = generator(seed, "draw", number)
+        rows.append(int(rng.integers(len(images))))
+        starts.append(int(rng.random() * n_steps))
+        noises.append(torch.from_numpy(rng.standard_normal(images.shape[1:], dtype="float32")))
+    return {
+        "x": images[rows],
+        "noise": torch.stack(noises),
+        "k": torch.tensor(starts),
+        "cond": labels[rows],
+    }
+
+
+def shard_range(count: int, shards: int, shard: int) -> range:
+    """The draw numbers of one shard: contiguous, sizes differ by at most one."""
+    return range(count * shard // shards, count * (shard + 1) // shards)
+
+
+@torch.no_grad()
+def solve_shard(
+    path: str | Path,
+    teacher: Teacher,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    numbers: range,
+    mode: str,
+    solver: str,
+    n_steps: int,
+    guidance: float,
+    seed: int,
+    batch_size: int,
+) -> None:
+    """Solve the draws `numbers` and write them to `path`, in batches of `batch_size`."""
+    schedule, step = teacher.schedule, solver_named(solver)
+    grid = schedule.grid(n_steps)
+    progress = Progress(len(numbers), f"solve {mode} {solver} N={n_steps} w={guidance:g}")
+    parts: list[dict[str, torch.Tensor]] = []
+    for first in range(numbers.start, numbers.stop, batch_size):
+        drawn = draw(images, labels, range(first, min(first + batch_size, numbers.stop)), n_steps, seed)
+        if mode == "paper":
+            order = torch.argsort(drawn["k"], stable=True)
+            x, noise, k, cond = (drawn[name][order] for name in ("x", "noise", "k", "cond"))
+            x_s = schedule.add_noise(x, noise, torch.tensor(grid)[k])
+            x_n, x_0 = solve(x_s, k, grid, step, lambda m, c=cond: teacher.eps(c[:m], guidance), schedule)
+            back = torch.argsort(order)
+            part = {"x_s": x_s, "x_n": x_n, "x_0": x_0, "k": k, "cond": cond}
+            parts.append({name: value[back] for name, value in part.items()})
+        else:
+            x_t = schedule.add_noise(drawn["x"], drawn["noise"], grid[0])
+            eps = teacher.eps(drawn["cond"], guidance)
+            parts.append({"points": trajectory(x_t, grid, step, eps, schedule), "cond": drawn["cond"]})
+        progress.update(len(drawn["cond"]))
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if not all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point()):
+        raise MismatchError(f"{path}: the teacher's ODE solution is not finite; check teacher, solver and n_steps")
+    save_tensors(path, tensors, {"first": numbers.start, "count": len(numbers), "teacher_calls": teacher.calls})
+
+
+def gather(path: str | Path, shards: list[Path], settings: dict[str, Any], teacher_sha256: str) -> None:
+    """Check the shards and write the manifest that students read.
+
+    Args:
+        path: the manifest, in the shards' folder.
+        settings: mode, solver, n_steps, guidance, seed, count.
+
+    Raises:
+        StorageError: an unreadable shard.
+        MismatchError: shards that do not cover the draws 0..count − 1 once each.
+    """
+    entries, position, calls = [], 0, 0
+    for shard in shards:
+        tensors, metadata = load_tensors(shard)
+        if metadata["first"] != position:
+            raise MismatchError(f"{shard}: starts at draw {metadata['first']}, expected {position}; delete it and run again")
+        position += metadata["count"]
+        calls += metadata["teacher_calls"]
+        entries.append({"file": Path(shard).name, "count": metadata["count"], "sha256": sha256(shard)})
+    if position != settings["count"]:
+        raise MismatchError(f"{path}: shards hold {position} draws, the configuration says {settings['count']}")
+    name = "x_0" if settings["mode"] == "paper" else "points"
+    write_json(
+        path,
+        {
+            **settings,
+            "teacher_sha256": teacher_sha256,
+            "teacher_calls": calls,
+            "dtype": str(tensors[name].dtype).removeprefix("torch."),
+            "sample_shape": list(tensors[name].shape[1 if settings["mode"] == "paper" else 2 :]),
+            "shards": entries,
+        },
+    )
+
+
+class TargetReader:
+    """Batches of targets for training: a pure function of the step, one shard in use at a time.
+
+    Shards are memory-mapped and checked against the manifest's hash when first opened. In every
+    epoch the shards, and the pairs inside each shard, are visited in an order of their own; since
+    draws are independent, no mixing across shards is needed. Memory does not grow with the count.
+    """
+
+    def __init__(self, manifest: str | Path, schedule: VPSchedule, batch_size: int, seed: int):
+        self.folder, self.manifest = Path(manifest).parent, read_json(manifest)
+        self.batch_size, self.seed = batch_size, seed
+        self.grid = torch.tensor(schedule.grid(self.manifest["n_steps"]))
+        self.pairs = 1 if self.manifest["mode"] == "paper" else self.manifest["n_steps"]
+        self.batches = [entry["count"] * self.pairs // batch_size for entry in self.manifest["shards"]]
+        if min(self.batches) == 0:
+            raise ConfigError(
+                f"{manifest}: a shard has fewer pairs than batch_size {batch_size}; raise targets.count or lower "
+                "targets.shards or student.training.batch_size"
+            )
+        self._open: tuple[int, dict[str, torch.Tensor]] | None = None
+        self._order: tuple[tuple[int, int], torch.Tensor] | None = None
+        self._verified: set[int] = set()
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        """The batch of a step: x_s, x_n, x_0 (B, …), s, n (B,), cond (B,) (see `objectives`)."""
+        epoch, place = divmod(step, sum(self.batches))
+        for shard in generator(self.seed, "order", epoch).permutation(len(self.batches)):
+            if place < self.batches[shard]:
+                break
+            place -= self.batches[shard]
+        shard = int(shard)
+        items = self._permutation(epoch, shard)[place * self.batch_size : (place + 1) * self.batch_size]
+        tensors = self._tensors(shard)
+        if self.manifest["mode"] == "paper":
+            k = tensors["k"][items]
+            pair = {name: tensors[name][items] for name in ("x_s", "x_n", "x_0", "cond")}
+        else:
+            row, k = items // self.pairs, items % self.pairs
+            points = tensors["points"]
+            pair = {"x_s": points[row, k], "x_n": points[row, k + 1], "x_0": points[row, -1], "cond": tensors["cond"][row]}
+        return pair | {"s": self.grid[k], "n": self.grid[k + 1]}
+
+    def _permutation(self, epoch: int, shard: int) -> torch.Tensor:
+        if self._order is None or self._order[0] != (epoch, shard):
+            size = self.manifest["shards"][shard]["count"] * self.pairs
+            order = generator(self.seed, "order", epoch, shard).permutation(size)
+            self._order = (epoch, shard), torch.from_numpy(order)
+        return self._order[1]
+
+    def _tensors(self, shard: int) -> dict[str, torch.Tensor]:
+        if self._open is None or self._open[0] != shard:
+            entry = self.manifest["shards"][shard]
+            expected = None if shard in self._verified else entry["sha256"]
+            self._open = shard, load_tensors(self.folder / entry["file"], expected_sha256=expected)[0]
+            self._verified.add(shard)
+        return self._open[1]

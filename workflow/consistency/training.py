@@ -1,0 +1,232 @@
+"""One training loop for every method, the teacher and the classifier, on accelerate.
+
+All randomness of step k is a function of (seed, k), and the checkpoint holds weights, optimiser,
+EMA and step, so a run that was killed and resumed ends bit for bit as an undisturbed one (on CPU).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import ConfigError, TrainingError
+from .streams import generator
+from .progress import Progress
+from .storage import atomic
+
+log = logging.getLogger("consistency")
+
+Batch = dict[str, torch.Tensor]
+Objective = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; the meaning and range of each field is in `config.Training`."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 0
+    decay_share: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float | None = None
+    device: str = "auto"
+    precision: str = "no"
+    checkpoint_every: int = 500
+    log_every: int = 25
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of step 0..steps − 1: linear warm-up, constant, linear decay towards 0."""
+        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        decay_steps = round(self.decay_share * self.steps)
+        decay = min(1.0, (self.steps - step) / max(decay_steps, 1)) if decay_steps else 1.0
+        return self.learning_rate * warm * decay
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; allowed here: auto, cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    distance: Distance,
+    batch_at: Callable[[int], Batch],
+    settings: Settings,
+    seed: int,
+    side_folder: str | Path,
+    fingerprint: dict[str, Any],
+    what: str = "train",
+) -> list[dict[str, float]]:
+    """Train `model` in place.
+
+    Args:
+        model: its parameters with requires_grad are trained; with EMA they end as the average.
+        objective: (model, batch) → (prediction, target).
+        distance: (prediction, target) → scalar loss.
+        batch_at: step → batch of CPU tensors; a pure function of the step.
+        seed: of dropout and the like, reseeded every step.
+        side_folder: holds checkpoint and stats while training; removed by `finish`.
+        fingerprint: what the result depends on; a checkpoint with another one is not resumed.
+
+    Returns:
+        One record per `log_every` steps: step, loss (mean since the last), grad_norm, lr, samples_per_s.
+
+    Raises:
+        TrainingError: a loss that is not finite; names the step and what was not finite.
+    """
+    from accelerate import Accelerator
+
+    device = pick_device(settings.device)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=settings.precision)
+    model.to(accelerator.device).train()
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        weights.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    average = {k: v.detach().clone() for k, v in weights.items()} if settings.ema_decay else None
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+
+    side = Path(side_folder)
+    checkpoint = side / "checkpoint.pt"
+    state = _read_checkpoint(checkpoint, fingerprint)
+    first, records = 0, []
+    if state is not None:
+        first, records = state["step"], state["records"]
+        with torch.no_grad():
+            for name, value in state["weights"].items():
+                weights[name].copy_(value)
+        optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average = {k: v.to(accelerator.device) for k, v in state["average"].items()}
+        log.info("%s: resumed at step %d of %d from %s", what, first, settings.steps, checkpoint)
+
+    progress = Progress(settings.steps, what, start=first)
+    total, norms, seen, began = 0.0, 0.0, 0, time.monotonic()
+    for step in range(first, settings.steps):
+        torch.manual_seed(int(generator(seed, "step", step).integers(2**63 - 1)))
+        batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch_at(step).items()}
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate_at(step)
+        prediction, target = objective(prepared, batch)
+        loss = distance(prediction, target)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(_diagnose(what, step, value, batch, prediction, target, model))
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(weights.values(), settings.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if average is not None:
+            torch._foreach_lerp_(list(average.values()), list(weights.values()), 1 - settings.ema_decay)
+
+        total, norms, seen, done = total + value, norms + float(norm), seen + 1, step + 1
+        if done % settings.log_every == 0 or done == settings.steps:
+            elapsed = max(time.monotonic() - began, 1e-9)
+            records.append(
+                {
+                    "step": done,
+                    "loss": total / seen,
+                    "grad_norm": norms / seen,
+                    "lr": settings.rate_at(step),
+                    "samples_per_s": seen * settings.batch_size / elapsed,
+                }
+            )
+            write_stats(side / "stats.jsonl", records[-1:], append=True)
+            total, norms, seen, began = 0.0, 0.0, 0, time.monotonic()
+        if done % settings.checkpoint_every == 0 or done == settings.steps:
+            _write_checkpoint(checkpoint, done, weights, optimizer, average, records, fingerprint)
+        progress.update(1, loss=value)
+
+    if average is not None:
+        with torch.no_grad():
+            for name, value in average.items():
+                weights[name].copy_(value)
+    model.to("cpu").eval()
+    return records
+
+
+def finish(side_folder: str | Path) -> None:
+    """Remove the side folder once the results are written elsewhere."""
+    shutil.rmtree(side_folder, ignore_errors=True)
+
+
+def write_stats(path: str | Path, records: list[dict[str, float]], append: bool = False) -> None:
+    """Write records as JSON lines; whole and atomic, or appended while training."""
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    if append:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    else:
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _write_checkpoint(path, step, weights, optimizer, average, records, fingerprint) -> None:
+    state = {
+        "step": step,
+        "weights": {k: v.detach().cpu() for k, v in weights.items()},
+        "optimizer": optimizer.state_dict(),
+        "average": {k: v.cpu() for k, v in average.items()} if average is not None else {},
+        "records": records,
+        "fingerprint": json.dumps(fingerprint, sort_keys=True),
+    }
+    with atomic(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint's state; None where there is none, it is damaged, or it is of other settings."""
+    stats = path.with_name("stats.jsonl")
+    state = None
+    if path.is_file():
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            log.warning("%s: damaged checkpoint (%s); training starts from the beginning", path, type(error).__name__)
+        if state is not None and state["fingerprint"] != json.dumps(fingerprint, sort_keys=True):
+            log.warning("%s: checkpoint of other settings or inputs; training starts from the beginning", path)
+            state = None
+    if stats.exists():
+        if state is None:
+            os.unlink(stats)
+        else:
+            write_stats(stats, state["records"])
+    return state
+
+
+def _diagnose(what, step, value, batch, prediction, target, model) -> str:
+    """Name the first thing that is not finite, from the inputs to the outputs."""
+    for name, tensor in [*batch.items(), ("the target", target)]:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            rows = (~torch.isfinite(tensor.flatten(1))).any(1).nonzero().flatten().tolist()
+            source = name if name.startswith("the") else f"input {name!r}"
+            return f"{what}: loss is {value} at step {step}: {source} is not finite in batch rows {rows[:5]}"
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"{what}: loss is {value} at step {step}: weight {name!r} is not finite; lower learning_rate"
+    if not torch.isfinite(prediction).all():
+        return f"{what}: loss is {value} at step {step}: the network's output overflowed; lower learning_rate"
+    return f"{what}: loss is {value} at step {step}: the distance overflowed; lower learning_rate"

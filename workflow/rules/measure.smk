@@ -1,0 +1,103 @@
+# Features → statistics → rows; then all rows in one table.
+
+
+def images_of(wildcards):
+    """The file that holds a source's images: the data, or samples of teacher or student."""
+    folder = f"{RESULTS}/{wildcards.experiment}"
+    return f"{folder}/data.safetensors" if wildcards.source == "data" else f"{folder}/samples/{wildcards.source}.safetensors"
+
+
+rule extract_features:
+    input:
+        images=images_of,
+        classifier=f"{RESULTS}/{{experiment}}/classifier",
+    output:
+        f"{RESULTS}/{{experiment}}/features/{{source}}.safetensors",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/extract_features-{{source}}.log",
+    params:
+        batch_size=lambda w: preset(w).evaluation.batch_size,
+    threads: 1
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/extract_features.py"
+
+
+rule measure_data:
+    input:
+        data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
+        classifier=f"{RESULTS}/{{experiment}}/classifier",
+    output:
+        f"{RESULTS}/{{experiment}}/metrics/data.json",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/measure_data.log",
+    params:
+        run=lambda w: {"run": "data", "method": "data"},
+        neighbours=lambda w: preset(w).evaluation.neighbours,
+        settings=lambda w: {"data": dump(preset(w).data)},
+    conda:
+        "../../envs/measure.yaml"
+    script:
+        "../scripts/measure_data.py"
+
+
+rule measure_teacher:
+    input:
+        features=f"{RESULTS}/{{experiment}}/features/teacher-{{condition}}.safetensors",
+        data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
+        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+        classifier=f"{RESULTS}/{{experiment}}/classifier",
+    output:
+        f"{RESULTS}/{{experiment}}/metrics/teacher-{{condition}}.json",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/measure_teacher-{{condition}}.log",
+    params:
+        run=lambda w: {"run": f"teacher-{w.condition}", "method": "teacher", **condition_of(w)},
+        neighbours=lambda w: preset(w).evaluation.neighbours,
+        settings=lambda w: {"evaluation": dump(preset(w).evaluation), "schedule": dump(preset(w).schedule)},
+    conda:
+        "../../envs/measure.yaml"
+    script:
+        "../scripts/measure_teacher.py"
+
+
+rule measure_student:
+    input:
+        student=f"{RESULTS}/{{experiment}}/students/{{run}}",
+        samples=f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
+        features=f"{RESULTS}/{{experiment}}/features/{{run}}.safetensors",
+        teacher_samples=lambda w: f"{RESULTS}/{w.experiment}/samples/teacher-{run_of(w).condition}.safetensors",
+        teacher_features=lambda w: f"{RESULTS}/{w.experiment}/features/teacher-{run_of(w).condition}.safetensors",
+        data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
+        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+        classifier=f"{RESULTS}/{{experiment}}/classifier",
+    output:
+        f"{RESULTS}/{{experiment}}/metrics/{{run}}.json",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/measure_student-{{run}}.log",
+    params:
+        run=lambda w: row_of(run_of(w)),
+        neighbours=lambda w: preset(w).evaluation.neighbours,
+        settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
+    wildcard_constraints:
+        run=r"(?!teacher-|data$).+",
+    conda:
+        "../../envs/measure.yaml"
+    script:
+        "../scripts/measure_student.py"
+
+
+rule collect_metrics:
+    input:
+        lambda w: [f"{RESULTS}/{w.experiment}/metrics/{source}.json" for source in sources_of(w.experiment)],
+    output:
+        f"{RESULTS}/{{experiment}}/metrics.csv",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/collect_metrics.log",
+    params:
+        experiment=lambda w: w.experiment,
+    conda:
+        "../../envs/measure.yaml"
+    script:
+        "../scripts/collect_metrics.py"

@@ -1,0 +1,28 @@
+# Samples of the students, from the noise that the teacher's samples started from.
+
+
+rule sample_student:
+    input:
+        student=f"{RESULTS}/{{experiment}}/students/{{run}}",
+        teacher=f"{RESULTS}/{{experiment}}/teacher",
+        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+        teacher_samples=lambda w: f"{RESULTS}/{w.experiment}/samples/teacher-{run_of(w).condition}.safetensors",
+    output:
+        f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/sample_student-{{run}}.log",
+    params:
+        schedule=lambda w: dump(preset(w).schedule),
+        timestep_offset=lambda w: preset(w).teacher.timestep_offset,
+        n_steps=lambda w: run_of(w).n_steps,
+        sampling_steps=lambda w: preset(w).evaluation.sampling_steps,
+        n_samples=lambda w: preset(w).evaluation.count,
+        seed=lambda w: preset(w).evaluation.seed,
+        batch_size=lambda w: preset(w).evaluation.batch_size,
+    wildcard_constraints:
+        run=r"(?!teacher-).+",
+    threads: 1
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/sample_student.py"

@@ -1,0 +1,86 @@
+# Shared initial noise, the teacher's samples, and the precomputed ODE targets.
+
+
+rule draw_noise:
+    input:
+        data=f"{RESULTS}/{{experiment}}/data.safetensors",
+    output:
+        f"{RESULTS}/{{experiment}}/noise.safetensors",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/draw_noise.log",
+    params:
+        n_samples=lambda w: preset(w).evaluation.count,
+        seed=lambda w: preset(w).evaluation.seed,
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/draw_noise.py"
+
+
+rule teacher_samples:
+    input:
+        teacher=f"{RESULTS}/{{experiment}}/teacher",
+        data=f"{RESULTS}/{{experiment}}/data.safetensors",
+        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+    output:
+        f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}.safetensors",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/teacher_samples-{{condition}}.log",
+    params:
+        condition=condition_of,
+        schedule=lambda w: dump(preset(w).schedule),
+        timestep_offset=lambda w: preset(w).teacher.timestep_offset,
+        starts=lambda w: preset(w).evaluation.start_times,
+        n_samples=lambda w: preset(w).evaluation.count,
+        batch_size=lambda w: preset(w).evaluation.batch_size,
+    threads: 1
+    resources:
+        mem_mb=2000,
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/teacher_samples.py"
+
+
+rule solve_targets:
+    input:
+        teacher=f"{RESULTS}/{{experiment}}/teacher",
+        data=f"{RESULTS}/{{experiment}}/data.safetensors",
+    output:
+        f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}/shard-{{shard}}.safetensors",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/solve_targets-{{mode}}-{{condition}}-{{shard}}.log",
+    params:
+        condition=condition_of,
+        schedule=lambda w: dump(preset(w).schedule),
+        timestep_offset=lambda w: preset(w).teacher.timestep_offset,
+        targets=lambda w: preset(w).targets.model_dump(exclude={"mode"}),
+    threads: 1
+    priority: 5
+    resources:
+        mem_mb=2000,
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/solve_targets.py"
+
+
+rule gather_targets:
+    input:
+        teacher=f"{RESULTS}/{{experiment}}/teacher",
+        shards=lambda w: [
+            f"{RESULTS}/{w.experiment}/targets/{w.mode}-{w.condition}/shard-{shard}.safetensors"
+            for shard in range(preset(w).targets.shards)
+        ],
+    output:
+        f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/gather_targets-{{mode}}-{{condition}}.log",
+    params:
+        condition=condition_of,
+        n_draws=lambda w: preset(w).targets.count,
+        seed=lambda w: preset(w).targets.seed,
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/gather_targets.py"

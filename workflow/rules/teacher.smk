@@ -1,0 +1,76 @@
+# Data, feature classifier, teacher.
+
+
+rule prepare_data:
+    output:
+        f"{RESULTS}/{{experiment}}/data.safetensors",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/prepare_data.log",
+    params:
+        data=lambda w: dump(preset(w).data),
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/prepare_data.py"
+
+
+rule train_classifier:
+    input:
+        data=f"{RESULTS}/{{experiment}}/data.safetensors",
+    output:
+        model=directory(f"{RESULTS}/{{experiment}}/classifier"),
+        stats=f"{RESULTS}/{{experiment}}/stats/classifier.jsonl",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/train_classifier.log",
+    params:
+        classifier=lambda w: dump(preset(w).classifier),
+        side=f"{RESULTS}/{{experiment}}/checkpoints/classifier",
+    threads: 1
+    resources:
+        mem_mb=2000,
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/train_classifier.py"
+
+
+rule train_teacher:
+    input:
+        data=f"{RESULTS}/{{experiment}}/data.safetensors",
+    output:
+        model=directory(f"{RESULTS}/{{experiment}}/teacher"),
+        stats=f"{RESULTS}/{{experiment}}/stats/teacher.jsonl",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/train_teacher.log",
+    params:
+        # timestep_offset is how the teacher is called later, not how it is trained
+        teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset"}),
+        network=lambda w: dump(preset(w).network),
+        schedule=lambda w: dump(preset(w).schedule),
+        side=f"{RESULTS}/{{experiment}}/checkpoints/teacher",
+    wildcard_constraints:
+        experiment=with_teacher("train"),
+    threads: 1
+    priority: 10
+    resources:
+        mem_mb=2000,
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/train_teacher.py"
+
+
+rule import_teacher:
+    input:
+        source=lambda w: preset(w).teacher.path,
+        data=f"{RESULTS}/{{experiment}}/data.safetensors",
+    output:
+        model=directory(f"{RESULTS}/{{experiment}}/teacher"),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/import_teacher.log",
+    wildcard_constraints:
+        experiment=with_teacher("path"),
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/import_teacher.py"

@@ -1,0 +1,40 @@
+# Students: one job a row of the table of runs.
+
+
+def targets_of(wildcards):
+    """The manifest and the shards that a run learns from."""
+    run, experiment = run_of(wildcards), wildcards.experiment
+    folder = f"{RESULTS}/{experiment}/targets/{run.targets}-{run.condition}"
+    shards = range(preset(wildcards).targets.shards)
+    return {
+        "manifest": f"{folder}/manifest.json",
+        "shards": [f"{folder}/shard-{shard}.safetensors" for shard in shards],
+    }
+
+
+rule train_student:
+    input:
+        unpack(targets_of),
+        teacher=f"{RESULTS}/{{experiment}}/teacher",
+    output:
+        model=directory(f"{RESULTS}/{{experiment}}/students/{{run}}"),
+        stats=f"{RESULTS}/{{experiment}}/stats/{{run}}.jsonl",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/train_student-{{run}}.log",
+    params:
+        run=lambda w: row_of(run_of(w)),
+        objective=lambda w: run_of(w).objective,
+        parameters=lambda w: run_of(w).parameters,
+        loss=lambda w: dump(run_of(w).loss),
+        lora_rank=lambda w: preset(w).student.lora_rank if run_of(w).parameters == "lora" else None,
+        training=lambda w: dump(preset(w).student.training),
+        schedule=lambda w: dump(preset(w).schedule),
+        timestep_offset=lambda w: preset(w).teacher.timestep_offset,
+        side=f"{RESULTS}/{{experiment}}/checkpoints/{{run}}",
+    threads: 1
+    resources:
+        mem_mb=2000,
+    conda:
+        "../../envs/train.yaml"
+    script:
+        "../scripts/train_student.py"

@@ -1,0 +1,9 @@
+from _job import job
+
+with job(snakemake):
+    import importlib
+    from pathlib import Path
+
+    figure = importlib.import_module(f"consistency.figures.{Path(snakemake.input.code).stem}")
+    inputs = {name: value for name, value in snakemake.input.items() if name != "code"}
+    figure.draw(snakemake.output.pdf, snakemake.output.png, runs=snakemake.params.runs, **inputs)

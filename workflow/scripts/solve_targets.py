@@ -1,0 +1,24 @@
+from _job import job
+
+with job(snakemake):
+    from consistency import data, targets
+    from consistency.schedules import VPSchedule
+    from consistency.teachers import Teacher
+
+    params, options = snakemake.params, snakemake.params.targets
+    tensors, classes = data.load(snakemake.input.data)
+    images, labels = tensors["train_images"], tensors["train_labels"]
+    teacher = Teacher.load(
+        snakemake.input.teacher, VPSchedule(**params.schedule), params.timestep_offset, images.shape[1:], classes
+    )
+    targets.solve_shard(
+        snakemake.output[0],
+        teacher,
+        images,
+        labels,
+        targets.shard_range(options["count"], options["shards"], int(snakemake.wildcards.shard)),
+        snakemake.wildcards.mode,
+        **params.condition,
+        seed=options["seed"],
+        batch_size=options["batch_size"],
+    )

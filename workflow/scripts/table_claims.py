@@ -1,0 +1,6 @@
+from _job import job
+
+with job(snakemake):
+    from consistency.tables import claims
+
+    claims(dict(snakemake.output.items()), snakemake.input[0])

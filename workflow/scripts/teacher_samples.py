@@ -1,0 +1,23 @@
+from _job import job
+
+with job(snakemake):
+    from consistency import data, sampling
+    from consistency.schedules import VPSchedule
+    from consistency.teachers import Teacher
+
+    params = snakemake.params
+    tensors, classes = data.load(snakemake.input.data)
+    shape = tensors["train_images"].shape[1:]
+    teacher = Teacher.load(
+        snakemake.input.teacher, VPSchedule(**params.schedule), params.timestep_offset, shape, classes
+    )
+    noise, labels = sampling.load_noise(snakemake.input.noise, shape, params.n_samples)
+    sampling.sample_teacher(
+        snakemake.output[0],
+        teacher,
+        noise,
+        labels,
+        **params.condition,
+        starts=params.starts,
+        batch_size=params.batch_size,
+    )

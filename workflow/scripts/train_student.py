@@ -1,0 +1,21 @@
+from _job import job
+
+with job(snakemake):
+    from consistency.fitting import fit_student
+
+    params = snakemake.params
+    fit_student(
+        snakemake.output.model,
+        snakemake.output.stats,
+        params.side,
+        snakemake.input.teacher,
+        snakemake.input.manifest,
+        params.run,
+        params.objective,
+        params.loss,
+        params.parameters,
+        params.lora_rank,
+        params.schedule,
+        params.timestep_offset,
+        params.training,
+    )
