@@ -12,12 +12,17 @@ min_version("9.0")
 configfile: "config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 
 
 wildcard_constraints:
-    experiment="|".join(EXPERIMENTS),
-    condition=r"[a-z_]+-n\d+-w[\d.]+",
+    experiment=pattern(EXPERIMENTS),
+    condition=pattern({name for e in EXPERIMENTS for name in conditions_of(e)}),
+    run=pattern({run for e in EXPERIMENTS for run in RUNS[e]}),
+    mode="paper|trajectory",
     shard=r"\d+",
 
 

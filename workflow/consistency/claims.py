@@ -167,7 +167,7 @@ def decide(name: str, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame
             unfavourable = interval[0] if quantity.claimed == "below" else -interval[0]
             if least is None or unfavourable > least[0]:
                 least = unfavourable, interval, seeds
-            rows.append(row(f"{group}, {steps}-step", quantity, interval, seeds, verdicts[-1]))
+            rows.append(row(f"{group}, {int(steps)}-step", quantity, interval, seeds, verdicts[-1]))
         if claim.universal:
             overall = "contradicted" if contradicted else "inconclusive"
             overall = "reproduced" if set(verdicts) == {"reproduced"} else overall
@@ -208,5 +208,7 @@ def summary(path: str | Path) -> str:
         lines.append(f"{name} on {experiment}: {CLAIMS[name].sentence}")
         for row in rows[rows.condition.map(is_overall)].itertuples():
             interval = f"{row.effect:.3g} [{row.ci_low:.3g}, {row.ci_high:.3g}]"
-            lines.append(f"    {row.verdict:<13} {row.quantity:<52} {interval:<26} {row.condition}, {row.n_seeds} seeds")
+            lines.append(
+                f"    {row.verdict:<13} {row.quantity:<52} {interval:<26} {row.condition}, {row.n_seeds} seeds"
+            )
     return "\n".join(lines)

@@ -12,16 +12,16 @@ import importlib.util
 
 import torch
 
-_library: torch.library.Library | None = None
+_kept: list[torch.library.Library] = []  # a definition lives as long as its object
 
 
 def ensure_torchvision() -> None:
     """Define torchvision's operator schemas where its own binary cannot; idempotent."""
-    global _library
-    if _library is not None or torch.version.cuda is not None:
+    if _kept or torch.version.cuda is not None:
         return
     if importlib.util.find_spec("torchvision") is None or hasattr(torch.ops.torchvision, "nms"):
         return
-    _library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
-        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _kept.append(library)

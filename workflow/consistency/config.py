@@ -35,11 +35,15 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
         for n_steps in grid.n_steps:
             if total % n_steps:
                 divisors = [n for n in range(1, total + 1) if total % n == 0]
-                raise ConfigError(f"{where}.n_steps: {n_steps} does not divide schedule.steps {total}; allowed: {divisors}")
+                raise ConfigError(
+                    f"{where}.n_steps: {n_steps} does not divide schedule.steps {total}; allowed: {divisors}"
+                )
         for method in grid.method or methods:
             if method not in methods:
                 known = list(methods)
-                raise ConfigError(f"{where}.method: unknown {method!r}; allowed: {', '.join(known)}{nearest(method, known)}")
+                raise ConfigError(
+                    f"{where}.method: unknown {method!r}; allowed: {', '.join(known)}{nearest(method, known)}"
+                )
         axes = (
             grid.solver,
             grid.n_steps,
@@ -151,12 +155,16 @@ def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets:
     if experiment.teacher.source == "path" and not experiment.teacher.path:
         raise ConfigError(f"{name}: teacher.path: required when teacher.source is path")
     if experiment.schedule.beta_start >= experiment.schedule.beta_end:
-        raise ConfigError(f"{name}: schedule.beta_start: must be below schedule.beta_end {experiment.schedule.beta_end}")
+        raise ConfigError(
+            f"{name}: schedule.beta_start: must be below schedule.beta_end {experiment.schedule.beta_end}"
+        )
     largest = max(experiment.evaluation.sampling_steps)
     if largest > experiment.schedule.steps:
         raise ConfigError(f"{name}: evaluation.sampling_steps: {largest} is more than schedule.steps")
     if experiment.evaluation.neighbours >= experiment.evaluation.count:
-        raise ConfigError(f"{name}: evaluation.neighbours: must be below evaluation.count {experiment.evaluation.count}")
+        raise ConfigError(
+            f"{name}: evaluation.neighbours: must be below evaluation.count {experiment.evaluation.count}"
+        )
     if experiment.targets.shards > experiment.targets.count:
         raise ConfigError(f"{name}: targets.shards: more shards than targets.count {experiment.targets.count}")
     for method in experiment.methods:
@@ -184,7 +192,9 @@ def load(settings: dict[str, Any], presets: Path = PRESETS) -> tuple[Config, dic
     known = sorted(p.stem for p in presets.glob("*.yaml"))
     for name in config.overrides:
         if name not in known:
-            raise ConfigError(f"config.yaml: overrides.{name}: unknown; allowed: {', '.join(known)}{nearest(name, known)}")
+            raise ConfigError(
+                f"config.yaml: overrides.{name}: unknown; allowed: {', '.join(known)}{nearest(name, known)}"
+            )
     return config, {name: load_experiment(name, config.overrides.get(name), presets) for name in config.experiments}
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from .errors import StorageError
-from .streams import generator
 from .storage import load_tensors, save_tensors
+from .streams import generator
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:

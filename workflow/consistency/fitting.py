@@ -55,7 +55,15 @@ def fit_classifier(
 
     fingerprint = {"data": sha256(data_path), "settings": settings, "seed": seed, "size": [channels, feature_size]}
     records = training.train(
-        network, classify, distances.cross_entropy, batch_at, options, seed, side_folder, fingerprint, "train classifier"
+        network,
+        classify,
+        distances.cross_entropy,
+        batch_at,
+        options,
+        seed,
+        side_folder,
+        fingerprint,
+        "train classifier",
     )
     card = {
         "name": name,
@@ -188,7 +196,11 @@ def fit_student(
     records = training.train(
         student, function, distance, reader, options, seed, side_folder, {**resolved, **inputs}, f"train {run['run']}"
     )
-    card = {"settings": resolved, "inputs": inputs, "environment": environment(str(training.pick_device(options.device)))}
+    card = {
+        "settings": resolved,
+        "inputs": inputs,
+        "environment": environment(str(training.pick_device(options.device))),
+    }
     students.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)})
     training.write_stats(stats, records)
     training.finish(side_folder)

@@ -10,9 +10,7 @@ import torch
 from .streams import generator
 
 
-def normal(
-    seed: int, purpose: str, samples: range | Sequence[int], shape: Sequence[int], *index: int
-) -> torch.Tensor:
+def normal(seed: int, purpose: str, samples: range | Sequence[int], shape: Sequence[int], *index: int) -> torch.Tensor:
     """Standard normal noise, float32, shape (len(samples), *shape), one stream per sample."""
     out = np.empty((len(samples), *shape), dtype=np.float32)
     for row, sample in enumerate(samples):

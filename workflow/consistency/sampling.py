@@ -112,7 +112,9 @@ def sample_student(
     """
     reference, _ = load_tensors(teacher_samples, ["points", "times"])
     if reference["points"].shape[1] != len(noise):
-        raise MismatchError(f"{teacher_samples}: {reference['points'].shape[1]} samples, the noise file has {len(noise)}")
+        raise MismatchError(
+            f"{teacher_samples}: {reference['points'].shape[1]} samples, the noise file has {len(noise)}"
+        )
     grid = student.schedule.grid(n_steps)
     progress = Progress(len(noise), "sample student")
     parts: dict[str, list[torch.Tensor]] = {}

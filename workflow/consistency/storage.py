@@ -136,10 +136,13 @@ def read_json(path: str | os.PathLike) -> Any:
 def save_tensors(
     path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: dict[str, Any] | None = None
 ) -> None:
-    """Write tensors to one safetensors file; `metadata` values are stored as JSON strings."""
+    """Write tensors to one safetensors file; `metadata` is stored as one JSON string.
+
+    One key only: safetensors writes several in a random order, and equal content shall give equal bytes.
+    """
     from safetensors.torch import save_file
 
-    header = {key: json.dumps(value, sort_keys=True) for key, value in (metadata or {}).items()}
+    header = {"json": json.dumps(metadata or {}, sort_keys=True)}
     with atomic(path) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=header)
 
@@ -176,7 +179,7 @@ def load_tensors(
             if missing := [name for name in wanted if name not in known]:
                 raise StorageError(f"{path}: holds no tensor {missing[0]!r}; it has {sorted(known)}")
             tensors = {name: file.get_tensor(name) for name in wanted}
-            metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
     except (SafetensorError, ValueError) as error:
         raise StorageError(
             f"{path}: not a readable safetensors file (truncated or damaged: {error}); delete it and run again"

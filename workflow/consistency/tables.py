@@ -58,7 +58,9 @@ def summarise(metrics: pd.DataFrame, runs: list[dict[str, Any]]) -> pd.DataFrame
     Returns:
         group, method, sampling_steps, metric, extractor, reference, mean, ci_low, ci_high, n_seeds.
     """
-    table = metrics.drop(columns=["method", "seed", "solver", "n_steps", "guidance"]).merge(pd.DataFrame(runs), on="run")
+    table = metrics.drop(columns=["method", "seed", "solver", "n_steps", "guidance"]).merge(
+        pd.DataFrame(runs), on="run"
+    )
     keys = ["group", "method", "sampling_steps", "metric", "extractor", "reference"]
     rows = []
     for key, values in table.groupby(keys, sort=False).value:
@@ -131,7 +133,7 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
         "Effect: geometric mean over seeds of the ratio Direct CM / CM, with its 95 % t interval, paired by seed. "
         "reproduced / contradicted: the whole interval lies on the claimed / on the other side of 1; inconclusive: it "
         "covers 1. A claim about every condition shows its least favourable condition; there, contradicted is decided "
-        "after Bonferroni's correction. Fréchet distances are in the features of the pipeline's own classifier, not FID."
+        "after Bonferroni's correction. Fréchet distances are in features of the pipeline's own classifier, not FID."
     )
     sentences = "\n".join(f"- **{name}** (paper {claim.paper}): {claim.sentence}" for name, claim in CLAIMS.items())
     first = _claims_frame(overall)
@@ -186,4 +188,6 @@ def _html(frame: pd.DataFrame, title: str, note: str) -> str:
 
 def _page(title: str, body: str, note: str) -> str:
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>{_STYLE}'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{title}</h1>{body}<p>{note}</p></body></html>\n'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{title}</h1>{body}<p>{note}</p></body></html>\n'
+    )

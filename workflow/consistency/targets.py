@@ -13,17 +13,18 @@ order. A shard holds, for m draws of samples (…):
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .errors import ConfigError, MismatchError
-from .streams import generator
 from .progress import Progress
 from .schedules import VPSchedule
 from .solvers import Eps
 from .storage import load_tensors, read_json, save_tensors, sha256, write_json
+from .streams import generator
 from .teachers import Teacher
 
 Solver = Any
@@ -64,7 +65,7 @@ def solve(
 def trajectory(x: torch.Tensor, grid: list[int], solver: Solver, eps: Eps, schedule: VPSchedule) -> torch.Tensor:
     """All N + 1 points of the solve from grid[0] to 0: x (B, …) → (B, N + 1, …)."""
     points = [x]
-    for s, n in zip(grid[:-1], grid[1:], strict=True):
+    for s, n in itertools.pairwise(grid):
         points.append(solver(points[-1], s, n, eps, schedule))
     return torch.stack(points, dim=1)
 
@@ -147,7 +148,9 @@ def gather(path: str | Path, shards: list[Path], settings: dict[str, Any], teach
     for shard in shards:
         tensors, metadata = load_tensors(shard)
         if metadata["first"] != position:
-            raise MismatchError(f"{shard}: starts at draw {metadata['first']}, expected {position}; delete it and run again")
+            raise MismatchError(
+                f"{shard}: starts at draw {metadata['first']}, expected {position}; delete it and run again"
+            )
         position += metadata["count"]
         calls += metadata["teacher_calls"]
         entries.append({"file": Path(shard).name, "count": metadata["count"], "sha256": sha256(shard)})
@@ -206,7 +209,12 @@ class TargetReader:
         else:
             row, k = items // self.pairs, items % self.pairs
             points = tensors["points"]
-            pair = {"x_s": points[row, k], "x_n": points[row, k + 1], "x_0": points[row, -1], "cond": tensors["cond"][row]}
+            pair = {
+                "x_s": points[row, k],
+                "x_n": points[row, k + 1],
+                "x_0": points[row, -1],
+                "cond": tensors["cond"][row],
+            }
         return pair | {"s": self.grid[k], "n": self.grid[k + 1]}
 
     def _permutation(self, epoch: int, shard: int) -> torch.Tensor:

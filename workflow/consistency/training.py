@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from .errors import ConfigError, TrainingError
-from .streams import generator
 from .progress import Progress
 from .storage import atomic
+from .streams import generator
 
 log = logging.getLogger("consistency")
 
@@ -139,7 +139,8 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         if average is not None:
-            torch._foreach_lerp_(list(average.values()), list(weights.values()), 1 - settings.ema_decay)
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.values()), list(weights.values()), 1 - settings.ema_decay)
 
         total, norms, seen, done = total + value, norms + float(norm), seen + 1, step + 1
         if done % settings.log_every == 0 or done == settings.steps:
@@ -184,7 +185,15 @@ def write_stats(path: str | Path, records: list[dict[str, float]], append: bool 
             temporary.write_text(text, encoding="utf-8")
 
 
-def _write_checkpoint(path, step, weights, optimizer, average, records, fingerprint) -> None:
+def _write_checkpoint(
+    path: Path,
+    step: int,
+    weights: dict[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, torch.Tensor] | None,
+    records: list[dict[str, float]],
+    fingerprint: dict[str, Any],
+) -> None:
     state = {
         "step": step,
         "weights": {k: v.detach().cpu() for k, v in weights.items()},
@@ -217,7 +226,15 @@ def _read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] 
     return state
 
 
-def _diagnose(what, step, value, batch, prediction, target, model) -> str:
+def _diagnose(
+    what: str,
+    step: int,
+    value: float,
+    batch: Batch,
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    model: nn.Module,
+) -> str:
     """Name the first thing that is not finite, from the inputs to the outputs."""
     for name, tensor in [*batch.items(), ("the target", target)]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -30,7 +30,7 @@ def preset(wildcards):
 
 def with_teacher(source):
     """A pattern for the experiments whose teacher comes from that source (none: matches nothing)."""
-    return "|".join(name for name, e in EXPERIMENTS.items() if e.teacher.source == source) or "(?!)"
+    return pattern(name for name, e in EXPERIMENTS.items() if e.teacher.source == source)
 
 
 def run_of(wildcards):
@@ -57,6 +57,11 @@ def condition_of(wildcards):
 def row_of(run):
     """The columns of metrics.csv that name a run."""
     return {key: getattr(run, key) for key in ("run", "method", "solver", "n_steps", "guidance", "seed")}
+
+
+def pattern(names):
+    """A wildcard pattern that matches these names and no others (none: matches nothing)."""
+    return "|".join(sorted(names)) or "(?!)"
 
 
 def sources_of(experiment):

@@ -4,7 +4,11 @@
 def images_of(wildcards):
     """The file that holds a source's images: the data, or samples of teacher or student."""
     folder = f"{RESULTS}/{wildcards.experiment}"
-    return f"{folder}/data.safetensors" if wildcards.source == "data" else f"{folder}/samples/{wildcards.source}.safetensors"
+    return (
+        f"{folder}/data.safetensors"
+        if wildcards.source == "data"
+        else f"{folder}/samples/{wildcards.source}.safetensors"
+    )
 
 
 rule extract_features:
@@ -15,11 +19,11 @@ rule extract_features:
         f"{RESULTS}/{{experiment}}/features/{{source}}.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/extract_features-{{source}}.log",
-    params:
-        batch_size=lambda w: preset(w).evaluation.batch_size,
-    threads: 1
     conda:
         "../../envs/train.yaml"
+    threads: 1
+    params:
+        batch_size=lambda w: preset(w).evaluation.batch_size,
     script:
         "../scripts/extract_features.py"
 
@@ -32,12 +36,12 @@ rule measure_data:
         f"{RESULTS}/{{experiment}}/metrics/data.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_data.log",
+    conda:
+        "../../envs/measure.yaml"
     params:
         run=lambda w: {"run": "data", "method": "data"},
         neighbours=lambda w: preset(w).evaluation.neighbours,
         settings=lambda w: {"data": dump(preset(w).data)},
-    conda:
-        "../../envs/measure.yaml"
     script:
         "../scripts/measure_data.py"
 
@@ -52,12 +56,12 @@ rule measure_teacher:
         f"{RESULTS}/{{experiment}}/metrics/teacher-{{condition}}.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_teacher-{{condition}}.log",
+    conda:
+        "../../envs/measure.yaml"
     params:
         run=lambda w: {"run": f"teacher-{w.condition}", "method": "teacher", **condition_of(w)},
         neighbours=lambda w: preset(w).evaluation.neighbours,
         settings=lambda w: {"evaluation": dump(preset(w).evaluation), "schedule": dump(preset(w).schedule)},
-    conda:
-        "../../envs/measure.yaml"
     script:
         "../scripts/measure_teacher.py"
 
@@ -76,14 +80,12 @@ rule measure_student:
         f"{RESULTS}/{{experiment}}/metrics/{{run}}.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_student-{{run}}.log",
+    conda:
+        "../../envs/measure.yaml"
     params:
         run=lambda w: row_of(run_of(w)),
         neighbours=lambda w: preset(w).evaluation.neighbours,
         settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
-    wildcard_constraints:
-        run=r"(?!teacher-|data$).+",
-    conda:
-        "../../envs/measure.yaml"
     script:
         "../scripts/measure_student.py"
 
@@ -95,9 +97,9 @@ rule collect_metrics:
         f"{RESULTS}/{{experiment}}/metrics.csv",
     log:
         f"{RESULTS}/logs/{{experiment}}/collect_metrics.log",
-    params:
-        experiment=lambda w: w.experiment,
     conda:
         "../../envs/measure.yaml"
+    params:
+        experiment=lambda w: w.experiment,
     script:
         "../scripts/collect_metrics.py"

@@ -24,12 +24,12 @@ rule check_claims:
         f"{RESULTS}/{{experiment}}/claims.csv",
     log:
         f"{RESULTS}/logs/{{experiment}}/check_claims.log",
+    conda:
+        "../../envs/paper.yaml"
     params:
         experiment=lambda w: w.experiment,
         runs=lambda w: group_rows(w.experiment),
         claims=lambda w: preset(w).claims,
-    conda:
-        "../../envs/paper.yaml"
     script:
         "../scripts/check_claims.py"
 
@@ -64,11 +64,11 @@ rule table_main:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/table_main.log",
+    conda:
+        "../../envs/paper.yaml"
     params:
         runs=lambda w: group_rows(w.experiment),
         title=lambda w: preset(w).title,
-    conda:
-        "../../envs/paper.yaml"
     script:
         "../scripts/table_main.py"
 
@@ -111,10 +111,10 @@ rule figure_tradeoff:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_tradeoff.log",
-    params:
-        runs=lambda w: group_rows(w.experiment),
     conda:
         "../../envs/paper.yaml"
+    params:
+        runs=lambda w: group_rows(w.experiment),
     script:
         "../scripts/figure.py"
 
@@ -133,10 +133,10 @@ rule figure_sampling_steps:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_sampling_steps.log",
-    params:
-        runs=lambda w: group_rows(w.experiment),
     conda:
         "../../envs/paper.yaml"
+    params:
+        runs=lambda w: group_rows(w.experiment),
     script:
         "../scripts/figure.py"
 
@@ -155,10 +155,10 @@ rule figure_start_times:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_start_times.log",
-    params:
-        runs=lambda w: group_rows(w.experiment),
     conda:
         "../../envs/paper.yaml"
+    params:
+        runs=lambda w: group_rows(w.experiment),
     script:
         "../scripts/figure.py"
 
@@ -177,10 +177,10 @@ rule figure_training:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_training.log",
-    params:
-        runs=lambda w: group_rows(w.experiment),
     conda:
         "../../envs/paper.yaml"
+    params:
+        runs=lambda w: group_rows(w.experiment),
     script:
         "../scripts/figure.py"
 
@@ -203,10 +203,10 @@ rule figure_samples:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_samples.log",
-    params:
-        runs=lambda w: [{"run": r.run, "method": r.method, "group": r.group} for r in pictured(w.experiment)],
     conda:
         "../../envs/paper.yaml"
+    params:
+        runs=lambda w: [{"run": r.run, "method": r.method, "group": r.group} for r in pictured(w.experiment)],
     script:
         "../scripts/figure.py"
 
@@ -214,16 +214,18 @@ rule figure_samples:
 rule report:
     input:
         paper_outputs,
-        captions=[workflow.source_path(f"../report/{name}.rst") for name in ("workflow", "claims", "table-main", *FIGURES)],
+        captions=[
+            workflow.source_path(f"../report/{name}.rst") for name in ("workflow", "claims", "table-main", *FIGURES)
+        ],
     output:
         f"{RESULTS}/report.html",
     log:
         f"{RESULTS}/logs/report.log",
+    localrule: True
+    conda:
+        "../../envs/report.yaml"
     params:
         config=dump(CONFIG),
         snakefile=lambda w: str(workflow.main_snakefile),
-    localrule: True
-    conda:
-        "../../envs/paper.yaml"
     script:
         "../scripts/report.py"

@@ -11,6 +11,9 @@ rule sample_student:
         f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/sample_student-{{run}}.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
     params:
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
@@ -19,10 +22,5 @@ rule sample_student:
         n_samples=lambda w: preset(w).evaluation.count,
         seed=lambda w: preset(w).evaluation.seed,
         batch_size=lambda w: preset(w).evaluation.batch_size,
-    wildcard_constraints:
-        run=r"(?!teacher-).+",
-    threads: 1
-    conda:
-        "../../envs/train.yaml"
     script:
         "../scripts/sample_student.py"

@@ -8,11 +8,11 @@ rule draw_noise:
         f"{RESULTS}/{{experiment}}/noise.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/draw_noise.log",
+    conda:
+        "../../envs/train.yaml"
     params:
         n_samples=lambda w: preset(w).evaluation.count,
         seed=lambda w: preset(w).evaluation.seed,
-    conda:
-        "../../envs/train.yaml"
     script:
         "../scripts/draw_noise.py"
 
@@ -26,6 +26,11 @@ rule teacher_samples:
         f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/teacher_samples-{{condition}}.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
     params:
         condition=condition_of,
         schedule=lambda w: dump(preset(w).schedule),
@@ -33,11 +38,6 @@ rule teacher_samples:
         starts=lambda w: preset(w).evaluation.start_times,
         n_samples=lambda w: preset(w).evaluation.count,
         batch_size=lambda w: preset(w).evaluation.batch_size,
-    threads: 1
-    resources:
-        mem_mb=2000,
-    conda:
-        "../../envs/train.yaml"
     script:
         "../scripts/teacher_samples.py"
 
@@ -50,17 +50,17 @@ rule solve_targets:
         f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}/shard-{{shard}}.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/solve_targets-{{mode}}-{{condition}}-{{shard}}.log",
+    priority: 5
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
     params:
         condition=condition_of,
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
         targets=lambda w: preset(w).targets.model_dump(exclude={"mode"}),
-    threads: 1
-    priority: 5
-    resources:
-        mem_mb=2000,
-    conda:
-        "../../envs/train.yaml"
     script:
         "../scripts/solve_targets.py"
 
@@ -76,11 +76,11 @@ rule gather_targets:
         f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}/manifest.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/gather_targets-{{mode}}-{{condition}}.log",
+    conda:
+        "../../envs/train.yaml"
     params:
         condition=condition_of,
         n_draws=lambda w: preset(w).targets.count,
         seed=lambda w: preset(w).targets.seed,
-    conda:
-        "../../envs/train.yaml"
     script:
         "../scripts/gather_targets.py"

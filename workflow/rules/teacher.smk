@@ -6,10 +6,10 @@ rule prepare_data:
         f"{RESULTS}/{{experiment}}/data.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/prepare_data.log",
-    params:
-        data=lambda w: dump(preset(w).data),
     conda:
         "../../envs/train.yaml"
+    params:
+        data=lambda w: dump(preset(w).data),
     script:
         "../scripts/prepare_data.py"
 
@@ -22,14 +22,14 @@ rule train_classifier:
         stats=f"{RESULTS}/{{experiment}}/stats/classifier.jsonl",
     log:
         f"{RESULTS}/logs/{{experiment}}/train_classifier.log",
-    params:
-        classifier=lambda w: dump(preset(w).classifier),
-        side=f"{RESULTS}/{{experiment}}/checkpoints/classifier",
+    conda:
+        "../../envs/train.yaml"
     threads: 1
     resources:
         mem_mb=2000,
-    conda:
-        "../../envs/train.yaml"
+    params:
+        classifier=lambda w: dump(preset(w).classifier),
+        side=f"{RESULTS}/{{experiment}}/checkpoints/classifier",
     script:
         "../scripts/train_classifier.py"
 
@@ -42,20 +42,20 @@ rule train_teacher:
         stats=f"{RESULTS}/{{experiment}}/stats/teacher.jsonl",
     log:
         f"{RESULTS}/logs/{{experiment}}/train_teacher.log",
+    wildcard_constraints:
+        experiment=with_teacher("train"),
+    priority: 10
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
     params:
         # timestep_offset is how the teacher is called later, not how it is trained
         teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset"}),
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
         side=f"{RESULTS}/{{experiment}}/checkpoints/teacher",
-    wildcard_constraints:
-        experiment=with_teacher("train"),
-    threads: 1
-    priority: 10
-    resources:
-        mem_mb=2000,
-    conda:
-        "../../envs/train.yaml"
     script:
         "../scripts/train_teacher.py"
 

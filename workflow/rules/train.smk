@@ -21,6 +21,11 @@ rule train_student:
         stats=f"{RESULTS}/{{experiment}}/stats/{{run}}.jsonl",
     log:
         f"{RESULTS}/logs/{{experiment}}/train_student-{{run}}.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
     params:
         run=lambda w: row_of(run_of(w)),
         objective=lambda w: run_of(w).objective,
@@ -31,10 +36,5 @@ rule train_student:
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
         side=f"{RESULTS}/{{experiment}}/checkpoints/{{run}}",
-    threads: 1
-    resources:
-        mem_mb=2000,
-    conda:
-        "../../envs/train.yaml"
     script:
         "../scripts/train_student.py"

@@ -5,4 +5,6 @@ with job(snakemake):
 
     card = f"{snakemake.input.classifier}/card.json"
     params = snakemake.params
-    measure_data(snakemake.output[0], params.run, snakemake.input.data_features, card, params.neighbours, params.settings)
+    measure_data(
+        snakemake.output[0], params.run, snakemake.input.data_features, card, params.neighbours, params.settings
+    )

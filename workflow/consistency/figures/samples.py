@@ -38,13 +38,14 @@ def draw(
         images = load_tensors(ours, ["steps_1"], framework="np")[0]["steps_1"]
         blocks[run["group"]].append((method_label(run["method"]), images[:COLUMNS]))
     rows = sum(len(block) for block in blocks.values())
-    figure = plt.figure(figsize=(style.WIDTH, 0.46 * rows + 0.42 * len(blocks)), layout="constrained")
+    figure = plt.figure(figsize=(style.WIDTH, 0.45 * rows + 0.4 * len(blocks)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
     heights = [len(block) + 0.9 for block in blocks.values()]
     for part, (group, block) in zip(
         np.atleast_1d(figure.subfigures(len(blocks), 1, height_ratios=heights)), blocks.items(), strict=True
     ):
         part.suptitle(f"{condition_label(group)}; teacher: N steps, students: 1 step", fontsize="small")
-        panels = part.subplots(len(block), len(labels), squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
+        panels = part.subplots(len(block), len(labels), squeeze=False)
         for row, (name, images) in enumerate(block):
             for column, image in enumerate(images):
                 axes = panels[row, column]

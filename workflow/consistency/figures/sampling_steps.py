@@ -24,7 +24,13 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
     summary = summarise(pd.read_csv(metrics), runs)
     groups, note = style.shown(runs)
     figure, panels = plt.subplots(
-        len(_ROWS), len(groups), figsize=(style.WIDTH, 4.8), sharex=True, sharey="row", squeeze=False, layout="constrained"
+        len(_ROWS),
+        len(groups),
+        figsize=(style.WIDTH, 4.8),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
     )
     for row, ((metric, reference), label) in enumerate(_ROWS.items()):
         for column, group in enumerate(groups):
@@ -39,9 +45,12 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
                 axes.plot(chosen.sampling_steps, chosen["mean"], markersize=3.5, linewidth=1.2, **look)
                 if (chosen.n_seeds > 1).all():
                     low = chosen.ci_low.clip(lower=chosen["mean"].min() * 0.2)
-                    axes.fill_between(chosen.sampling_steps, low, chosen.ci_high, color=look["color"], alpha=0.2, linewidth=0)
+                    axes.fill_between(
+                        chosen.sampling_steps, low, chosen.ci_high, color=look["color"], alpha=0.2, linewidth=0
+                    )
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
+            style.plain_log(axes.yaxis)
             axes.xaxis.set_major_locator(FixedLocator(sorted(summary.sampling_steps.dropna().unique())))
             axes.xaxis.set_major_formatter(ScalarFormatter())
             axes.xaxis.set_minor_formatter(NullFormatter())

@@ -29,6 +29,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
                 low = chosen.ci_low.clip(lower=chosen["mean"] * 0.2)
                 axes.fill_between(chosen.start, low, chosen.ci_high, color=look["color"], alpha=0.2, linewidth=0)
         axes.set_yscale("log")
+        style.plain_log(axes.yaxis)
         axes.set_title(style.heading(group))
         axes.set_xlabel("start time s")
     panels[0, 0].set_ylabel("ODE error from s\n(MSE per pixel)")

@@ -11,7 +11,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from ..storage import atomic
 from ..tables import condition_label, method_label
@@ -28,7 +30,9 @@ sns.set_theme(
 
 _COLOURS = sns.color_palette("colorblind")
 _FIXED = {"cm": (_COLOURS[0], "o", "-"), "direct": (_COLOURS[3], "s", "--")}
-_OTHERS = [(_COLOURS[i], m, d) for i, m, d in ((2, "^", "-."), (4, "D", ":"), (1, "v", "-"), (5, "P", "--"), (9, "X", ":"))]
+_OTHERS = [
+    (_COLOURS[i], m, d) for i, m, d in ((2, "^", "-."), (4, "D", ":"), (1, "v", "-"), (5, "P", "--"), (9, "X", ":"))
+]
 
 
 def looks(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -68,7 +72,14 @@ def legend(figure: Figure, note: str = "") -> None:
             entries.setdefault(label, handle)
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=len(entries))
     if note:
-        figure.text(0.99, 0.005, note, ha="right", va="bottom", fontsize="x-small", color="0.35")
+        figure.supxlabel(note, fontsize="x-small", color="0.35")
+
+
+def plain_log(axis: Axis) -> None:
+    """Label a logarithmic axis at 1, 2 and 5 with plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, pdf: str | Path, png: str | Path) -> None:

@@ -54,7 +54,9 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
                 axes.plot(*zip(*line, strict=True), color="0.6", linewidth=0.8, zorder=0)
                 if labelled:
                     name = condition_label(group).replace(f", w = {scale:g}", "")
-                    axes.annotate(name, max(line), xytext=(4, 5), textcoords="offset points", fontsize="x-small", color="0.3")
+                    axes.annotate(
+                        name, max(line), xytext=(4, 5), textcoords="offset points", fontsize="x-small", color="0.3"
+                    )
             axes.margins(0.25)
             axes.set_ylim(bottom=0)
             if row == 0:

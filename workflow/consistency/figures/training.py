@@ -32,6 +32,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], stats: li
         axes.plot([r["step"] for r in records], [r["loss"] for r in records], linewidth=0.8, **look)
     for axes, group in zip(panels[0], groups, strict=True):
         axes.set_yscale("log")
+        style.plain_log(axes.yaxis)
         axes.set_title(style.heading(group))
         axes.set_xlabel("step")
     panels[0, 0].set_ylabel("training loss\n(of its own objective)")

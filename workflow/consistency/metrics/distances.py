@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 
@@ -21,20 +23,41 @@ def frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np
     return float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased squared MMD with the cubic kernel `(x·y/d + 1)³` of the kernel (Inception) distance.
-
-    All samples are used at once, without random subsets, so the value is deterministic. May be
-    slightly negative.
+class FeatureSet:
+    """Features of one set of images; what is needed of it repeatedly is computed once.
 
     Args:
-        a: (n, d), b: (m, d), n, m ≥ 2.
+        features: (n, d), n ≥ 2.
+        mean: (d,), covariance: (d, d); computed from the features where not given.
+        neighbours: k of precision and recall, less than n.
     """
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    n, m, d = len(a), len(b), a.shape[1]
-    aa, bb, ab = ((x @ y.T / d + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
-    within = (aa.sum() - np.trace(aa)) / (n * (n - 1)) + (bb.sum() - np.trace(bb)) / (m * (m - 1))
-    return float(within - 2 * ab.mean())
+
+    def __init__(
+        self,
+        features: np.ndarray,
+        mean: np.ndarray | None = None,
+        covariance: np.ndarray | None = None,
+        neighbours: int = 3,
+    ):
+        self.features, self.neighbours = features.astype(np.float64), neighbours
+        self.mean = self.features.mean(0) if mean is None else mean
+        self.covariance = np.cov(self.features.T) if covariance is None else covariance
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @cached_property
+    def radii(self) -> np.ndarray:
+        """Distance² of each point to its k-th nearest neighbour, (n,)."""
+        return np.partition(_squared_distances(self.features, self.features), self.neighbours, axis=1)[
+            :, self.neighbours
+        ]
+
+    @cached_property
+    def kernel_within(self) -> float:
+        """Mean cubic kernel between different points."""
+        values = _cubic_kernel(self.features, self.features)
+        return float((values.sum() - np.trace(values)) / (len(self) * (len(self) - 1)))
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -42,22 +65,32 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return squared.clip(min=0)
 
 
-def precision_recall(samples: np.ndarray, reference: np.ndarray, neighbours: int = 3) -> tuple[float, float]:
+def _cubic_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    linear = a @ b.T / a.shape[1] + 1
+    return linear * linear * linear
+
+
+def frechet_distance(a: FeatureSet, b: FeatureSet) -> float:
+    """Fréchet distance between the Gaussians fitted to two sets."""
+    return frechet(a.mean, a.covariance, b.mean, b.covariance)
+
+
+def kernel_distance(a: FeatureSet, b: FeatureSet) -> float:
+    """Unbiased squared MMD with the cubic kernel `(x·y/d + 1)³` of the kernel (Inception) distance.
+
+    All samples are used at once, without random subsets, so the value is deterministic. May be
+    slightly negative.
+    """
+    return a.kernel_within + b.kernel_within - 2 * float(_cubic_kernel(a.features, b.features).mean())
+
+
+def precision_recall(samples: FeatureSet, reference: FeatureSet) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019), each in [0, 1].
 
     Precision is the share of samples inside the union of balls around reference points, whose
     radius is the distance to the k-th nearest neighbour; recall swaps the roles.
-
-    Args:
-        samples: (n, d), reference: (m, d).
-        neighbours: k ≥ 1, less than n and m.
     """
-    samples, reference = samples.astype(np.float64), reference.astype(np.float64)
-
-    def radii(points: np.ndarray) -> np.ndarray:
-        return np.partition(_squared_distances(points, points), neighbours, axis=1)[:, neighbours]
-
-    between = _squared_distances(samples, reference)
-    precision = (between <= radii(reference)[None]).any(1).mean()
-    recall = (between <= radii(samples)[:, None]).any(0).mean()
+    between = _squared_distances(samples.features, reference.features)
+    precision = (between <= reference.radii[None]).any(1).mean()
+    recall = (between <= samples.radii[:, None]).any(0).mean()
     return float(precision), float(recall)

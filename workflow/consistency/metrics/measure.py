@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import MismatchError
-from ..streams import generator
 from ..provenance import environment
 from ..storage import atomic, load_tensors, read_json, sha256, write_json
-from .distances import frechet, kernel_distance, precision_recall
+from ..streams import generator
+from .distances import FeatureSet, frechet_distance, kernel_distance, precision_recall
 
 Row = dict[str, Any]
 
@@ -35,33 +35,25 @@ def _row(metric: str, value: float, n: int, extractor: str, reference: str, step
     }
 
 
-def compare(
-    features: dict[str, np.ndarray],
-    name: str,
-    other: dict[str, np.ndarray],
-    other_name: str,
-    row: Callable[..., Row],
-    neighbours: int,
-) -> list[Row]:
-    """Fréchet and kernel distance, precision and recall of set `name` against `other_name`."""
-    a, b = features[f"{name}.features"], other[f"{other_name}.features"]
-    precision, recall = precision_recall(a, b, neighbours)
-    distance = frechet(
-        features[f"{name}.mean"],
-        features[f"{name}.covariance"],
-        other[f"{other_name}.mean"],
-        other[f"{other_name}.covariance"],
-    )
+def compare(ours: FeatureSet, other: FeatureSet, row: Callable[..., Row]) -> list[Row]:
+    """Fréchet and kernel distance, precision and recall of one set against another."""
+    precision, recall = precision_recall(ours, other)
     return [
-        row("frechet_distance", distance, len(a)),
-        row("kernel_distance", kernel_distance(a, b), len(a)),
-        row("precision", precision, len(a)),
-        row("recall", recall, len(a)),
+        row("frechet_distance", frechet_distance(ours, other), len(ours)),
+        row("kernel_distance", kernel_distance(ours, other), len(ours)),
+        row("precision", precision, len(ours)),
+        row("recall", recall, len(ours)),
     ]
 
 
-def _features(path: str | Path) -> dict[str, np.ndarray]:
+def _arrays(path: str | Path) -> dict[str, np.ndarray]:
     return load_tensors(path, framework="np")[0]
+
+
+def _feature_set(extracted: dict[str, np.ndarray], name: str, neighbours: int) -> FeatureSet:
+    return FeatureSet(
+        extracted[f"{name}.features"], extracted[f"{name}.mean"], extracted[f"{name}.covariance"], neighbours
+    )
 
 
 def _squared_error(a: np.ndarray, b: np.ndarray, where: str | Path) -> float:
@@ -90,24 +82,25 @@ def measure_student(
     The others compare features with the teacher's samples and with the training data.
     """
     began = time.monotonic()
-    ours, extracted = _features(samples), _features(features)
-    teacher, teacher_set, data_set = _features(teacher_samples), _features(teacher_features), _features(data_features)
-    labels = _features(noise)["labels"]
+    ours, extracted, teacher = _arrays(samples), _arrays(features), _arrays(teacher_samples)
+    references = {
+        "teacher": _feature_set(_arrays(teacher_features), "samples", neighbours),
+        "data": _feature_set(_arrays(data_features), "train_images", neighbours),
+    }
+    labels = _arrays(noise)["labels"]
     extractor = read_json(card)["name"]
     rows: list[Row] = []
     for name in sorted((n for n in ours if n.startswith("steps_")), key=lambda n: int(n[6:])):
         steps, count = int(name[6:]), len(ours[name])
         error = _squared_error(ours[name], teacher["samples"], samples)
         rows.append(_row("ode_error", error, count, "pixels", "teacher", steps))
-        for reference, other, other_name in (
-            ("teacher", teacher_set, "samples"),
-            ("data", data_set, "train_images"),
-        ):
+        generated = _feature_set(extracted, name, neighbours)
+        for reference, other in references.items():
 
             def row(metric: str, value: float, n: int, reference: str = reference, steps: int = steps) -> Row:
                 return _row(metric, value, n, extractor, reference, steps)
 
-            rows += compare(extracted, name, other, other_name, row, neighbours)
+            rows += compare(generated, other, row)
         recognised = (extracted[f"{name}.predicted"] == labels).mean()
         rows.append(_row("recognised", recognised, count, extractor, "labels", steps))
     for start in teacher["times"].tolist():
@@ -135,13 +128,15 @@ def measure_teacher(
 ) -> None:
     """The teacher's own samples against the training data."""
     began = time.monotonic()
-    extracted, data_set = _features(features), _features(data_features)
-    extractor, labels = read_json(card)["name"], _features(noise)["labels"]
+    extracted = _arrays(features)
+    generated = _feature_set(extracted, "samples", neighbours)
+    reference = _feature_set(_arrays(data_features), "train_images", neighbours)
+    extractor, labels = read_json(card)["name"], _arrays(noise)["labels"]
 
     def row(metric: str, value: float, n: int, reference: str = "data") -> Row:
         return _row(metric, value, n, extractor, reference, run["n_steps"])
 
-    rows = compare(extracted, "samples", data_set, "train_images", row, neighbours)
+    rows = compare(generated, reference, row)
     rows.append(row("recognised", (extracted["samples.predicted"] == labels).mean(), len(labels), "labels"))
     files = {"features": features, "data_features": data_features, "noise": noise}
     _write(path, run, rows, files, card, neighbours, settings, began)
@@ -159,13 +154,13 @@ def measure_data(
     """The yardstick: the Fréchet distance between two random halves of the training data (mean of
     `splits` splits), and the classifier's held-out accuracy."""
     began = time.monotonic()
-    features = _features(data_features)["train_images.features"].astype(np.float64)
+    features = _arrays(data_features)["train_images.features"].astype(np.float64)
     facts = read_json(card)
     found = []
     for split in range(splits):
         order = generator(0, "halves", split).permutation(len(features))
-        a, b = (features[half] for half in np.array_split(order, 2))
-        found.append(frechet(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T)))
+        a, b = (FeatureSet(features[half]) for half in np.array_split(order, 2))
+        found.append(frechet_distance(a, b))
     rows = [
         _row("frechet_distance", float(np.mean(found)), len(features) // 2, facts["name"], "other half of the data"),
         _row("held_out_accuracy", facts["held_out_accuracy"], facts["held_out_count"], facts["name"], "labels"),

@@ -66,9 +66,7 @@ def weights_sha256(folder: str | Path) -> str:
     return sha256(files[0])
 
 
-def load(
-    folder: str | Path, sample_shape: tuple[int, ...] | None = None, classes: int | None = None
-) -> nn.Module:
+def load(folder: str | Path, sample_shape: tuple[int, ...] | None = None, classes: int | None = None) -> nn.Module:
     """Load a network saved by `save`, in evaluation mode.
 
     Raises:
@@ -90,9 +88,7 @@ def load(
             f"the data has {tuple(sample_shape)}; choose a teacher of the data's shape"
         )
     if classes is not None and network.classes != classes:
-        raise MismatchError(
-            f"{folder}: the network has {network.classes} classes, the data has {classes}"
-        )
+        raise MismatchError(f"{folder}: the network has {network.classes} classes, the data has {classes}")
     return network.eval().requires_grad_(False)
 
 

@@ -1,0 +1,108 @@
+"""The rule that decides a claim, on made-up numbers whose verdict is known."""
+
+import math
+
+import pandas as pd
+import pytest
+from consistency import claims
+
+
+def table(ratios, metric="ode_error", reference="teacher", steps=(1,)):
+    """Metrics and runs in which direct / cm is ratios[condition][seed]."""
+    metrics, runs = [], []
+    for condition, values in ratios.items():
+        for seed, ratio in enumerate(values):
+            for method, value in (("cm", 2.0 + seed), ("direct", (2.0 + seed) * ratio)):
+                run = f"{method}-{condition}-s{seed}"
+                runs.append({"run": run, "method": method, "seed": seed, "group": condition})
+                for n in steps:
+                    metrics.append((run, metric, reference, n, value))
+    frame = pd.DataFrame(metrics, columns=["run", "metric", "reference", "sampling_steps", "value"])
+    return frame, pd.DataFrame(runs)
+
+
+def overall(name, frame, runs):
+    rows = [row for row in claims.decide(name, "x", frame, runs) if claims.is_overall(row["condition"])]
+    assert len(rows) == 1
+    return rows[0]
+
+
+def test_t_interval_equals_scipy():
+    from scipy import stats
+
+    values = [0.3, -0.1, 0.7, 0.4]
+    low, high = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
+    assert claims.t_interval(values) == pytest.approx((sum(values) / 4, low, high))
+    assert claims.t_interval([1.0])[1:] == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [
+        ([0.5, 0.52, 0.48], "reproduced"),
+        ([1.5, 1.52, 1.48], "contradicted"),
+        ([0.5, 1.1, 1.6], "inconclusive"),
+        ([0.5, 0.5], "inconclusive"),  # two seeds are too few, however clear
+    ],
+)
+def test_verdicts(ratios, expected):
+    row = overall("A1", *table({"ddim-n10-w1": ratios}))
+    assert row["verdict"] == expected
+    assert row["effect"] == pytest.approx(math.prod(ratios) ** (1 / len(ratios)))
+    assert row["ci_low"] < row["effect"] < row["ci_high"] or len(set(ratios)) == 1
+    assert row["n_seeds"] == len(ratios)
+    assert list(row) == claims.COLUMNS
+
+
+def test_the_claimed_direction_of_quality_is_the_other_one():
+    frame, runs = table({"a": [0.5, 0.52, 0.48]}, "frechet_distance", "teacher")
+    assert overall("A2", frame, runs)["verdict"] == "contradicted"
+    frame, runs = table({"a": [2.0, 2.1, 1.9]}, "frechet_distance", "teacher")
+    assert overall("A2", frame, runs)["verdict"] == "reproduced"
+
+
+def test_pairing_by_seed_is_used():
+    """Seeds differ far more than methods do; the paired ratio is clear all the same."""
+    frame, runs = table({"a": [0.9, 0.91, 0.89]})
+    frame["value"] *= frame.run.str[-1].astype(int).map({0: 1.0, 1: 100.0, 2: 0.01})
+    assert overall("A1", frame, runs)["verdict"] == "reproduced"
+
+
+def test_a_universal_claim_stands_on_its_least_favourable_condition():
+    good, weak, bad = [0.5, 0.52, 0.48], [0.9, 1.1, 1.0], [1.5, 1.51, 1.49]
+    row = overall("A3", *table({"a": good, "b": good}))
+    assert row["verdict"] == "reproduced"
+    row = overall("A3", *table({"a": good, "b": weak}))
+    assert (row["verdict"], row["effect"]) == ("inconclusive", pytest.approx(math.prod(weak) ** (1 / 3)))
+    row = overall("A3", *table({"a": good, "b": weak, "c": bad}))
+    assert row["verdict"] == "contradicted"
+    assert row["effect"] == pytest.approx(1.5, rel=0.01)
+    assert row["condition"] == "every condition (3)"
+
+
+def test_a_universal_claim_is_not_contradicted_by_chance_among_many_conditions():
+    """One of twenty conditions is just past 95 % on the wrong side: not enough after correction."""
+    edge = [1.05, 1.06, 1.07]
+    assert overall("A1", *table({"a": edge}))["verdict"] == "contradicted"
+    ratios = {f"c{i}": [0.5, 0.52, 0.48] for i in range(19)} | {"edge": edge}
+    assert overall("A3", *table(ratios))["verdict"] == "inconclusive"
+
+
+def test_few_step_sampling_counts_for_universal_claims_only():
+    frame, runs = table({"a": [0.5, 0.52, 0.48]}, steps=(1, 4))
+    assert [row["condition"] for row in claims.decide("A1", "x", frame, runs)] == ["a, 1-step", "pooled (1)"]
+    names = [row["condition"] for row in claims.decide("A3", "x", frame, runs)]
+    assert names == ["a, 1-step", "a, 4-step", "every condition (2)"]
+
+
+def test_pooling_is_over_conditions_within_a_seed():
+    row = overall("A1", *table({"a": [0.5, 0.5, 0.5], "b": [2.0, 2.2, 1.9]}))
+    means = [(math.log(0.5) + math.log(r)) / 2 for r in (2.0, 2.2, 1.9)]
+    assert row["effect"] == pytest.approx(math.exp(sum(means) / 3))
+    assert row["verdict"] == "inconclusive"
+
+
+def test_a_run_without_its_partner_is_left_out():
+    frame, runs = table({"a": [0.5, 0.52, 0.48]})
+    frame = frame[frame.run != "cm-a-s2"]
+    assert overall("A1", frame, runs)["n_seeds"] == 2

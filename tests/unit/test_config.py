@@ -1,0 +1,158 @@
+"""The typed configuration: grids, ids, and one clear line for everything that is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from consistency import config, objectives, settings, solvers
+from consistency.errors import ConfigError
+
+PRESETS = sorted(path.stem for path in config.PRESETS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid(name):
+    experiment = config.load_experiment(name)
+    runs = config.expand(name, experiment)
+    assert len({run.run for run in runs}) == len(runs) > 0
+
+
+def test_digits_is_what_the_issue_of_the_backbone_asks_for():
+    runs = config.expand("digits", config.load_experiment("digits"))
+    found = {(r.method, r.solver, r.n_steps, r.guidance, r.seed) for r in runs}
+    assert {(m, "ddim", n, w, s) for m in ("cm", "direct") for n in (10, 50) for w in (1, 4) for s in (0, 1, 2)} < found
+    assert any(r.solver == "heun" for r in runs)
+
+
+def test_run_ids_are_readable():
+    experiment = config.load_experiment(
+        "digits", {"runs": [{"n_steps": 50, "guidance": [4, 7.5], "seed": 0, "parameters": ["full", "lora"]}]}
+    )
+    names = [run.run for run in config.expand("digits", experiment)]
+    assert names[0] == "cm-ddim-n50-w4-s0"
+    assert "direct-ddim-n50-w7.5-lora-s0" in names
+    assert len(names) == 8
+
+
+def test_a_method_is_one_line():
+    """Named in `methods`, a new method is in every grid that names none."""
+    extra = {"mine": {"objective": "direct", "loss": {"kind": "pseudo_huber"}}}
+    runs = config.expand("digits", config.load_experiment("digits", {"methods": extra}))
+    mine = [run for run in runs if run.method == "mine"]
+    assert len(mine) == len(runs) // 3
+    assert mine[0].loss.c == 0.001
+
+
+def test_names_are_read_from_the_code():
+    assert settings.SOLVERS == [name for name in ("ddim", "euler", "heun") if hasattr(solvers, name)]
+    assert all(callable(getattr(objectives, name)) for name in settings.OBJECTIVES)
+    assert {"consistency_distillation", "direct"} <= set(settings.OBJECTIVES)
+
+
+def test_schemas_have_not_drifted():
+    """`python -m consistency.config` in workflow/ writes them."""
+    for file, text in config.schemas().items():
+        assert (config.SCHEMAS / file).read_text(encoding="utf-8") == text, f"{file} is out of date"
+
+
+@pytest.mark.parametrize("model", [settings.Config, settings.Experiment])
+def test_every_key_is_described(model):
+    schema = json.loads(json.dumps(model.model_json_schema()))
+    for definition in [schema, *schema["$defs"].values()] if "$defs" in schema else [schema]:
+        for key, value in definition.get("properties", {}).items():
+            known = {"seed", "kind", "c", "objective", "solver", "loss"}
+            described = "description" in value or "$ref" in value or "default" in value or key in known
+            assert described, f"{definition.get('title')}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            {"student": {"training": {"stesp": 100}}},
+            ["digits: student.training.stesp: unknown key", "did you mean 'steps'?", "learning_rate"],
+        ),
+        ({"network": {"kind": "mlp", "widht": 64}}, ["network.widht: unknown key", "did you mean 'width'?"]),
+        ({"studnet": {}}, ["digits: studnet: unknown key", "did you mean 'student'?"]),
+        ({"runs": [{"n_steps": 7}]}, ["runs.0.n_steps: 7 does not divide schedule.steps 1000", "allowed: [1, 2, 4, 5"]),
+        ({"runs": [{"solver": "hune"}]}, ["runs.0.solver", "'hune'", "allowed: ddim, euler, heun", "mean 'heun'?"]),
+        ({"runs": [{"seed": [0, -1]}]}, ["runs.0.seed.1: -1 is not allowed", "greater than or equal to 0"]),
+        ({"runs": [{"n_steps": 0}]}, ["runs.0.n_steps.0: 0 is not allowed", "greater than 0"]),
+        ({"student": {"training": {"steps": 0}}}, ["student.training.steps: 0 is not allowed"]),
+        ({"runs": [{"guidance": -2}]}, ["runs.0.guidance.0: -2 is not allowed"]),
+        ({"runs": [{"method": "direkt"}]}, ["runs.0.method: unknown 'direkt'", "allowed: cm, direct", "'direct'?"]),
+        ({"runs": [{}, {"n_steps": 10}]}, ["run 'cm-ddim-n10-w1-s0' occurs twice"]),
+        ({"runs": []}, ["digits: runs"]),
+        ({"methods": {"x": {"objective": "dierct"}}}, ["methods.x.objective", "'dierct'", "did you mean 'direct'?"]),
+        ({"methods": {"a/b": {"objective": "direct"}}}, ["methods.a/b: a name has letters"]),
+        ({"teacher": {"source": "path"}}, ["teacher.path: required"]),
+        ({"teacher": {"source": "huub"}}, ["teacher.source: 'huub' is not allowed", "'train' or 'path'"]),
+        ({"schedule": {"beta_start": 0.5}}, ["schedule.beta_start: must be below"]),
+        ({"claims": ["A9"]}, ["claims.0", "'A9'", "A1, A2, A3"]),
+        ({"student": {"loss": {"kind": "huber"}}}, ["student.loss", "huber"]),
+        ({"evaluation": {"sampling_steps": [1, 0]}}, ["evaluation.sampling_steps.1: 0 is not allowed"]),
+        ({"evaluation": {"neighbours": 5000}}, ["evaluation.neighbours"]),
+        ({"targets": {"count": 2, "shards": 3}}, ["targets.shards"]),
+        ({"data": {"name": "mnist"}}, ["data.name: 'mnist' is not allowed"]),
+    ],
+)
+def test_bad_values_give_one_clear_line(overrides, expected):
+    with pytest.raises(ConfigError) as caught:
+        config.load_experiment("digits", overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["config.yaml: experiments: required key is missing"]),
+        ({"experiments": "digit"}, ["unknown 'digit'", "did you mean 'digits'?"]),
+        ({"experiments": ["digits", "digits"]}, ["named twice"]),
+        ({"experiments": []}, ["config.yaml: experiments"]),
+        ({"experiments": "digits", "overides": {}}, ["overides: unknown key", "did you mean 'overrides'?"]),
+        ({"experiments": "digits", "overrides": {"digts": {}}}, ["overrides.digts: unknown", "'digits'?"]),
+    ],
+)
+def test_bad_config_yaml(given, expected):
+    with pytest.raises(ConfigError) as caught:
+        config.load(given)
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_a_comma_list_of_experiments():
+    loaded, experiments = config.load({"experiments": "digits, digits-full"})
+    assert loaded.experiments == list(experiments) == ["digits", "digits-full"]
+
+
+def test_overrides_merge_key_by_key():
+    changed = config.load_experiment("digits", {"student": {"training": {"steps": 7}}})
+    plain = config.load_experiment("digits")
+    assert changed.student.training.steps == 7
+    assert changed.student.training.learning_rate == plain.student.training.learning_rate
+    assert changed.student.loss == plain.student.loss
+
+
+def test_a_preset_may_stand_on_another(tmp_path):
+    (tmp_path / "a.yaml").write_text((config.PRESETS / "digits.yaml").read_text())
+    (tmp_path / "b.yaml").write_text("base: a\nevaluation: {count: 50}\n")
+    assert config.load_experiment("b", presets=tmp_path).evaluation.count == 50
+    (tmp_path / "c.yaml").write_text("base: d\n")
+    with pytest.raises(ConfigError, match="unknown 'd'"):
+        config.load_experiment("c", presets=tmp_path)
+    (tmp_path / "e.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        config.load_experiment("e", presets=tmp_path)
+
+
+def test_config_yaml_is_valid_and_explains_every_key():
+    text = Path("config.yaml").read_text(encoding="utf-8")
+    loaded, _ = config.load(yaml.safe_load(text))
+    lines = text.splitlines()
+    for key in type(loaded).model_fields:
+        place = next(i for i, line in enumerate(lines) if line.startswith(f"{key}:"))
+        assert lines[place - 1].startswith("#")

@@ -1,0 +1,21 @@
+"""The data file: real digits, scaled, split without overlap, the same every time."""
+
+import torch
+from consistency import data
+
+
+def test_digits(tmp_path, digits):
+    tensors, classes = data.load(digits)
+    assert classes == 10
+    assert tensors["train_images"].shape == (1438, 1, 8, 8)
+    assert tensors["test_images"].shape == (359, 1, 8, 8)
+    images = torch.cat([tensors["train_images"], tensors["test_images"]])
+    assert (images.min().item(), images.max().item()) == (-1, 1)
+    from sklearn.datasets import load_digits
+
+    theirs = sorted(map(tuple, (load_digits().data / 8 - 1).tolist()))
+    assert sorted(map(tuple, images.flatten(1).double().tolist())) == theirs
+    data.prepare(tmp_path / "again", "digits", 0.2, 0)
+    assert (tmp_path / "again").read_bytes() == digits.read_bytes()
+    data.prepare(tmp_path / "other", "digits", 0.2, 1)
+    assert (tmp_path / "other").read_bytes() != digits.read_bytes()

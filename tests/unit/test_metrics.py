@@ -1,0 +1,180 @@
+"""Distances against clean-fid and closed forms; features and rows."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from consistency.compat import ensure_torchvision
+from consistency.metrics.distances import FeatureSet, frechet, frechet_distance, kernel_distance, precision_recall
+
+ensure_torchvision()
+
+
+def features(n, d, seed, shift=0.0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    mix = np.random.default_rng(0).standard_normal((d, d)) / d**0.5
+    return (rng.standard_normal((n, d)) @ mix * scale + shift).astype(np.float32)
+
+
+@pytest.mark.parametrize("d", [4, 64])
+def test_frechet_equals_clean_fid(d):
+    from cleanfid.fid import frechet_distance as theirs
+
+    a, b = FeatureSet(features(500, d, 1)), FeatureSet(features(400, d, 2, 0.3, 1.4))
+    expected = theirs(a.mean, a.covariance, b.mean, b.covariance)
+    assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-6)
+
+
+def test_frechet_closed_form_and_singular_covariance():
+    mean, cov = np.zeros(3), np.diag([1.0, 4.0, 0.0])
+    assert frechet(mean, cov, mean + 2, np.diag([9.0, 4.0, 1.0])) == pytest.approx(3 * 4 + (1 - 3) ** 2 + 0 + 1)
+    assert frechet(mean, cov, mean, cov) == pytest.approx(0, abs=1e-12)
+
+
+def test_kernel_distance_equals_clean_fid():
+    """clean-fid's estimator on one subset that holds all samples."""
+    from cleanfid.fid import kernel_distance as theirs
+
+    a, b = features(200, 16, 1), features(200, 16, 2, 0.3)
+    expected = theirs(a.astype(np.float64), b.astype(np.float64), num_subsets=1, max_subset_size=200)
+    assert kernel_distance(FeatureSet(a), FeatureSet(b)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kernel_distance_is_unbiased():
+    values = [
+        kernel_distance(FeatureSet(features(50, 8, 2 * i)), FeatureSet(features(50, 8, 2 * i + 1))) for i in range(200)
+    ]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 200**0.5
+    assert min(values) < 0
+
+
+def test_precision_and_recall_by_brute_force():
+    samples, reference = FeatureSet(features(60, 5, 1, 0.5)), FeatureSet(features(40, 5, 2))
+
+    def covered(points, others):
+        count = 0
+        for p in points.features:
+            for q in others.features:
+                radius = np.sort([np.linalg.norm(q - r) for r in others.features])[3]
+                if np.linalg.norm(p - q) <= radius:
+                    count += 1
+                    break
+        return count / len(points)
+
+    expected = covered(samples, reference), covered(reference, samples)
+    assert precision_recall(samples, reference) == pytest.approx(expected)
+    assert 0 < expected[0] < 1
+
+
+def test_precision_and_recall_at_the_extremes():
+    near, far = FeatureSet(features(50, 4, 1)), FeatureSet(features(50, 4, 2, 100.0))
+    assert precision_recall(near, near) == (1.0, 1.0)
+    assert precision_recall(near, far) == (0.0, 0.0)
+    collapsed = FeatureSet(near.features[:1] + 1e-6 * features(50, 4, 3))
+    precision, recall = precision_recall(collapsed, near)
+    assert precision == 1.0
+    assert recall < 0.1
+
+
+@pytest.fixture(scope="module")
+def classifier_folder(tmp_path_factory, digits):
+    from consistency.fitting import fit_classifier
+    from consistency.settings import Training
+
+    folder = tmp_path_factory.mktemp("classifier")
+    settings = Training(steps=150, batch_size=64, learning_rate=2e-3).model_dump()
+    fit_classifier(folder / "model", folder / "stats", folder / "side", digits, "digits-classifier", 8, 16, settings, 0)
+    return folder / "model"
+
+
+def test_classifier_is_better_than_chance_and_its_card_is_true(classifier_folder, digits):
+    from consistency import data
+    from consistency.metrics import classifier
+
+    network, card = classifier.load(classifier_folder)
+    tensors, _ = data.load(digits)
+    with torch.no_grad():
+        predicted = network(tensors["test_images"]).argmax(1)
+    share = (predicted == tensors["test_labels"]).float().mean().item()
+    assert card["held_out_accuracy"] == pytest.approx(share)
+    assert card["held_out_count"] == 359
+    assert share > 0.8
+
+
+def test_extracted_statistics_belong_to_clipped_images(tmp_path, classifier_folder):
+    from consistency.metrics import classifier
+    from consistency.storage import load_tensors, save_tensors
+
+    images = 3 * torch.randn(50, 1, 8, 8)
+    save_tensors(tmp_path / "s.safetensors", {"steps_1": images, "steps_2": images / 2, "from_900": images + 1})
+    network, _ = classifier.load(classifier_folder)
+    classifier.extract(tmp_path / "f.safetensors", network, tmp_path / "s.safetensors", ["samples", "steps_"], 16)
+    found, _ = load_tensors(tmp_path / "f.safetensors")
+    assert {name.split(".")[0] for name in found} == {"steps_1", "steps_2"}
+    with torch.no_grad():
+        expected = network.features(images.clamp(-1, 1))
+    torch.testing.assert_close(found["steps_1.features"], expected, rtol=1e-4, atol=1e-5)
+    covariance = np.cov(expected.double().numpy().T)
+    np.testing.assert_allclose(found["steps_1.covariance"].numpy(), covariance, atol=1e-6)
+
+
+def test_few_step_times_lie_on_the_grid():
+    from consistency.sampling import few_step_times, start_indices
+    from consistency.schedules import VPSchedule
+
+    assert few_step_times(VPSchedule().grid(10), 1) == [1000]
+    assert few_step_times(VPSchedule().grid(10), 4) == [1000, 800, 500, 300]
+    assert few_step_times(VPSchedule().grid(50), 2) == [1000, 500]
+    assert start_indices(50, 10) == list(range(0, 50, 5))
+    assert start_indices(5, 10) == [0, 1, 2, 3, 4]
+
+
+def test_few_step_sampling_of_an_exact_student_stays_exact(tmp_path):
+    """For point-mass data f is constant: every number of steps gives the point, batch by batch."""
+    from consistency.sampling import few_step
+    from consistency.schedules import VPSchedule
+
+    class Exact:
+        schedule = VPSchedule()
+
+        def __call__(self, x, s, cond):
+            self.seen = x
+            return torch.full_like(x, 0.7)
+
+    student, noise = Exact(), torch.randn(6, 1, 2, 2)
+    assert torch.equal(few_step(student, noise, None, [1000, 500, 100], 0), torch.full_like(noise, 0.7))
+    seen = student.seen
+    few_step(student, noise[4:], None, [1000, 500, 100], 0, first=4)
+    assert torch.equal(student.seen, seen[4:])  # re-noising belongs to the sample, not to the batch
+    sigma = VPSchedule().sigma[100].item()
+    assert (seen - VPSchedule().alpha[100].item() * 0.7).std().item() == pytest.approx(sigma, rel=0.5)
+
+
+def test_noise_file_of_another_length_or_shape(tmp_path):
+    from consistency.errors import MismatchError, StorageError
+    from consistency.sampling import load_noise
+    from consistency.storage import save_tensors
+
+    path = tmp_path / "noise.safetensors"
+    with pytest.raises(StorageError, match="no such file"):
+        load_noise(path, (1, 8, 8), 10)
+    save_tensors(path, {"noise": torch.randn(9, 1, 8, 8), "labels": torch.zeros(9, dtype=torch.int64)})
+    with pytest.raises(MismatchError, match=r"9 noises.*evaluation.count is 10"):
+        load_noise(path, (1, 8, 8), 10)
+    with pytest.raises(MismatchError, match=r"shape \(1, 8, 8\); samples have \(3, 8, 8\)"):
+        load_noise(path, (3, 8, 8), 9)
+
+
+def test_collected_rows_have_the_contracts_columns(tmp_path):
+    from consistency.metrics.measure import COLUMNS, collect
+
+    row = {"metric": "m", "extractor": "e", "reference": "r", "sampling_steps": 1, "n_samples": 5, "value": 0.1}
+    run = {"run": "a-s0", "method": "a", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0}
+    (tmp_path / "a.json").write_text(json.dumps({"run": run, "rows": [row]}))
+    (tmp_path / "b.json").write_text(json.dumps({"run": {"run": "data", "method": "data"}, "rows": [row]}))
+    collect(tmp_path / "metrics.csv", "x", [tmp_path / "a.json", tmp_path / "b.json"])
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert lines[0].split(",") == COLUMNS
+    assert lines[1] == "x,a-s0,a,ddim,10,1.0,0,1,m,e,r,5,0.1"
+    assert lines[2] == "x,data,data,,,,,1,m,e,r,5,0.1"

@@ -1,0 +1,245 @@
+"""The one loop: exact resume, kill −9, EMA, rates, and losses that are not finite."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from consistency import distances, objectives, training
+from consistency.errors import ConfigError, TrainingError
+from consistency.noise import normal
+
+SETTINGS = {"steps": 40, "batch_size": 8, "learning_rate": 1e-2, "log_every": 5, "checkpoint_every": 10}
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(0.2), torch.nn.Linear(16, 4))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def batch_at(step):
+    x = normal(0, "noise", range(step * 8, step * 8 + 8), (4,))
+    return {"x": x, "y": x.flip(1)}
+
+
+def objective(model, batch):
+    return model(batch["x"]), batch["y"]
+
+
+def fit(side, stop_after=None, fingerprint=None, **changes):
+    torch.manual_seed(0)
+    model = Net()
+    settings = training.Settings(**{**SETTINGS, **changes})
+
+    def batches(step):
+        if step == stop_after:
+            raise KeyboardInterrupt
+        return batch_at(step)
+
+    records = training.train(model, objective, distances.mse, batches, settings, 7, side, fingerprint or {"a": 1})
+    return {k: v.clone() for k, v in model.state_dict().items()}, records
+
+
+def same(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_resume_equals_uninterrupted(tmp_path, ema_decay):
+    whole, records = fit(tmp_path / "whole", ema_decay=ema_decay)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "side", stop_after=27, ema_decay=ema_decay)
+    resumed, again = fit(tmp_path / "side", ema_decay=ema_decay)
+    assert same(whole, resumed)
+    assert [r["step"] for r in again] == [r["step"] for r in records] == list(range(5, 41, 5))
+    assert [r["loss"] for r in again] == [r["loss"] for r in records]
+    lines = [json.loads(line) for line in (tmp_path / "side" / "stats.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(5, 41, 5))
+    assert set(lines[0]) == {"step", "loss", "grad_norm", "lr", "samples_per_s"}
+
+
+def test_training_learns_and_is_deterministic(tmp_path):
+    a, records = fit(tmp_path / "a", steps=200)
+    b, _ = fit(tmp_path / "b", steps=200)
+    assert same(a, b)
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+
+
+def test_a_checkpoint_of_other_settings_is_not_resumed(tmp_path, caplog):
+    whole, _ = fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "side", stop_after=27, fingerprint={"a": 2})
+    fresh, _ = fit(tmp_path / "side")
+    assert same(whole, fresh)
+    assert "checkpoint of other settings" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_not_resumed(tmp_path, caplog):
+    whole, _ = fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "side", stop_after=27)
+    checkpoint = tmp_path / "side" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    fresh, _ = fit(tmp_path / "side")
+    assert same(whole, fresh)
+    assert "damaged checkpoint" in caplog.text
+
+
+KILLED = """
+import sys
+from consistency import fitting
+fitting.fit_student(
+    sys.argv[1] + "/model", sys.argv[1] + "/stats.jsonl", sys.argv[1] + "/side", sys.argv[2], sys.argv[3],
+    {"run": "killed", "seed": 3}, "consistency_distillation", {"kind": "mse"}, "full", None, {"steps": 1000}, -1,
+    {"steps": 1500, "batch_size": 16, "learning_rate": 1e-3, "checkpoint_every": 20, "ema_decay": 0.95},
+)
+"""
+
+
+def test_kill_9_in_the_middle_then_resume_is_bit_identical(tmp_path, digits, teacher, teacher_folder):
+    from consistency import data, models, targets
+
+    tensors, _ = data.load(digits)
+    shard, manifest = tmp_path / "shard-0.safetensors", tmp_path / "manifest.json"
+    pool = tensors["train_images"], tensors["train_labels"]
+    targets.solve_shard(shard, teacher, *pool, range(256), "paper", "ddim", 10, 1.0, 0, 256)
+    chosen = {"mode": "paper", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0, "count": 256}
+    targets.gather(manifest, [shard], chosen, models.weights_sha256(teacher_folder))
+    environment = {**os.environ, "PYTHONPATH": "workflow", "OMP_NUM_THREADS": "1"}
+
+    def start(folder):
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-c", KILLED, str(folder), str(teacher_folder), str(manifest)]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait() == 0
+    process = start(tmp_path / "cut")
+    stats = tmp_path / "cut" / "side" / "stats.jsonl"
+    while process.poll() is None and not (stats.is_file() and stats.read_text().count("\n") >= 5):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (tmp_path / "cut" / "model").exists()
+    assert (tmp_path / "cut" / "side" / "checkpoint.pt").is_file()
+    assert start(tmp_path / "cut").wait() == 0
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
+    assert not (tmp_path / "cut" / "side").exists()
+
+
+@pytest.mark.parametrize("where", ["x", "y", "weight", "rate"])
+def test_a_loss_that_is_not_finite_stops_with_step_and_cause(tmp_path, where):
+    model = Net()
+
+    def poisoned(step):
+        batch = batch_at(step)
+        if step == 12 and where in "xy":
+            batch[where][3, 1] = float("nan")
+        if step == 12 and where == "weight":
+            with torch.no_grad():
+                model.layers[2].weight[0, 0] = float("inf")
+        return batch
+
+    settings = training.Settings(**{**SETTINGS, "learning_rate": 1e30 if where == "rate" else 1e-2})
+    with pytest.raises(TrainingError) as caught:
+        training.train(model, objective, distances.mse, poisoned, settings, 7, tmp_path, {})
+    message = str(caught.value)
+    expected = {"x": "input 'x'", "y": "input 'y'", "weight": "weight 'layers.2.weight'", "rate": "lower learning_rate"}
+    assert expected[where] in message
+    if where in "xy":
+        assert "at step 12" in message
+        assert "[3]" in message
+    assert "\n" not in message
+
+
+def test_ema_is_the_average_of_the_weights(tmp_path):
+    seen = []
+
+    def watch(model, batch):
+        seen.append(model.layers[0].weight.detach().clone())
+        return objective(model, batch)
+
+    torch.manual_seed(0)
+    model = Net()
+    settings = training.Settings(**{**SETTINGS, "steps": 10, "ema_decay": 0.8})
+    training.train(model, watch, distances.mse, batch_at, settings, 7, tmp_path / "a", {})
+    plain, _ = fit(tmp_path / "b", steps=10)
+    average = seen[0]
+    for weight in [*seen[1:], plain["layers.0.weight"]]:
+        average = 0.8 * average + 0.2 * weight
+    torch.testing.assert_close(model.layers[0].weight.detach(), average)
+
+
+def test_learning_rate():
+    settings = training.Settings(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=10, decay_share=0.5)
+    rates = [settings.rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:51] == [1.0] * 42
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.02)
+
+
+def test_gradients_are_clipped(tmp_path):
+    model = Net()
+    settings = training.Settings(**{**SETTINGS, "steps": 1, "clip_norm": 1e-3})
+    norms = []
+    original = torch.optim.AdamW.step
+
+    def step(self, *args, **kwargs):
+        norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
+        return original(self, *args, **kwargs)
+
+    torch.optim.AdamW.step = step
+    try:
+        training.train(model, objective, distances.mse, batch_at, settings, 7, tmp_path, {})
+    finally:
+        torch.optim.AdamW.step = original
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_cuda_where_there_is_none():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    assert training.pick_device("auto").type == "cpu"
+    with pytest.raises(ConfigError, match="cuda was asked for"):
+        training.pick_device("cuda")
+
+
+def test_objectives_are_what_the_paper_says():
+    """CM's target is f at the next time, without gradient; Direct CM's is the ODE's end."""
+    scale = torch.tensor(2.0, requires_grad=True)
+
+    def student(x, s, cond):
+        return scale * x + s[:, None]
+
+    batch = {
+        "x_s": torch.ones(3, 2),
+        "s": torch.tensor([5, 6, 7]),
+        "x_n": torch.full((3, 2), 3.0),
+        "n": torch.tensor([4, 5, 6]),
+        "x_0": torch.full((3, 2), -1.0),
+        "cond": torch.zeros(3, dtype=torch.int64),
+    }
+    prediction, target = objectives.consistency_distillation(student, batch)
+    assert prediction[0].tolist() == [7.0, 7.0]
+    assert prediction.requires_grad
+    assert target[0].tolist() == [10.0, 10.0]
+    assert not target.requires_grad
+    prediction, target = objectives.direct(student, batch)
+    assert prediction[2].tolist() == [9.0, 9.0]
+    assert torch.equal(target, batch["x_0"])
+
+
+def test_distances():
+    a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    assert distances.mse(a, b).item() == pytest.approx(4.5)
+    expected = ((9 + 0.01) ** 0.5 + 0.1) / 2 - 0.1
+    assert distances.pseudo_huber(a, b, c=0.1).item() == pytest.approx(expected)

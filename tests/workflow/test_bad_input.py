@@ -1,0 +1,77 @@
+"""What a user sees on the terminal when something is wrong before a job starts."""
+
+import pytest
+from workflow_conftest import ROOT, Project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("bad"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys", "expected"),
+    [
+        ({"student": {"training": {"stesp": 3}}}, {}, "digits: student.training.stesp: unknown key"),
+        ({"runs": [{"n_steps": 7}]}, {}, "digits: runs.0.n_steps: 7 does not divide schedule.steps 1000"),
+        ({"runs": [{"solver": "hune"}]}, {}, "did you mean 'heun'?"),
+        ({"runs": [{"seed": -1}]}, {}, "runs.0.seed.0: -1 is not allowed"),
+        ({}, {"experiments": ["fashoin"]}, "experiments: unknown 'fashoin'"),
+        ({}, {"results": "/proc/results"}, "results: /proc/results cannot be written"),
+    ],
+)
+def test_configuration(project, changes, keys, expected):
+    project.configure(changes, **keys)
+    done = project.snakemake("--dry-run", check=False)
+    assert done.returncode != 0
+    text = done.stdout + done.stderr
+    lines = [line for line in text.splitlines() if expected in line]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+
+
+def test_a_full_disk_in_a_job(tmp_path):
+    import os
+    import subprocess
+
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        message = f"a small file system cannot be mounted here: {mounted.stderr.strip()}"
+        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+    try:
+        other = Project(tmp_path / "project") if (tmp_path / "project").mkdir() is None else None
+        other.configure({"evaluation": {"count": 8000}}, results=str(place))
+        done = other.snakemake(f"{place}/digits/noise.safetensors", check=False)
+        assert done.returncode != 0
+        line = next(line for line in done.stderr.splitlines() if line.startswith("draw_noise: "))
+        assert "noise.safetensors: disk full while writing" in line
+        assert not list((place / "digits").glob("*noise*"))
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_wrong_number_of_cores_or_an_unknown_target_is_snakemakes_own_error(project):
+    project.configure({})
+    done = project.snakemake("--dry-run", "results/figures/nonsense.pdf", check=False)
+    assert done.returncode != 0
+    assert "nonsense" in done.stdout + done.stderr
+
+
+def test_lint_and_format():
+    import subprocess
+    import sys
+
+    binaries = ROOT / ".venv" / "bin"
+    prefix = [sys.executable, "-m"]
+    for command in (
+        [*prefix, "ruff", "check", "."],
+        [*prefix, "ruff", "format", "--check", "."],
+        [*prefix, "snakefmt", "--check", "."],
+        [*prefix, "snakemake", "--lint"],
+    ):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command} ({binaries})\n{done.stdout}{done.stderr}"

@@ -1,0 +1,106 @@
+"""Which jobs run again after which change: the table of the docs, by dry runs on finished results."""
+
+import os
+
+import pytest
+
+RUNS, CONDITIONS = 8, 2  # of the small experiment
+PAPER = {
+    "check_claims": 1,
+    "collect_metrics": 1,
+    "figure_samples": 1,
+    "figure_sampling_steps": 1,
+    "figure_start_times": 1,
+    "figure_tradeoff": 1,
+    "figure_training": 1,
+    "join_tables": 2,
+    "report": 1,
+    "table_claims": 1,
+    "table_main": 1,
+}
+MEASURED = {"sample_student": RUNS, "extract_features": RUNS, "measure_student": RUNS}
+
+
+@pytest.fixture
+def project(finished):
+    """The finished project; its configuration is put back afterwards."""
+    yield finished
+    finished.configure({})
+
+
+def without(jobs, *names):
+    return {name: count for name, count in jobs.items() if name not in names}
+
+
+def test_figure_style(project):
+    code = project.folder / "workflow/consistency/figures/start_times.py"
+    original, stat = code.read_text(encoding="utf-8"), code.stat()
+    try:
+        code.write_text(original.replace("linewidth=1.2", "linewidth=2.0"))
+        assert project.jobs() == {"figure_start_times": 1, "report": 1}
+    finally:
+        code.write_text(original)
+        os.utime(code, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert project.jobs() == {}
+
+
+def test_student_learning_rate(project):
+    project.configure({"student": {"training": {"learning_rate": 1e-3}}})
+    assert project.jobs() == {"train_student": RUNS, **MEASURED, **PAPER}
+
+
+def test_another_seed(project):
+    project.configure({"runs": [{"solver": "ddim", "n_steps": 5, "guidance": [1, 4], "seed": [0, 1, 2]}]})
+    new = RUNS // 2
+    expected = {"train_student": new, "sample_student": new, "extract_features": new, "measure_student": new}
+    # the sample grid shows the first seed, so it stays
+    assert project.jobs() == {**expected, **without(PAPER, "figure_samples")}
+
+
+def test_one_methods_loss(project):
+    project.configure({"methods": {"direct": {"objective": "direct", "loss": {"kind": "pseudo_huber"}}}})
+    half = RUNS // 2
+    expected = {"train_student": half, "sample_student": half, "extract_features": half, "measure_student": half}
+    assert project.jobs() == {**expected, **PAPER}
+
+
+def test_a_new_method_leaves_the_others_alone(project):
+    project.configure({"methods": {"mine": {"objective": "direct"}}})
+    new = RUNS // 2
+    expected = {"train_student": new, "sample_student": new, "extract_features": new, "measure_student": new}
+    assert project.jobs() == {**expected, **PAPER}
+
+
+def test_another_guidance_scale_needs_its_own_targets_only(project):
+    project.configure({"runs": [{"solver": "ddim", "n_steps": 5, "guidance": [1, 4, 9], "seed": [0, 1]}]})
+    jobs = project.jobs()
+    assert (jobs["solve_targets"], jobs["gather_targets"], jobs["teacher_samples"]) == (2, 1, 1)
+    assert jobs["train_student"] == RUNS // 2
+    assert "train_teacher" not in jobs
+
+
+def test_number_of_evaluation_samples(project):
+    project.configure({"evaluation": {"count": 120}})
+    jobs = project.jobs()
+    assert (jobs["draw_noise"], jobs["teacher_samples"], jobs["sample_student"]) == (1, CONDITIONS, RUNS)
+    assert not {"train_teacher", "train_classifier", "solve_targets", "train_student"} & set(jobs)
+
+
+def test_claims(project):
+    project.configure({"claims": ["A1"]})
+    assert project.jobs() == {"check_claims": 1, "join_tables": 1, "table_claims": 1, "report": 1}
+
+
+def test_teacher(project):
+    project.configure({"teacher": {"training": {"steps": 130}}})
+    jobs = project.jobs()
+    assert (jobs["train_teacher"], jobs["solve_targets"], jobs["train_student"]) == (1, 2 * CONDITIONS, RUNS)
+    assert not {"prepare_data", "train_classifier", "draw_noise"} & set(jobs)
+
+
+def test_classifier(project):
+    project.configure({"classifier": {"training": {"steps": 70}}})
+    jobs = project.jobs()
+    assert jobs["train_classifier"] == 1
+    assert jobs["extract_features"] == 1 + CONDITIONS + RUNS
+    assert not {"train_teacher", "solve_targets", "train_student", "sample_student"} & set(jobs)

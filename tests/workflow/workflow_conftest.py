@@ -1,0 +1,73 @@
+"""A copy of the project in which a small experiment has run through the real workflow."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+# Small and quick, with the shape of the real thing: two solvers, two seeds, both methods.
+SMALL = {
+    "network": {"width": 32, "depth": 1},
+    "teacher": {"training": {"steps": 120, "batch_size": 32, "checkpoint_every": 50, "log_every": 20}},
+    "classifier": {"channels": 8, "training": {"steps": 60}},
+    "targets": {"count": 256, "batch_size": 128},
+    "student": {
+        "training": {"steps": 40, "batch_size": 32, "warmup_steps": 5, "checkpoint_every": 20, "log_every": 10}
+    },
+    "evaluation": {"count": 100, "sampling_steps": [1, 2]},
+    "runs": [{"solver": "ddim", "n_steps": 5, "guidance": [1, 4], "seed": [0, 1]}],
+}
+
+
+class Project:
+    """A checkout to play with."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in ("Snakefile", "workflow", "envs"):
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, folder / name)
+        (folder / "profiles").symlink_to("workflow/profiles")
+        self.configure({})
+
+    def configure(self, changes: dict, **keys) -> None:
+        """Write config.yaml: the small experiment with changes laid over it."""
+        from consistency.config import _merge
+
+        settings = {"experiments": ["digits"], "results": "results", "overrides": {"digits": _merge(SMALL, changes)}}
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(settings | keys))
+
+    def snakemake(self, *arguments: str, check: bool = True, cores: str = "2") -> subprocess.CompletedProcess:
+        """Run the real snakemake here."""
+        command = [sys.executable, "-m", "snakemake", "--cores", cores, *arguments]
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=environment)
+        if check and done.returncode:
+            raise AssertionError(done.stdout + done.stderr)
+        return done
+
+    def jobs(self, *arguments: str) -> dict[str, int]:
+        """Rule → number of jobs that a run would start."""
+        done = self.snakemake("--dry-run", *arguments)
+        rows = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
+        return {rule: int(count) for rule, count in rows if rule not in ("total", "all", "paper")}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The small experiment, run once from nothing; tests restore what they change."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    project.first = project.snakemake()
+    return project
