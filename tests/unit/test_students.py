@@ -92,7 +92,8 @@ def test_damaged_teacher(tmp_path, teacher_folder, damage):
 
 def test_unet_trains_through_the_same_interface(tmp_path, digits):
     """diffusers' UNet2DModel as teacher and as student: fit, save, solve, distil a few steps."""
-    from consistency import data, fitting, targets
+    from consistency import data, fitting, storage, targets
+    from consistency import manifest as manifests
     from consistency.settings import Training
     from consistency.teachers import Teacher
 
@@ -112,7 +113,7 @@ def test_unet_trains_through_the_same_interface(tmp_path, digits):
     pool = tensors["train_images"], tensors["train_labels"]
     targets.solve_shard(shard, teacher, *pool, range(64), "paper", "heun", 5, 2.0, 0, 32)
     chosen = {"mode": "paper", "solver": "heun", "n_steps": 5, "guidance": 2.0, "seed": 0, "count": 64}
-    targets.gather(manifest, [shard], chosen, models.weights_sha256(folder))
+    manifests.gather(manifest, [shard], chosen, storage.weights_sha256(folder))
     for parameters in ("full", "lora"):
         fitting.fit_student(
             tmp_path / parameters,

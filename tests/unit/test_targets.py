@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from consistency import data, models, targets
+from consistency import data, storage, targets
+from consistency import manifest as manifests
 from consistency.errors import ConfigError, ConsistencyError, MismatchError, StorageError
 from consistency.noise import draw_noise, normal
 from consistency.schedules import VPSchedule
@@ -24,14 +25,14 @@ def solve(folder, teacher, images, count=96, shards=1, batch=96, mode="paper", s
     paths = [folder / f"shard-{i}.safetensors" for i in range(shards)]
     for i, path in enumerate(paths):
         teacher.calls = 0
-        numbers = targets.shard_range(count, shards, i)
+        numbers = manifests.shard_range(count, shards, i)
         targets.solve_shard(path, teacher, *images, numbers, mode, solver, n_steps, w, 5, batch)
     return paths
 
 
 def manifest(folder, paths, teacher_folder, count=96, mode="paper", solver="ddim", n_steps=10, w=4.0):
     settings = {"mode": mode, "solver": solver, "n_steps": n_steps, "guidance": w, "seed": 5, "count": count}
-    targets.gather(folder / "manifest.json", paths, settings, models.weights_sha256(teacher_folder))
+    manifests.gather(folder / "manifest.json", paths, settings, storage.weights_sha256(teacher_folder))
     return folder / "manifest.json"
 
 
@@ -200,7 +201,7 @@ def test_targets_of_another_teacher(tmp_path, teacher, teacher_folder, images):
 
     paths = solve(tmp_path, teacher, images)
     path = manifest(tmp_path, paths, teacher_folder)
-    text = path.read_text().replace(models.weights_sha256(teacher_folder), "0" * 64)
+    text = path.read_text().replace(storage.weights_sha256(teacher_folder), "0" * 64)
     path.write_text(text)
     with pytest.raises(MismatchError, match="targets of teacher 000000000000"):
         fitting.fit_student(

@@ -105,14 +105,15 @@ fitting.fit_student(
 
 
 def test_kill_9_in_the_middle_then_resume_is_bit_identical(tmp_path, digits, teacher, teacher_folder):
-    from consistency import data, models, targets
+    from consistency import data, storage, targets
+    from consistency import manifest as manifests
 
     tensors, _ = data.load(digits)
     shard, manifest = tmp_path / "shard-0.safetensors", tmp_path / "manifest.json"
     pool = tensors["train_images"], tensors["train_labels"]
     targets.solve_shard(shard, teacher, *pool, range(256), "paper", "ddim", 10, 1.0, 0, 256)
     chosen = {"mode": "paper", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0, "count": 256}
-    targets.gather(manifest, [shard], chosen, models.weights_sha256(teacher_folder))
+    manifests.gather(manifest, [shard], chosen, storage.weights_sha256(teacher_folder))
     environment = {**os.environ, "PYTHONPATH": "workflow", "OMP_NUM_THREADS": "1"}
 
     def start(folder):

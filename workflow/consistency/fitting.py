@@ -16,7 +16,7 @@ from .errors import MismatchError
 from .metrics.classifier import Classifier, accuracy, classify
 from .provenance import environment
 from .schedules import VPSchedule
-from .storage import atomic, sha256
+from .storage import atomic, sha256, weights_sha256
 from .streams import generator
 from .teachers import network_time
 
@@ -72,7 +72,7 @@ def fit_classifier(
     }
     with atomic(folder) as temporary:
         network.save_pretrained(temporary)
-        card["weights_sha256"] = models.weights_sha256(temporary)
+        card["weights_sha256"] = weights_sha256(temporary)
         (temporary / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     training.write_stats(stats, records)
     training.finish(side_folder)
@@ -168,7 +168,7 @@ def fit_student(
     """
     began = time.monotonic()
     noise_schedule, options, seed = VPSchedule(**schedule), training.Settings(**settings), run["seed"]
-    teacher_sha256 = models.weights_sha256(teacher_folder)
+    teacher_sha256 = weights_sha256(teacher_folder)
     reader = targets.TargetReader(manifest, noise_schedule, options.batch_size, seed)
     if reader.manifest["teacher_sha256"] != teacher_sha256:
         raise MismatchError(

@@ -108,6 +108,18 @@ def sha256(path: str | os.PathLike) -> str:
         raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
 
 
+def weights_sha256(folder: str | Path) -> str:
+    """sha256 of the folder's one safetensors file.
+
+    Raises:
+        StorageError: none or several of them.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if len(files) != 1:
+        raise StorageError(f"{folder}: one .safetensors file expected, found {len(files)}")
+    return sha256(files[0])
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` (UTF-8) atomically."""
     with atomic(path) as temporary:

@@ -23,7 +23,7 @@ from .errors import ConfigError, MismatchError
 from .progress import Progress
 from .schedules import VPSchedule
 from .solvers import Eps
-from .storage import load_tensors, read_json, save_tensors, sha256, write_json
+from .storage import load_tensors, read_json, save_tensors
 from .streams import generator
 from .teachers import Teacher
 
@@ -88,11 +88,6 @@ def draw(
     }
 
 
-def shard_range(count: int, shards: int, shard: int) -> range:
-    """The draw numbers of one shard: contiguous, sizes differ by at most one."""
-    return range(count * shard // shards, count * (shard + 1) // shards)
-
-
 @torch.no_grad()
 def solve_shard(
     path: str | Path,
@@ -131,43 +126,6 @@ def solve_shard(
     if not all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point()):
         raise MismatchError(f"{path}: the teacher's ODE solution is not finite; check teacher, solver and n_steps")
     save_tensors(path, tensors, {"first": numbers.start, "count": len(numbers), "teacher_calls": teacher.calls})
-
-
-def gather(path: str | Path, shards: list[Path], settings: dict[str, Any], teacher_sha256: str) -> None:
-    """Check the shards and write the manifest that students read.
-
-    Args:
-        path: the manifest, in the shards' folder.
-        settings: mode, solver, n_steps, guidance, seed, count.
-
-    Raises:
-        StorageError: an unreadable shard.
-        MismatchError: shards that do not cover the draws 0..count − 1 once each.
-    """
-    entries, position, calls = [], 0, 0
-    for shard in shards:
-        tensors, metadata = load_tensors(shard)
-        if metadata["first"] != position:
-            raise MismatchError(
-                f"{shard}: starts at draw {metadata['first']}, expected {position}; delete it and run again"
-            )
-        position += metadata["count"]
-        calls += metadata["teacher_calls"]
-        entries.append({"file": Path(shard).name, "count": metadata["count"], "sha256": sha256(shard)})
-    if position != settings["count"]:
-        raise MismatchError(f"{path}: shards hold {position} draws, the configuration says {settings['count']}")
-    name = "x_0" if settings["mode"] == "paper" else "points"
-    write_json(
-        path,
-        {
-            **settings,
-            "teacher_sha256": teacher_sha256,
-            "teacher_calls": calls,
-            "dtype": str(tensors[name].dtype).removeprefix("torch."),
-            "sample_shape": list(tensors[name].shape[1 if settings["mode"] == "paper" else 2 :]),
-            "shards": entries,
-        },
-    )
 
 
 class TargetReader:

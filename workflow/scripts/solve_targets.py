@@ -2,6 +2,7 @@ from _job import job
 
 with job(snakemake):
     from consistency import data, targets
+    from consistency.manifest import shard_range
     from consistency.schedules import VPSchedule
     from consistency.teachers import Teacher
 
@@ -16,7 +17,7 @@ with job(snakemake):
         teacher,
         images,
         labels,
-        targets.shard_range(options["count"], options["shards"], int(snakemake.wildcards.shard)),
+        shard_range(options["count"], options["shards"], int(snakemake.wildcards.shard)),
         snakemake.wildcards.mode,
         **params.condition,
         seed=options["seed"],

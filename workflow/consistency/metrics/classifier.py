@@ -14,9 +14,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
 
-from .. import models
 from ..errors import StorageError
-from ..storage import load_tensors, read_json, save_tensors
+from ..storage import load_tensors, read_json, save_tensors, weights_sha256
 
 
 class Classifier(nn.Module, PyTorchModelHubMixin):
@@ -65,7 +64,7 @@ def load(folder: str | Path) -> tuple[Classifier, dict]:
     Raises:
         StorageError: missing or damaged files.
     """
-    models.weights_sha256(folder)
+    weights_sha256(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
             network = Classifier.from_pretrained(folder)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import MismatchError, StorageError
-from ..storage import atomic, read_json, sha256
+from ..storage import atomic, read_json, weights_sha256
 
 
 def build(
@@ -52,18 +52,6 @@ def save(network: nn.Module, folder: str | Path) -> None:
     """Write the network as a `save_pretrained` folder, atomically (the folder is replaced whole)."""
     with atomic(folder) as temporary:
         network.save_pretrained(temporary)
-
-
-def weights_sha256(folder: str | Path) -> str:
-    """sha256 of the folder's one safetensors file.
-
-    Raises:
-        StorageError: none or several of them.
-    """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if len(files) != 1:
-        raise StorageError(f"{folder}: one .safetensors file expected, found {len(files)}")
-    return sha256(files[0])
 
 
 def load(folder: str | Path, sample_shape: tuple[int, ...] | None = None, classes: int | None = None) -> nn.Module:

@@ -1,0 +1,1 @@
+from workflow_conftest import finished  # noqa: F401

@@ -1,0 +1,51 @@
+"""Shards of targets and the manifest that ties them together. No torch: gathering is a light job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .errors import MismatchError
+from .storage import load_tensors, sha256, write_json
+
+
+def shard_range(count: int, shards: int, shard: int) -> range:
+    """The draw numbers of one shard: contiguous, sizes differ by at most one."""
+    return range(count * shard // shards, count * (shard + 1) // shards)
+
+
+def gather(path: str | Path, shards: list[Path], settings: dict[str, Any], teacher_sha256: str) -> None:
+    """Check the shards and write the manifest that students read.
+
+    Args:
+        path: the manifest, in the shards' folder.
+        settings: mode, solver, n_steps, guidance, seed, count.
+
+    Raises:
+        StorageError: an unreadable shard.
+        MismatchError: shards that do not cover the draws 0..count − 1 once each.
+    """
+    entries, position, calls = [], 0, 0
+    for shard in shards:
+        tensors, metadata = load_tensors(shard, framework="np")
+        if metadata["first"] != position:
+            raise MismatchError(
+                f"{shard}: starts at draw {metadata['first']}, expected {position}; delete it and run again"
+            )
+        position += metadata["count"]
+        calls += metadata["teacher_calls"]
+        entries.append({"file": Path(shard).name, "count": metadata["count"], "sha256": sha256(shard)})
+    if position != settings["count"]:
+        raise MismatchError(f"{path}: shards hold {position} draws, the configuration says {settings['count']}")
+    name = "x_0" if settings["mode"] == "paper" else "points"
+    write_json(
+        path,
+        {
+            **settings,
+            "teacher_sha256": teacher_sha256,
+            "teacher_calls": calls,
+            "dtype": str(tensors[name].dtype),
+            "sample_shape": list(tensors[name].shape[1 if settings["mode"] == "paper" else 2 :]),
+            "shards": entries,
+        },
+    )
