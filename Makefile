@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 CORES ?= all
+# Modules are compiled on first import (see below), which this variable would forbid.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from-requirements.lock

@@ -1,7 +1,6 @@
 """Noise and targets: independent of batching, equal to the online solve, checked when read."""
 
 import json
-import resource
 import subprocess
 import sys
 
@@ -222,7 +221,7 @@ def test_targets_of_another_teacher(tmp_path, teacher, teacher_folder, images):
 
 
 def test_readers_memory_does_not_grow_with_the_number_of_targets(tmp_path):
-    """Ten times the shards, the same peak: one is open at a time, and its pages are mapped."""
+    """Four times the shards, the same peak: one is open at a time, and its pages are mapped."""
     from consistency.storage import save_tensors, sha256, write_json
 
     def build(folder, shards):
@@ -244,11 +243,10 @@ def test_readers_memory_does_not_grow_with_the_number_of_targets(tmp_path):
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     peaks = []
-    for shards in (1, 10):
+    for shards in (3, 12):
         (tmp_path / str(shards)).mkdir()
         path = build(tmp_path / str(shards), shards)
         command = [sys.executable, "-c", code, str(path), str(156 * shards)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": "workflow"})
         peaks.append(int(done.stdout) / 1024)
-    assert resource.getpagesize() > 0
-    assert peaks[1] - peaks[0] < 30, f"peak memory in MB: {peaks}; ten shards are 154 MB"
+    assert peaks[1] - peaks[0] < 15, f"peak memory in MB: {peaks}; nine more shards are 138 MB"

@@ -18,7 +18,7 @@ PAPER = {
     "table_claims": 1,
     "table_main": 1,
 }
-MEASURED = {"sample_student": RUNS, "extract_features": RUNS, "measure_student": RUNS}
+MEASURED = {"sample_student": RUNS, "measure_student": RUNS}
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_student_learning_rate(project):
 def test_another_seed(project):
     project.configure({"runs": [{"solver": "ddim", "n_steps": 5, "guidance": [1, 4], "seed": [0, 1, 2]}]})
     new = RUNS // 2
-    expected = {"train_student": new, "sample_student": new, "extract_features": new, "measure_student": new}
+    expected = {"train_student": new, "sample_student": new, "measure_student": new}
     # the sample grid shows the first seed, so it stays
     assert project.jobs() == {**expected, **without(PAPER, "figure_samples")}
 
@@ -60,14 +60,14 @@ def test_another_seed(project):
 def test_one_methods_loss(project):
     project.configure({"methods": {"direct": {"objective": "direct", "loss": {"kind": "pseudo_huber"}}}})
     half = RUNS // 2
-    expected = {"train_student": half, "sample_student": half, "extract_features": half, "measure_student": half}
+    expected = {"train_student": half, "sample_student": half, "measure_student": half}
     assert project.jobs() == {**expected, **PAPER}
 
 
 def test_a_new_method_leaves_the_others_alone(project):
     project.configure({"methods": {"mine": {"objective": "direct"}}})
     new = RUNS // 2
-    expected = {"train_student": new, "sample_student": new, "extract_features": new, "measure_student": new}
+    expected = {"train_student": new, "sample_student": new, "measure_student": new}
     assert project.jobs() == {**expected, **PAPER}
 
 
@@ -102,5 +102,5 @@ def test_classifier(project):
     project.configure({"classifier": {"training": {"steps": 70}}})
     jobs = project.jobs()
     assert jobs["train_classifier"] == 1
-    assert jobs["extract_features"] == 1 + CONDITIONS + RUNS
+    assert (jobs["measure_data"], jobs["measure_teacher"], jobs["measure_student"]) == (1, CONDITIONS, RUNS)
     assert not {"train_teacher", "solve_targets", "train_student", "sample_student"} & set(jobs)

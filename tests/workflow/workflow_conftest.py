@@ -19,7 +19,7 @@ SMALL = {
     "network": {"width": 32, "depth": 1},
     "teacher": {"training": {"steps": 120, "batch_size": 32, "checkpoint_every": 50, "log_every": 20}},
     "classifier": {"channels": 8, "training": {"steps": 60}},
-    "targets": {"count": 256, "batch_size": 128},
+    "targets": {"count": 256, "batch_size": 128, "shards": 2},
     "student": {
         "training": {"steps": 40, "batch_size": 32, "warmup_steps": 5, "checkpoint_every": 20, "log_every": 10}
     },

@@ -186,6 +186,7 @@ class TargetReader:
         if self._open is None or self._open[0] != shard:
             entry = self.manifest["shards"][shard]
             expected = None if shard in self._verified else entry["sha256"]
+            self._open = None  # unmapped before the next one is mapped
             self._open = shard, load_tensors(self.folder / entry["file"], expected_sha256=expected)[0]
             self._verified.add(shard)
         return self._open[1]

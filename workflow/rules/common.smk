@@ -78,3 +78,30 @@ def paper_outputs(wildcards):
         outputs += [f"{RESULTS}/tables/{experiment}-main.{kind}" for kind in ("csv", "md", "tex", "html")]
         outputs += [f"{RESULTS}/figures/{experiment}-{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")]
     return outputs
+
+
+def targets_of(wildcards):
+    """The manifest and the shards that a run learns from."""
+    run, experiment = run_of(wildcards), wildcards.experiment
+    folder = f"{RESULTS}/{experiment}/targets/{run.targets}-{run.condition}"
+    shards = range(preset(wildcards).targets.shards)
+    return {
+        "manifest": f"{folder}/manifest.json",
+        "shards": [f"{folder}/shard-{shard}.safetensors" for shard in shards],
+    }
+
+
+def group_rows(experiment):
+    """Run, method, seed and condition of every run: what claims and figures group by."""
+    columns = ("run", "method", "seed", "group", "solver", "n_steps", "guidance", "targets", "parameters")
+    return [{key: getattr(run, key) for key in columns} for run in RUNS[experiment].values()]
+
+
+def pictured(experiment):
+    """The runs shown in the sample grid: the first seed of each method, under the first condition
+    of each guidance scale."""
+    chosen = {}
+    for run in RUNS[experiment].values():
+        chosen.setdefault((run.guidance, run.method), run)
+    conditions = {run.guidance: run.group for run in reversed(chosen.values())}
+    return [run for run in chosen.values() if conditions[run.guidance] == run.group]

@@ -1,46 +1,21 @@
-# Features → statistics → rows; then all rows in one table.
-
-
-def images_of(wildcards):
-    """The file that holds a source's images: the data, or samples of teacher or student."""
-    folder = f"{RESULTS}/{wildcards.experiment}"
-    return (
-        f"{folder}/data.safetensors"
-        if wildcards.source == "data"
-        else f"{folder}/samples/{wildcards.source}.safetensors"
-    )
-
-
-rule extract_features:
-    input:
-        images=images_of,
-        classifier=f"{RESULTS}/{{experiment}}/classifier",
-    output:
-        f"{RESULTS}/{{experiment}}/features/{{source}}.safetensors",
-    log:
-        f"{RESULTS}/logs/{{experiment}}/extract_features-{{source}}.log",
-    conda:
-        "../../envs/train.yaml"
-    threads: 1
-    params:
-        batch_size=lambda w: preset(w).evaluation.batch_size,
-    script:
-        "../scripts/extract_features.py"
+# Features → statistics → rows, one job a source; then all rows in one table.
 
 
 rule measure_data:
     input:
-        data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
+        images=f"{RESULTS}/{{experiment}}/data.safetensors",
         classifier=f"{RESULTS}/{{experiment}}/classifier",
     output:
-        f"{RESULTS}/{{experiment}}/metrics/data.json",
+        features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
+        metrics=f"{RESULTS}/{{experiment}}/metrics/data.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_data.log",
     conda:
-        "../../envs/measure.yaml"
+        "../../envs/train.yaml"
     params:
         run=lambda w: {"run": "data", "method": "data"},
         neighbours=lambda w: preset(w).evaluation.neighbours,
+        batch_size=lambda w: preset(w).evaluation.batch_size,
         settings=lambda w: {"data": dump(preset(w).data)},
     script:
         "../scripts/measure_data.py"
@@ -48,19 +23,21 @@ rule measure_data:
 
 rule measure_teacher:
     input:
-        features=f"{RESULTS}/{{experiment}}/features/teacher-{{condition}}.safetensors",
+        samples=f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         classifier=f"{RESULTS}/{{experiment}}/classifier",
     output:
-        f"{RESULTS}/{{experiment}}/metrics/teacher-{{condition}}.json",
+        features=f"{RESULTS}/{{experiment}}/features/teacher-{{condition}}.safetensors",
+        metrics=f"{RESULTS}/{{experiment}}/metrics/teacher-{{condition}}.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_teacher-{{condition}}.log",
     conda:
-        "../../envs/measure.yaml"
+        "../../envs/train.yaml"
     params:
         run=lambda w: {"run": f"teacher-{w.condition}", "method": "teacher", **condition_of(w)},
         neighbours=lambda w: preset(w).evaluation.neighbours,
+        batch_size=lambda w: preset(w).evaluation.batch_size,
         settings=lambda w: {"evaluation": dump(preset(w).evaluation), "schedule": dump(preset(w).schedule)},
     script:
         "../scripts/measure_teacher.py"
@@ -70,21 +47,22 @@ rule measure_student:
     input:
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
         samples=f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
-        features=f"{RESULTS}/{{experiment}}/features/{{run}}.safetensors",
         teacher_samples=lambda w: f"{RESULTS}/{w.experiment}/samples/teacher-{run_of(w).condition}.safetensors",
         teacher_features=lambda w: f"{RESULTS}/{w.experiment}/features/teacher-{run_of(w).condition}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         classifier=f"{RESULTS}/{{experiment}}/classifier",
     output:
-        f"{RESULTS}/{{experiment}}/metrics/{{run}}.json",
+        features=f"{RESULTS}/{{experiment}}/features/{{run}}.safetensors",
+        metrics=f"{RESULTS}/{{experiment}}/metrics/{{run}}.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_student-{{run}}.log",
     conda:
-        "../../envs/measure.yaml"
+        "../../envs/train.yaml"
     params:
         run=lambda w: row_of(run_of(w)),
         neighbours=lambda w: preset(w).evaluation.neighbours,
+        batch_size=lambda w: preset(w).evaluation.batch_size,
         settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
     script:
         "../scripts/measure_student.py"
@@ -98,7 +76,7 @@ rule collect_metrics:
     log:
         f"{RESULTS}/logs/{{experiment}}/collect_metrics.log",
     conda:
-        "../../envs/measure.yaml"
+        "../../envs/paper.yaml"
     params:
         experiment=lambda w: w.experiment,
     script:

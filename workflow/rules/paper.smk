@@ -1,22 +1,6 @@
 # Claims, figures, tables, report.
 
 
-def group_rows(experiment):
-    """Run, method, seed and condition of every run: what claims and figures group by."""
-    columns = ("run", "method", "seed", "group", "solver", "n_steps", "guidance", "targets", "parameters")
-    return [{key: getattr(run, key) for key in columns} for run in RUNS[experiment].values()]
-
-
-def pictured(experiment):
-    """The runs shown in the sample grid: the first seed of each method, under the first condition
-    of each guidance scale."""
-    chosen = {}
-    for run in RUNS[experiment].values():
-        chosen.setdefault((run.guidance, run.method), run)
-    conditions = {run.guidance: run.group for run in reversed(chosen.values())}
-    return [run for run in chosen.values() if conditions[run.guidance] == run.group]
-
-
 rule check_claims:
     input:
         f"{RESULTS}/{{experiment}}/metrics.csv",

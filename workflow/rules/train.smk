@@ -1,17 +1,6 @@
 # Students: one job a row of the table of runs.
 
 
-def targets_of(wildcards):
-    """The manifest and the shards that a run learns from."""
-    run, experiment = run_of(wildcards), wildcards.experiment
-    folder = f"{RESULTS}/{experiment}/targets/{run.targets}-{run.condition}"
-    shards = range(preset(wildcards).targets.shards)
-    return {
-        "manifest": f"{folder}/manifest.json",
-        "shards": [f"{folder}/shard-{shard}.safetensors" for shard in shards],
-    }
-
-
 rule train_student:
     input:
         unpack(targets_of),

@@ -1,10 +1,9 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.metrics.measure import measure_data
+    from consistency.metrics import classifier, measure
 
-    card = f"{snakemake.input.classifier}/card.json"
-    params = snakemake.params
-    measure_data(
-        snakemake.output[0], params.run, snakemake.input.data_features, card, params.neighbours, params.settings
-    )
+    given, made, params = snakemake.input, snakemake.output, snakemake.params
+    network, card = classifier.load(given.classifier)
+    classifier.extract(made.features, network, given.images, ["train_images"], params.batch_size)
+    measure.measure_data(made.metrics, params.run, made.features, card, params.neighbours, params.settings)

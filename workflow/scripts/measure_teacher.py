@@ -1,16 +1,18 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.metrics.measure import measure_teacher
+    from consistency.metrics import classifier, measure
 
-    given, params = snakemake.input, snakemake.params
-    measure_teacher(
-        snakemake.output[0],
+    given, made, params = snakemake.input, snakemake.output, snakemake.params
+    network, card = classifier.load(given.classifier)
+    classifier.extract(made.features, network, given.samples, ["samples"], params.batch_size)
+    measure.measure_teacher(
+        made.metrics,
         params.run,
-        given.features,
+        made.features,
         given.data_features,
         given.noise,
-        f"{given.classifier}/card.json",
+        card,
         params.neighbours,
         params.settings,
     )

@@ -71,7 +71,7 @@ def measure_student(
     teacher_features: str | Path,
     data_features: str | Path,
     noise: str | Path,
-    card: str | Path,
+    card: dict[str, Any],
     neighbours: int,
     settings: dict[str, Any],
 ) -> None:
@@ -88,7 +88,7 @@ def measure_student(
         "data": _feature_set(_arrays(data_features), "train_images", neighbours),
     }
     labels = _arrays(noise)["labels"]
-    extractor = read_json(card)["name"]
+    extractor = card["name"]
     rows: list[Row] = []
     for name in sorted((n for n in ours if n.startswith("steps_")), key=lambda n: int(n[6:])):
         steps, count = int(name[6:]), len(ours[name])
@@ -122,7 +122,7 @@ def measure_teacher(
     features: str | Path,
     data_features: str | Path,
     noise: str | Path,
-    card: str | Path,
+    card: dict[str, Any],
     neighbours: int,
     settings: dict[str, Any],
 ) -> None:
@@ -131,7 +131,7 @@ def measure_teacher(
     extracted = _arrays(features)
     generated = _feature_set(extracted, "samples", neighbours)
     reference = _feature_set(_arrays(data_features), "train_images", neighbours)
-    extractor, labels = read_json(card)["name"], _arrays(noise)["labels"]
+    extractor, labels = card["name"], _arrays(noise)["labels"]
 
     def row(metric: str, value: float, n: int, reference: str = "data") -> Row:
         return _row(metric, value, n, extractor, reference, run["n_steps"])
@@ -146,7 +146,7 @@ def measure_data(
     path: str | Path,
     run: Row,
     data_features: str | Path,
-    card: str | Path,
+    card: dict[str, Any],
     neighbours: int,
     settings: dict[str, Any],
     splits: int = 5,
@@ -155,15 +155,14 @@ def measure_data(
     `splits` splits), and the classifier's held-out accuracy."""
     began = time.monotonic()
     features = _arrays(data_features)["train_images.features"].astype(np.float64)
-    facts = read_json(card)
     found = []
     for split in range(splits):
         order = generator(0, "halves", split).permutation(len(features))
         a, b = (FeatureSet(features[half]) for half in np.array_split(order, 2))
         found.append(frechet_distance(a, b))
     rows = [
-        _row("frechet_distance", float(np.mean(found)), len(features) // 2, facts["name"], "other half of the data"),
-        _row("held_out_accuracy", facts["held_out_accuracy"], facts["held_out_count"], facts["name"], "labels"),
+        _row("frechet_distance", float(np.mean(found)), len(features) // 2, card["name"], "other half of the data"),
+        _row("held_out_accuracy", card["held_out_accuracy"], card["held_out_count"], card["name"], "labels"),
     ]
     _write(path, run, rows, {"data_features": data_features}, card, neighbours, settings, began)
 
@@ -173,16 +172,15 @@ def _write(
     run: Row,
     rows: list[Row],
     files: dict[str, str | Path],
-    card: str | Path,
+    card: dict[str, Any],
     neighbours: int,
     settings: dict[str, Any],
     began: float,
 ) -> None:
-    facts = read_json(card)
     protocol = {
         "files_sha256": {name: sha256(file) for name, file in files.items()},
-        "extractor": facts["name"],
-        "extractor_sha256": facts["weights_sha256"],
+        "extractor": card["name"],
+        "extractor_sha256": card["weights_sha256"],
         "images": _CLIP,
         "precision_recall_neighbours": neighbours,
     }
