@@ -1,26 +1,15 @@
-"""Shared fixtures: a tiny teacher and data set, made once; what to do where a tool is missing."""
+"""Shared fixtures, made once: data, a tiny teacher, a small experiment run through the real workflow."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from pathlib import Path
+import subprocess
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[1]
-
-
-def require(tool: str) -> str:
-    """The tool's path; without it the test is skipped, in CI it fails."""
-    path = shutil.which(tool)
-    if path is None:
-        message = f"{tool} is not installed"
-        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
-    return path
+from helpers import Project, missing
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -60,3 +49,24 @@ def teacher(teacher_folder):
     from consistency.teachers import Teacher
 
     return Teacher.load(teacher_folder, VPSchedule())
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The small experiment, run once from nothing; tests restore what they change."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    project.first = project.snakemake()
+    return project
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        missing(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)

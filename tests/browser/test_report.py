@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import require
+from helpers import require
 
 # Flags that keep a headless Chromium from calling home.
 FLAGS = [

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from consistency.claims import COLUMNS as CLAIM_COLUMNS
 from consistency.metrics.measure import COLUMNS
-from workflow_conftest import Project
+from helpers import Project
 
 
 def rows(path):

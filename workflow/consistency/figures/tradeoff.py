@@ -31,7 +31,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
     for row, (reference, phrase) in enumerate(references.items()):
         for column, scale in enumerate(scales):
             axes = panels[row, column]
-            for group in (g for g, run in by_group.items() if run["guidance"] == scale):
+            for number, group in enumerate(g for g, run in by_group.items() if run["guidance"] == scale):
                 line = []
                 for method, look in looks.items():
                     chosen = summary[(summary.group == group) & (summary.method == method)]
@@ -55,7 +55,12 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
                 if labelled:
                     name = condition_label(group).replace(f", w = {scale:g}", "")
                     axes.annotate(
-                        name, max(line), xytext=(4, 5), textcoords="offset points", fontsize="x-small", color="0.3"
+                        name,
+                        max(line),
+                        xytext=(4, -10 if number % 2 else 5),
+                        textcoords="offset points",
+                        fontsize="x-small",
+                        color="0.3",
                     )
             axes.margins(0.25)
             axes.set_ylim(bottom=0)

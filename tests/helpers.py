@@ -1,4 +1,4 @@
-"""A copy of the project in which a small experiment has run through the real workflow."""
+"""What several test modules share: required tools, and a copy of the project to play with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
+
+
+def missing(message: str) -> None:
+    """Skip the test for the reason given; in CI, where everything is installed, fail it."""
+    pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+
+
+def require(tool: str) -> str:
+    """The tool's path; without it the test is skipped, in CI it fails."""
+    path = shutil.which(tool)
+    if path is None:
+        missing(f"{tool} is not installed")
+    return path
+
 
 # Small and quick, with the shape of the real thing: two solvers, two seeds, both methods.
 SMALL = {
@@ -63,11 +77,3 @@ class Project:
         done = self.snakemake("--dry-run", *arguments)
         rows = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
         return {rule: int(count) for rule, count in rows if rule not in ("total", "all", "paper")}
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """The small experiment, run once from nothing; tests restore what they change."""
-    project = Project(tmp_path_factory.mktemp("project"))
-    project.first = project.snakemake()
-    return project

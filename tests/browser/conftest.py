@@ -1,1 +1,0 @@
-from workflow_conftest import finished  # noqa: F401
