@@ -51,7 +51,8 @@ class Quantity:
     @property
     def label(self) -> str:
         """As in the claims table."""
-        return f"{self.metric} to {self.reference}, direct/cm {'<' if self.claimed == 'below' else '>'} 1"
+        name = {"ode_error": "ODE error", "frechet_distance": "Fréchet distance"}[self.metric]
+        return f"{name} to {self.reference}, direct/cm {'<' if self.claimed == 'below' else '>'} 1"
 
 
 _ODE = Quantity("ode_error", "teacher", "below")
@@ -209,6 +210,6 @@ def summary(path: str | Path) -> str:
         for row in rows[rows.condition.map(is_overall)].itertuples():
             interval = f"{row.effect:.3g} [{row.ci_low:.3g}, {row.ci_high:.3g}]"
             lines.append(
-                f"    {row.verdict:<13} {row.quantity:<52} {interval:<26} {row.condition}, {row.n_seeds} seeds"
+                f"    {row.verdict:<13} {row.quantity:<46} {interval:<26} {row.condition}, {row.n_seeds} seeds"
             )
     return "\n".join(lines)

@@ -27,7 +27,7 @@ _MAIN = {
 _STYLE = """<style>
 body{font:14px/1.45 system-ui,sans-serif;margin:1rem;color:#1b1f24;background:#fff}
 table{border-collapse:collapse}th,td{padding:.35rem .7rem;border-bottom:1px solid #d0d7de;text-align:left}
-th{background:#f3f5f7;position:sticky;top:0}td{white-space:nowrap}td.wide{white-space:normal;min-width:16rem}
+th{background:#f3f5f7;position:sticky;top:0}td{white-space:nowrap}
 .reproduced{color:#00664a;font-weight:600}.contradicted{color:#b3261e;font-weight:600}
 .inconclusive{color:#5b6470;font-weight:600}.scroll{overflow-x:auto}
 </style>"""
@@ -151,14 +151,14 @@ def _claims_frame(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Claim": table.claim,
-            "Experiment": table.experiment,
-            "Condition": table.condition,
+            "Verdict": table.verdict,
             "Quantity": table.quantity,
             "Effect [95 % interval]": [
                 f"{number(r.effect)} [{number(r.ci_low)}, {number(r.ci_high)}]" for r in table.itertuples()
             ],
+            "Condition": table.condition,
+            "Experiment": table.experiment,
             "Seeds": table.n_seeds,
-            "Verdict": table.verdict,
         }
     )
 

@@ -57,7 +57,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
                     axes.annotate(
                         name,
                         max(line),
-                        xytext=(4, -10 if number % 2 else 5),
+                        xytext=(4, 5 if number % 2 else -10),
                         textcoords="offset points",
                         fontsize="x-small",
                         color="0.3",
