@@ -1,5 +1,7 @@
 # make reproduce   environment, the default experiments, the claims table
 # make test        environment, every test that this machine can run
+# make lint        ruff, snakefmt, snakemake --lint
+# make schemas     write the JSON schemas after a new key, method or solver
 # make help        this list
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from-requirements.lock
 
-.PHONY: help reproduce test lint clean
+.PHONY: help reproduce test lint schemas clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -34,6 +36,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check .
 	$(BIN)/snakemake --lint
+
+schemas: $(STAMP)
+	cd workflow && ../$(BIN)/python -m consistency.config
 
 clean:
 	rm -rf $(VENV) .snakemake

@@ -78,6 +78,22 @@ def test_a_universal_claim_stands_on_its_least_favourable_condition():
     assert row["verdict"] == "contradicted"
     assert row["effect"] == pytest.approx(1.5, rel=0.01)
     assert row["condition"] == "every condition (3)"
+    assert row["ci_low"] > 1  # the interval shown is the one that decided
+
+
+def test_pooling_takes_seeds_that_every_condition_has():
+    row = overall("A1", *table({"a": [0.5, 0.5, 0.5, 9.0], "b": [0.5, 0.52, 0.48]}))
+    assert row["n_seeds"] == 3
+    assert row["effect"] < 0.55
+
+
+def test_a_table_without_claims_is_still_a_table(tmp_path):
+    from consistency.tables import claims as write
+
+    path = tmp_path / "claims.csv"
+    pd.DataFrame([], columns=claims.COLUMNS).to_csv(path, index=False)
+    write({kind: tmp_path / f"claims.{kind}" for kind in ("md", "tex", "html")}, path)
+    assert "Verdict" in (tmp_path / "claims.html").read_text()
 
 
 def test_a_universal_claim_is_not_contradicted_by_chance_among_many_conditions():

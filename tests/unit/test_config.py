@@ -94,6 +94,8 @@ def test_every_key_is_described(model):
         ({"evaluation": {"sampling_steps": [1, 0]}}, ["evaluation.sampling_steps.1: 0 is not allowed"]),
         ({"evaluation": {"neighbours": 5000}}, ["evaluation.neighbours"]),
         ({"targets": {"count": 2, "shards": 3}}, ["targets.shards"]),
+        ({"evaluation": {"sampling_steps": [2, 4]}}, ["evaluation.sampling_steps: [2, 4] must hold 1"]),
+        ({"methods": {"data": {"objective": "direct"}}}, ["methods.data: the name is taken"]),
         ({"data": {"name": "mnist"}}, ["data.name: 'mnist' is not allowed"]),
     ],
 )
@@ -135,6 +137,12 @@ def test_overrides_merge_key_by_key():
     assert changed.student.training.steps == 7
     assert changed.student.training.learning_rate == plain.student.training.learning_rate
     assert changed.student.loss == plain.student.loss
+
+
+def test_another_variant_replaces_the_keys_of_the_first():
+    changed = config.load_experiment("digits", {"network": {"kind": "unet", "channels": [8, 16]}})
+    assert changed.network.channels == [8, 16]
+    assert config.load_experiment("digits", {"network": {"depth": 5}}).network.width == 128
 
 
 def test_a_preset_may_stand_on_another(tmp_path):

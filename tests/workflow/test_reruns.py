@@ -44,6 +44,18 @@ def test_figure_style(project):
     assert project.jobs() == {}
 
 
+def test_style_of_all_figures(project):
+    code = project.folder / "workflow/consistency/figures/style.py"
+    stat = code.stat()
+    try:
+        os.utime(code)
+        code.write_text(code.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+        assert sum(n for rule, n in project.jobs().items() if rule.startswith("figure_")) == 5
+    finally:
+        code.write_text(code.read_text(encoding="utf-8")[:-1], encoding="utf-8")
+        os.utime(code, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
 def test_student_learning_rate(project):
     project.configure({"student": {"training": {"learning_rate": 1e-3}}})
     assert project.jobs() == {"train_student": RUNS, **MEASURED, **PAPER}

@@ -11,7 +11,8 @@ through exp. The verdict follows from the interval alone:
 
 A universal claim ("holds in every condition") is judged on its least favourable condition: it is
 reproduced when every condition is, contradicted when one condition is at 95 % after Bonferroni's
-correction for their number, inconclusive otherwise.
+correction for their number, inconclusive otherwise. Unless it is reproduced, its row shows the
+corrected interval.
 """
 
 from __future__ import annotations
@@ -167,14 +168,18 @@ def decide(name: str, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame
             contradicted |= verdict(*t_interval(values, corrected)[1:], seeds, quantity.claimed) == "contradicted"
             unfavourable = interval[0] if quantity.claimed == "below" else -interval[0]
             if least is None or unfavourable > least[0]:
-                least = unfavourable, interval, seeds
+                least = unfavourable, interval, t_interval(values, corrected), seeds
             rows.append(row(f"{group}, {int(steps)}-step", quantity, interval, seeds, verdicts[-1]))
         if claim.universal:
             overall = "contradicted" if contradicted else "inconclusive"
             overall = "reproduced" if set(verdicts) == {"reproduced"} else overall
-            rows.append(row(f"every condition ({len(groups)})", quantity, least[1], least[2], overall))
+            shown = least[1] if overall == "reproduced" else least[2]  # the interval that decided
+            rows.append(row(f"every condition ({len(groups)})", quantity, shown, least[3], overall))
         else:
-            pooled = ratios.groupby("seed").log_ratio.mean().tolist()
+            by_seed = ratios.groupby("seed").log_ratio
+            pooled = by_seed.mean()[by_seed.size() == len(groups)].tolist()  # seeds that every condition has
+            if not pooled:
+                continue
             interval = t_interval(pooled)
             found = verdict(*interval[1:], len(pooled), quantity.claimed)
             rows.append(row(f"pooled ({len(groups)})", quantity, interval, len(pooled), found))

@@ -118,6 +118,8 @@ def _resolve(schema: dict[str, Any], node: dict[str, Any], tag: str) -> dict[str
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """`base` with `change` laid over it, mappings merged key by key."""
+    if "kind" in change and change["kind"] != base.get("kind"):
+        return change  # another variant has other keys
     merged = dict(base)
     for key, value in change.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -167,7 +169,14 @@ def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets:
         )
     if experiment.targets.shards > experiment.targets.count:
         raise ConfigError(f"{name}: targets.shards: more shards than targets.count {experiment.targets.count}")
+    steps = experiment.evaluation.sampling_steps
+    if 1 not in steps or len(set(steps)) < len(steps):
+        raise ConfigError(f"{name}: evaluation.sampling_steps: {steps} must hold 1, and no number twice")
+    if experiment.claims and not {"cm", "direct"} <= set(experiment.methods):
+        raise ConfigError(f"{name}: claims: compare the methods cm and direct; methods has {list(experiment.methods)}")
     for method in experiment.methods:
+        if method in ("teacher", "data"):
+            raise ConfigError(f"{name}: methods.{method}: the name is taken; choose another")
         if not method.replace("_", "").replace("-", "").isalnum():
             raise ConfigError(f"{name}: methods.{method}: a name has letters, digits, - and _ only")
     expand(name, experiment)

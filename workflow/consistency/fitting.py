@@ -129,15 +129,18 @@ def fit_teacher(
     training.finish(side_folder)
 
 
-def import_teacher(folder: str | Path, source: str | Path, data_path: str | Path) -> None:
+def import_teacher(folder: str | Path, source: str | Path, data_path: str | Path, timesteps: int) -> None:
     """Check a teacher from another run's `save_pretrained` folder and copy it.
 
     Raises:
         StorageError: missing or damaged files.
-        MismatchError: it is for samples of another shape or another number of classes.
+        MismatchError: it is for another shape of samples, number of classes or number of timesteps.
     """
     tensors, classes = data.load(data_path)
-    models.save(models.load(source, tuple(tensors["train_images"].shape[1:]), classes), folder)
+    network = models.load(source, tuple(tensors["train_images"].shape[1:]), classes)
+    if network.timesteps != timesteps:
+        raise MismatchError(f"{source}: the network has {network.timesteps} timesteps, schedule.steps is {timesteps}")
+    models.save(network, folder)
 
 
 def fit_student(

@@ -6,16 +6,18 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("torch", "diffusers", "accelerate", "peft", "safetensors", "numpy", "scipy", "scikit-learn", "clean-fid")
 
 
 def git_commit() -> str | None:
-    """The commit of the working folder, with `-dirty` where tracked files changed; None outside git."""
+    """The commit of the checkout that this file is in, with `-dirty` where tracked files changed; None outside git."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        here = Path(__file__).parent
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

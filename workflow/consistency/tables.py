@@ -127,13 +127,14 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
         paths: md, tex, html → where to write.
     """
     table = pd.read_csv(claims_path)
-    overall = table[table.condition.map(is_overall)]
-    details = table[~table.condition.map(is_overall)]
+    chosen = table.condition.map(is_overall).astype(bool)
+    overall, details = table[chosen], table[~chosen]
     note = (
         "Effect: geometric mean over seeds of the ratio Direct CM / CM, with its 95 % t interval, paired by seed. "
         "reproduced / contradicted: the whole interval lies on the claimed / on the other side of 1; inconclusive: it "
-        "covers 1. A claim about every condition shows its least favourable condition; there, contradicted is decided "
-        "after Bonferroni's correction. Fréchet distances are in features of the pipeline's own classifier, not FID."
+        "covers 1. A claim about every condition shows its least favourable condition; there, unless "
+        "reproduced, interval and verdict are after Bonferroni's correction. "
+        "Fréchet distances are in features of the pipeline's own classifier, not FID."
     )
     sentences = "\n".join(f"- **{name}** (paper {claim.paper}): {claim.sentence}" for name, claim in CLAIMS.items())
     first = _claims_frame(overall)

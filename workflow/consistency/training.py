@@ -6,6 +6,7 @@ EMA and step, so a run that was killed and resumed ends bit for bit as an undist
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -34,7 +35,7 @@ Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; the meaning and range of each field is in `config.Training`."""
+    """How to train; the meaning and range of each field is in `settings.Training`."""
 
     steps: int
     batch_size: int
@@ -99,6 +100,8 @@ def train(
     from accelerate import Accelerator
 
     device = pick_device(settings.device)
+    if settings.precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision: fp16 needs a GPU; allowed on the CPU: no, bf16")
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=settings.precision)
     model.to(accelerator.device).train()
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -210,8 +213,10 @@ def _write_checkpoint(
         "records": records,
         "fingerprint": json.dumps(fingerprint, sort_keys=True),
     }
+    content = io.BytesIO()  # torch.save to a file hides what the operating system says of a full disk
+    torch.save(state, content)
     with atomic(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def _read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
@@ -244,14 +249,15 @@ def _diagnose(
     model: nn.Module,
 ) -> str:
     """Name the first thing that is not finite, from the inputs to the outputs."""
-    for name, tensor in [*batch.items(), ("the target", target)]:
+    for name, tensor in batch.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             rows = (~torch.isfinite(tensor.flatten(1))).any(1).nonzero().flatten().tolist()
-            source = name if name.startswith("the") else f"input {name!r}"
-            return f"{what}: loss is {value} at step {step}: {source} is not finite in batch rows {rows[:5]}"
+            return f"{what}: loss is {value} at step {step}: input {name!r} is not finite in batch rows {rows[:5]}"
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"{what}: loss is {value} at step {step}: weight {name!r} is not finite; lower learning_rate"
+    if target.is_floating_point() and not torch.isfinite(target).all():
+        return f"{what}: loss is {value} at step {step}: the target is not finite; lower learning_rate"
     if not torch.isfinite(prediction).all():
         return f"{what}: loss is {value} at step {step}: the network's output overflowed; lower learning_rate"
     return f"{what}: loss is {value} at step {step}: the distance overflowed; lower learning_rate"

@@ -85,6 +85,7 @@ rule figure_tradeoff:
     input:
         metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
         code=workflow.source_path("../consistency/figures/tradeoff.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-tradeoff.pdf",
         png=report(
@@ -107,6 +108,7 @@ rule figure_sampling_steps:
     input:
         metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
         code=workflow.source_path("../consistency/figures/sampling_steps.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-sampling-steps.pdf",
         png=report(
@@ -129,6 +131,7 @@ rule figure_start_times:
     input:
         metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
         code=workflow.source_path("../consistency/figures/start_times.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-start-times.pdf",
         png=report(
@@ -151,6 +154,7 @@ rule figure_training:
     input:
         stats=lambda w: [f"{RESULTS}/{w.experiment}/stats/{run}.jsonl" for run in RUNS[w.experiment]],
         code=workflow.source_path("../consistency/figures/training.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-training.pdf",
         png=report(
@@ -177,6 +181,7 @@ rule figure_samples:
         ],
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         code=workflow.source_path("../consistency/figures/samples.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-samples.pdf",
         png=report(

@@ -72,5 +72,7 @@ rule import_teacher:
         experiment=with_teacher("path"),
     conda:
         "../../envs/train.yaml"
+    params:
+        timesteps=lambda w: preset(w).schedule.steps,
     script:
         "../scripts/import_teacher.py"

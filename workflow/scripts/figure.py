@@ -5,5 +5,5 @@ with job(snakemake):
     from pathlib import Path
 
     figure = importlib.import_module(f"consistency.figures.{Path(snakemake.input.code).stem}")
-    inputs = {name: value for name, value in snakemake.input.items() if name != "code"}
+    inputs = {name: value for name, value in snakemake.input.items() if name not in ("code", "style")}
     figure.draw(snakemake.output.pdf, snakemake.output.png, runs=snakemake.params.runs, **inputs)

@@ -4,6 +4,7 @@ from _job import job
 
 with job(snakemake):
     import json
+    import logging
     import subprocess
     import sys
     import tempfile
@@ -18,6 +19,6 @@ with job(snakemake):
         command = [sys.executable, "-m", "snakemake", "paper", "--report", str(page), "--nolock"]
         command += ["--snakefile", snakemake.params.snakefile, "--configfile", str(settings)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
-        Path(snakemake.log[0]).write_text(done.stdout + done.stderr, encoding="utf-8")
+        logging.info(done.stdout + done.stderr)
         if done.returncode:
             raise ConsistencyError(f"the report was not made, see {snakemake.log[0]}")

@@ -109,7 +109,9 @@ def measure_student(
         rows.append(_row(f"ode_error@s={start}", error, len(found), "pixels", "teacher", 1))
     files = {
         "samples": samples,
+        "features": features,
         "teacher_samples": teacher_samples,
+        "teacher_features": teacher_features,
         "data_features": data_features,
         "noise": noise,
     }

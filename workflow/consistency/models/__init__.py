@@ -25,7 +25,7 @@ def build(
     """A freshly initialised network.
 
     Args:
-        settings: `{"kind": "mlp", "width": …, "depth": …}` or `{"kind": "unet", …}` (see `config.Network`).
+        settings: `{"kind": "mlp", "width": …, "depth": …}` or `{"kind": "unet", …}` (see `settings.Network`).
         sample_shape: (C, H, W).
         classes: number of classes; the network gets one more, the null class.
         timesteps: T.
