@@ -11,8 +11,8 @@ through exp. The verdict follows from the interval alone:
 
 A universal claim ("holds in every condition") is judged on its least favourable condition: it is
 reproduced when every condition is, contradicted when one condition is at 95 % after Bonferroni's
-correction for their number, inconclusive otherwise. Unless it is reproduced, its row shows the
-corrected interval.
+correction for their number, inconclusive otherwise. Its row shows the condition that decided, with
+the corrected interval unless it is reproduced.
 """
 
 from __future__ import annotations
@@ -158,23 +158,27 @@ def decide(name: str, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame
             ratios = ratios[ratios.sampling_steps == 1]
         if ratios.empty:
             continue
-        verdicts, least, contradicted = [], None, False
+        verdicts, conditions = [], []
         groups = list(ratios.groupby(["group", "sampling_steps"], sort=False))
         corrected = 1 - (1 - CONFIDENCE) / len(groups)
         for (group, steps), pairs in groups:
             values, seeds = pairs.log_ratio.tolist(), len(pairs)
-            interval = t_interval(values)
+            interval, wide = t_interval(values), t_interval(values, corrected)
             verdicts.append(verdict(*interval[1:], seeds, quantity.claimed))
-            contradicted |= verdict(*t_interval(values, corrected)[1:], seeds, quantity.claimed) == "contradicted"
-            unfavourable = interval[0] if quantity.claimed == "below" else -interval[0]
-            if least is None or unfavourable > least[0]:
-                least = unfavourable, interval, t_interval(values, corrected), seeds
+            conditions.append((interval, wide, seeds, verdict(*wide[1:], seeds, quantity.claimed)))
             rows.append(row(f"{group}, {int(steps)}-step", quantity, interval, seeds, verdicts[-1]))
         if claim.universal:
-            overall = "contradicted" if contradicted else "inconclusive"
-            overall = "reproduced" if set(verdicts) == {"reproduced"} else overall
-            shown = least[1] if overall == "reproduced" else least[2]  # the interval that decided
-            rows.append(row(f"every condition ({len(groups)})", quantity, shown, least[3], overall))
+            # The row shows the condition that decided: the clearest contradiction, else the weakest support.
+            against = [c for c in conditions if c[3] == "contradicted"]
+            below = quantity.claimed == "below"
+            if against:
+                shown = max(against, key=lambda c: c[1][1] if below else -c[1][2])
+                interval, overall = shown[1], "contradicted"
+            else:
+                shown = max(conditions, key=lambda c: c[0][0] if below else -c[0][0])
+                overall = "reproduced" if set(verdicts) == {"reproduced"} else "inconclusive"
+                interval = shown[0] if overall == "reproduced" else shown[1]
+            rows.append(row(f"every condition ({len(groups)})", quantity, interval, shown[2], overall))
         else:
             by_seed = ratios.groupby("seed").log_ratio
             pooled = by_seed.mean()[by_seed.size() == len(groups)].tolist()  # seeds that every condition has

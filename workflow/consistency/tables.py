@@ -132,7 +132,7 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
     note = (
         "Effect: geometric mean over seeds of the ratio Direct CM / CM, with its 95 % t interval, paired by seed. "
         "reproduced / contradicted: the whole interval lies on the claimed / on the other side of 1; inconclusive: it "
-        "covers 1. A claim about every condition shows its least favourable condition; there, unless "
+        "covers 1. A claim about every condition shows the condition that decided; there, unless "
         "reproduced, interval and verdict are after Bonferroni's correction. "
         "Fréchet distances are in features of the pipeline's own classifier, not FID."
     )
