@@ -11,7 +11,7 @@ from torch import nn
 
 from . import models
 from .errors import StorageError
-from .models import _first_line
+from .models import first_line
 from .schedules import VPSchedule, boundary
 from .storage import atomic
 from .teachers import network_time
@@ -106,7 +106,7 @@ def load(
         try:
             network = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
         except Exception as error:
-            raise StorageError(f"{folder}: adapters cannot be loaded ({_first_line(error)})") from error
+            raise StorageError(f"{folder}: adapters cannot be loaded ({first_line(error)})") from error
     else:
         network = models.load(folder)
     return ConsistencyFunction(network.eval().requires_grad_(False), schedule, timestep_offset)

@@ -1,5 +1,6 @@
 # Configuration, and the look-ups that rules use. Settings reach a job through its params alone, key
 # by key, so that a change reruns the jobs that use the key and no others.
+import re
 import sys
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def row_of(run):
 
 def pattern(names):
     """A wildcard pattern that matches these names and no others (none: matches nothing)."""
-    return "|".join(sorted(names)) or "(?!)"
+    return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
 
 
 def sources_of(experiment):

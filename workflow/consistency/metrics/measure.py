@@ -1,6 +1,6 @@
 """From features and samples to rows of `metrics.csv`, each file with its protocol.
 
-A row has metric, extractor, reference, sampling_steps, n_samples, value. Light on purpose: NumPy
+A row has metric, extractor, reference, sampling_steps, n_samples, value. NumPy
 and safetensors only.
 """
 

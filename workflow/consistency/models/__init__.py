@@ -69,7 +69,7 @@ def load(folder: str | Path, sample_shape: tuple[int, ...] | None = None, classe
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
             network = _network_class(kind).from_pretrained(folder)
     except Exception as error:
-        raise StorageError(f"{folder}: weights cannot be loaded ({_first_line(error)})") from error
+        raise StorageError(f"{folder}: weights cannot be loaded ({first_line(error)})") from error
     if sample_shape is not None and tuple(network.sample_shape) != tuple(sample_shape):
         raise MismatchError(
             f"{folder}: the network is for samples of shape {tuple(network.sample_shape)}, "
@@ -80,5 +80,6 @@ def load(folder: str | Path, sample_shape: tuple[int, ...] | None = None, classe
     return network.eval().requires_grad_(False)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
