@@ -23,7 +23,7 @@ def digits(tmp_path_factory):
     from consistency import data
 
     path = tmp_path_factory.mktemp("data") / "data.safetensors"
-    data.prepare(path, "digits", 0.2, 0)
+    data.prepare(path, {"kind": "digits", "test_share": 0.2, "seed": 0})
     return path
 
 

@@ -8,7 +8,7 @@ import yaml
 from consistency import config, objectives, settings, solvers
 from consistency.errors import ConfigError
 
-PRESETS = sorted(path.stem for path in config.PRESETS.glob("*.yaml"))
+PRESETS = sorted(path.stem for path in config.PRESETS.glob("*.yaml") if "suite:" not in path.read_text())
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -40,7 +40,7 @@ def test_a_method_is_one_line():
     extra = {"mine": {"objective": "direct", "loss": {"kind": "pseudo_huber"}}}
     runs = config.expand("digits", config.load_experiment("digits", {"methods": extra}))
     mine = [run for run in runs if run.method == "mine"]
-    assert len(mine) == len(runs) // 3
+    assert len(mine) == len([run for run in runs if run.method == "cm"]) > 0
     assert mine[0].loss.c == 0.001
 
 
@@ -87,7 +87,7 @@ def test_every_key_is_described(model):
         ({"methods": {"x": {"objective": "dierct"}}}, ["methods.x.objective", "'dierct'", "did you mean 'direct'?"]),
         ({"methods": {"a/b": {"objective": "direct"}}}, ["methods.a/b: a name has letters"]),
         ({"teacher": {"source": "path"}}, ["teacher.path: required"]),
-        ({"teacher": {"source": "huub"}}, ["teacher.source: 'huub' is not allowed", "'train' or 'path'"]),
+        ({"teacher": {"source": "huub"}}, ["teacher.source: 'huub' is not allowed", "'train', 'path' or 'analytic'"]),
         ({"schedule": {"beta_start": 0.5}}, ["schedule.beta_start: must be below"]),
         ({"claims": ["A9"]}, ["claims.0", "'A9'", "A1, A2, A3"]),
         ({"student": {"loss": {"kind": "huber"}}}, ["student.loss", "huber"]),
@@ -96,7 +96,7 @@ def test_every_key_is_described(model):
         ({"targets": {"count": 2, "shards": 3}}, ["targets.shards"]),
         ({"evaluation": {"sampling_steps": [2, 4]}}, ["evaluation.sampling_steps: [2, 4] must hold 1"]),
         ({"methods": {"data": {"objective": "direct"}}}, ["methods.data: the name is taken"]),
-        ({"data": {"name": "mnist"}}, ["data.name: 'mnist' is not allowed"]),
+        ({"data": {"kind": "mnist"}}, ["data", "mnist", "digits", "mixture"]),
     ],
 )
 def test_bad_values_give_one_clear_line(overrides, expected):
@@ -164,3 +164,119 @@ def test_config_yaml_is_valid_and_explains_every_key():
     for key in type(loaded).model_fields:
         place = next(i for i, line in enumerate(lines) if line.startswith(f"{key}:"))
         assert lines[place - 1].startswith("#")
+
+
+def test_a_suite_stands_for_its_experiments():
+    _, experiments = config.load({"experiments": "gaussians,digits"})
+    assert list(experiments) == ["gaussians-modes", "gaussians-ring", "gaussians-64d", "digits"]
+    with pytest.raises(ConfigError, match="named twice"):
+        config.load({"experiments": "gaussians,gaussians-ring"})
+
+
+def test_runs_from_pairs_have_neither_solver_nor_targets():
+    runs = config.expand("gaussians-modes", config.load_experiment("gaussians-modes"))
+    run = next(run for run in runs if run.method == "ct-gc")
+    assert (run.run, run.solver, run.targets, run.from_pairs) == ("ct-gc-s0", None, None, True)
+    assert (run.coupling.kind, run.coupling.share, run.coupling.generator) == ("generator_induced", 0.5, "ema")
+    assert next(run for run in runs if run.method == "cd").coupling.kind == "independent"
+    shares = {run.coupling.share for run in runs if run.method.startswith("ct-gc")}
+    assert shares == {0.3, 0.5, 0.7, 1.0}
+
+
+PLANE = {"weight": 1.0, "mean": [0.0, 0.0], "deviation": None}
+GC = {"objective": "consistency_training", "coupling": {"kind": "generator_induced"}}
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "expected"),
+    [
+        (
+            "gaussians-ring",
+            {"data": {"components": [PLANE | {"covariance": [[1.0, 2.0], [2.0, 1.0]]}]}},
+            ["data.components.0.covariance", "not a symmetric positive definite matrix of 2 × 2"],
+        ),
+        (
+            "gaussians-ring",
+            {"data": {"components": [PLANE | {"covariance": [[1.0, 0.5], [0.2, 1.0]]}]}},
+            ["data.components.0.covariance", "not a symmetric positive definite"],
+        ),
+        (
+            "gaussians-ring",
+            {"data": {"components": [PLANE | {"weight": 0.9, "deviation": 1.0}]}},
+            ["data.components: the weights sum to 0.9; they must sum to 1"],
+        ),
+        ("gaussians-ring", {"data": {"components": [PLANE]}}, ["components.0: give either deviation or covariance"]),
+        (
+            "gaussians-ring",
+            {"data": {"components": [PLANE | {"mean": [0, 0, 0], "deviation": 1.0}]}},
+            ["components.0.mean: 3 coordinates, data.dimension is 2"],
+        ),
+        ("gaussians-ring", {"runs": [{"guidance": 4}]}, ["guidance 4 with an analytic teacher; allowed: 1"]),
+        ("gaussians-ring", {"teacher": {"source": "train"}}, ["teacher.source: 'train'", "analytic with mixture"]),
+        ("digits", {"teacher": {"source": "analytic"}}, ["teacher.source: 'analytic'", "data.kind 'digits'"]),
+        ("gaussians-ring", {"analysis": {"order_steps": [7]}}, ["analysis.order_steps: 7 does not divide"]),
+        (
+            "gaussians-modes",
+            {"methods": {"ct-gc": {"coupling": {"share": 1.5}}}},
+            ["methods.ct-gc.coupling.share: 1.5 is not allowed", "less than or equal to 1"],
+        ),
+        (
+            "gaussians-modes",
+            {"methods": {"ct-gc": {"coupling": {"kind": "generator_inducted"}}}},
+            ["methods.ct-gc.coupling.kind", "did you mean 'generator_induced'?"],
+        ),
+        (
+            "gaussians-modes",
+            {"consistency_training": {"edm": {"sigma_min": 5.0}}},
+            ["consistency_training.edm.sigma_min: 5; allowed: below sigma_max 5"],
+        ),
+        (
+            "gaussians-modes",
+            {"consistency_training": {"curriculum": {"s0": 20, "s1": 10}}},
+            ["consistency_training.curriculum.s0: 20; allowed: at most s1 10"],
+        ),
+        (
+            "gaussians-modes",
+            {"consistency_training": {"training": {"batch_size": 4096}}},
+            ["batch_size: 4096 is too large for exact assignment", "cube", "at most 2048"],
+        ),
+        (
+            "gaussians-modes",
+            {"methods": {"ct-gc-frozen": {"coupling": {"generator": {"method": "ct-id", "budget": 0.25}}}}},
+            ["generator.method: 'ct-id' has no run from pairs with seed 0", "did you mean 'ct-ic'?"],
+        ),
+        (
+            "gaussians-modes",
+            {"methods": {"ct-gc-frozen": {"coupling": {"generator": {"method": "ct-ic", "budget": 0.3}}}}},
+            ["generator.budget: 0.3; allowed: consistency_training.budgets"],
+        ),
+        (
+            "gaussians-modes",
+            {"runs": [{"method": ["ct-gc"], "solver": "heun"}]},
+            ["runs.0: ct-gc: methods that learn from pairs take a row of their own, with method and seed only"],
+        ),
+        (
+            "digits",
+            {"methods": {"cd": GC | {"velocity": "teacher"}}, "runs": [{"method": ["cd"]}], "claims": []},
+            ["methods.cd.velocity: the teacher was trained up to σ/α = 14.6", "it is 80"],
+        ),
+        (
+            "digits",
+            {"methods": {"cm": {"velocity": "teacher"}}},
+            ["coupling and velocity belong to consistency_training"],
+        ),
+        (
+            "digits",
+            {"analysis": {"coupling_methods": ["ct-id"]}},
+            ["'ct-id' is not a method that learns from pairs", "did you mean 'ct-ic'?"],
+        ),
+        ("digits", {"claims": ["B1"]}, ["claims: B1 compares cd; methods has"]),
+    ],
+)
+def test_bad_input_of_the_exact_tier_and_of_couplings_is_one_clear_line(preset, overrides, expected):
+    with pytest.raises(ConfigError) as error:
+        config.load_experiment(preset, overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message

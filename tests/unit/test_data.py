@@ -15,7 +15,8 @@ def test_digits(tmp_path, digits):
 
     theirs = sorted(map(tuple, (load_digits().data / 8 - 1).tolist()))
     assert sorted(map(tuple, images.flatten(1).double().tolist())) == theirs
-    data.prepare(tmp_path / "again", "digits", 0.2, 0)
+    settings = {"kind": "digits", "test_share": 0.2, "seed": 0}
+    data.prepare(tmp_path / "again", settings)
     assert (tmp_path / "again").read_bytes() == digits.read_bytes()
-    data.prepare(tmp_path / "other", "digits", 0.2, 1)
+    data.prepare(tmp_path / "other", settings | {"seed": 1})
     assert (tmp_path / "other").read_bytes() != digits.read_bytes()

@@ -63,7 +63,7 @@ def test_resume_equals_uninterrupted(tmp_path, ema_decay):
     assert [r["loss"] for r in again] == [r["loss"] for r in records]
     lines = [json.loads(line) for line in (tmp_path / "side" / "stats.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(5, 41, 5))
-    assert set(lines[0]) == {"step", "loss", "grad_norm", "lr", "samples_per_s"}
+    assert set(lines[0]) == {"step", "loss", "grad_norm", "lr", "samples_per_s", "seconds"}
 
 
 def test_training_learns_and_is_deterministic(tmp_path):

@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from .claims import CLAIMS
 from .errors import ConfigError
-from .settings import Config, Experiment, Run, nearest
+from .settings import LARGEST_ASSIGNMENT, PAIR_OBJECTIVES, Config, Coupling, Experiment, Frozen, Run, nearest
 
 PRESETS = Path(__file__).parents[1] / "presets"
 SCHEMAS = Path(__file__).parents[1] / "schemas"
@@ -30,6 +31,7 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
     """
     runs: dict[str, Run] = {}
     methods, total = experiment.methods, experiment.schedule.steps
+    from_pairs = {method for method, line in methods.items() if line.objective in PAIR_OBJECTIVES}
     for row, grid in enumerate(experiment.runs):
         where = f"{name}: runs.{row}"
         for n_steps in grid.n_steps:
@@ -38,22 +40,35 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
                 raise ConfigError(
                     f"{where}.n_steps: {n_steps} does not divide schedule.steps {total}; allowed: {divisors}"
                 )
-        for method in grid.method or methods:
+        chosen = grid.method or [method for method in methods if method not in from_pairs]
+        for method in chosen:
             if method not in methods:
                 known = list(methods)
                 raise ConfigError(
                     f"{where}.method: unknown {method!r}; allowed: {', '.join(known)}{nearest(method, known)}"
                 )
+        if from_pairs & set(chosen) and (
+            set(chosen) - from_pairs
+            or grid.model_fields_set & {"solver", "n_steps", "guidance", "targets", "parameters"}
+        ):
+            raise ConfigError(
+                f"{where}: {', '.join(sorted(from_pairs & set(chosen)))}: methods that learn from pairs take a row of "
+                "their own, with method and seed only"
+            )
         axes = (
             grid.solver,
             grid.n_steps,
             grid.guidance,
             grid.targets or [experiment.targets.mode],
             grid.parameters or [experiment.student.parameters],
-            grid.method or list(methods),
+            chosen,
             grid.seed,
         )
+        if from_pairs & set(chosen):
+            axes = ([None], [None], [None], [None], ["full"], chosen, grid.seed)
         for solver, n_steps, guidance, mode, parameters, method, seed in itertools.product(*axes):
+            section = experiment.consistency_training if method in from_pairs else experiment.student
+            independent = Coupling(kind="independent") if method in from_pairs else None
             run = Run(
                 method=method,
                 objective=methods[method].objective,
@@ -63,7 +78,9 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
                 seed=seed,
                 targets=mode,
                 parameters=parameters,
-                loss=methods[method].loss or experiment.student.loss,
+                loss=methods[method].loss or section.loss,
+                coupling=methods[method].coupling or independent,
+                velocity=methods[method].velocity,
             )
             if run.run in runs:
                 raise ConfigError(f"{where}: run {run.run!r} occurs twice; remove one")
@@ -74,7 +91,7 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
 def _message(name: str, error: ValidationError) -> str:
     """The first of pydantic's errors in one line: key, what was given, what is allowed."""
     first = error.errors()[0]
-    tags = {"mlp", "unet", "mse", "pseudo_huber"}
+    tags = {"mlp", "unet", "mse", "pseudo_huber", "pseudo_huber_norm", "digits", "mixture", "Frozen"}
     location = [str(part) for part in first["loc"] if part not in tags]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
@@ -172,15 +189,152 @@ def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets:
     steps = experiment.evaluation.sampling_steps
     if 1 not in steps or len(set(steps)) < len(steps):
         raise ConfigError(f"{name}: evaluation.sampling_steps: {steps} must hold 1, and no number twice")
-    if experiment.claims and not {"cm", "direct"} <= set(experiment.methods):
-        raise ConfigError(f"{name}: claims: compare the methods cm and direct; methods has {list(experiment.methods)}")
     for method in experiment.methods:
         if method in ("teacher", "data"):
             raise ConfigError(f"{name}: methods.{method}: the name is taken; choose another")
         if not method.replace("_", "").replace("-", "").isalnum():
             raise ConfigError(f"{name}: methods.{method}: a name has letters, digits, - and _ only")
-    expand(name, experiment)
+    runs = expand(name, experiment)
+    for claim in experiment.claims:
+        if not any({q.ours.method, q.other.method} <= set(experiment.methods) for q in CLAIMS[claim].quantities):
+            needed = sorted({side.method for q in CLAIMS[claim].quantities for side in (q.ours, q.other)})
+            raise ConfigError(
+                f"{name}: claims: {claim} compares {', '.join(needed)}; methods has {list(experiment.methods)}"
+            )
+    _check_mixture(name, experiment, runs)
+    _check_pairs(name, experiment, runs)
     return experiment
+
+
+def _check_mixture(name: str, experiment: Experiment, runs: list[Run]) -> None:
+    """What data of kind mixture and an analytic teacher need."""
+    data, analytic = experiment.data, experiment.teacher.source == "analytic"
+    if analytic != (data.kind == "mixture"):
+        raise ConfigError(
+            f"{name}: teacher.source: {experiment.teacher.source!r} with data.kind {data.kind!r}; "
+            "allowed: analytic with mixture, train or path with the others"
+        )
+    if not analytic:
+        return
+    total = sum(component.weight for component in data.components)
+    if abs(total - 1) > 1e-9:
+        raise ConfigError(f"{name}: data.components: the weights sum to {total:g}; they must sum to 1")
+    for number, component in enumerate(data.components):
+        where = f"{name}: data.components.{number}"
+        if len(component.mean) > data.dimension:
+            raise ConfigError(f"{where}.mean: {len(component.mean)} coordinates, data.dimension is {data.dimension}")
+        if (component.deviation is None) == (component.covariance is None):
+            raise ConfigError(f"{where}: give either deviation or covariance")
+        if component.covariance is not None and not _positive_definite(component.covariance, data.dimension):
+            raise ConfigError(
+                f"{where}.covariance: {component.covariance} is not a symmetric positive definite matrix of "
+                f"{data.dimension} × {data.dimension}"
+            )
+    for run in runs:
+        if run.guidance not in (None, 1):
+            raise ConfigError(
+                f"{name}: runs: guidance {run.guidance:g} with an analytic teacher; allowed: 1 (one class)"
+            )
+    if data.test_count < 2 * experiment.evaluation.count:
+        raise ConfigError(
+            f"{name}: data.test_count: {data.test_count}; allowed: at least 2 × evaluation.count, "
+            f"which is {experiment.evaluation.count}"
+        )
+    for steps in experiment.analysis.order_steps:
+        if experiment.schedule.steps % steps:
+            raise ConfigError(f"{name}: analysis.order_steps: {steps} does not divide schedule.steps")
+
+
+def _positive_definite(matrix: list[list[float]], size: int) -> bool:
+    """Whether a matrix is size × size, symmetric and positive definite, by Cholesky's decomposition."""
+    if len(matrix) != size or any(len(row) != size for row in matrix):
+        return False
+    if any(abs(matrix[i][j] - matrix[j][i]) > 1e-12 for i in range(size) for j in range(i)):
+        return False
+    lower = [[0.0] * size for _ in range(size)]
+    for i in range(size):
+        for j in range(i + 1):
+            rest = matrix[i][j] - sum(lower[i][k] * lower[j][k] for k in range(j))
+            if i == j and rest <= 0:
+                return False
+            lower[i][j] = rest**0.5 if i == j else rest / lower[j][j]
+    return True
+
+
+def _check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
+    """What methods that learn from pairs need."""
+    settings = experiment.consistency_training
+    edm, curriculum = settings.edm, settings.curriculum
+    if edm.sigma_min >= edm.sigma_max:
+        raise ConfigError(
+            f"{name}: consistency_training.edm.sigma_min: {edm.sigma_min:g}; allowed: below sigma_max {edm.sigma_max:g}"
+        )
+    if curriculum.s0 > curriculum.s1:
+        raise ConfigError(
+            f"{name}: consistency_training.curriculum.s0: {curriculum.s0}; allowed: at most s1 {curriculum.s1}"
+        )
+    ids = {run.run: run for run in runs}
+    for run in runs:
+        where, coupling = f"{name}: methods.{run.method}", run.coupling
+        if not run.from_pairs:
+            if coupling is not None or run.velocity != "pair":
+                raise ConfigError(
+                    f"{where}: coupling and velocity belong to {', '.join(PAIR_OBJECTIVES)}, not to {run.objective}"
+                )
+            continue
+        if coupling.kind == "optimal_transport" and settings.training.batch_size > LARGEST_ASSIGNMENT:
+            raise ConfigError(
+                f"{name}: consistency_training.training.batch_size: {settings.training.batch_size} is too large for "
+                f"exact assignment, whose time grows with its cube; allowed with {run.method}: at most "
+                f"{LARGEST_ASSIGNMENT} (seconds a step)"
+            )
+        if run.velocity == "teacher" and experiment.teacher.source != "analytic":
+            ratio = _largest_ratio(experiment)
+            if edm.sigma_max > ratio:
+                raise ConfigError(
+                    f"{where}.velocity: the teacher was trained up to σ/α = {ratio:.3g}; allowed: "
+                    f"consistency_training.edm.sigma_max of at most that, it is {edm.sigma_max:g}"
+                )
+        if isinstance(coupling.generator, Frozen):
+            frozen = coupling.generator
+            source = ids.get(f"{frozen.method}-s{run.seed}")
+            if source is None or not source.from_pairs or frozen.method == run.method:
+                known = sorted(
+                    {r.method for r in runs if r.from_pairs and r.method != run.method and r.seed == run.seed}
+                )
+                raise ConfigError(
+                    f"{where}.coupling.generator.method: {frozen.method!r} has no run from pairs with seed {run.seed}; "
+                    f"allowed: {', '.join(known) or 'none here'}{nearest(frozen.method, known)}"
+                )
+            if isinstance(source.coupling.generator, Frozen):
+                raise ConfigError(f"{where}.coupling.generator.method: {frozen.method!r} has a frozen generator itself")
+            if frozen.budget not in settings.budgets:
+                raise ConfigError(
+                    f"{where}.coupling.generator.budget: {frozen.budget:g}; allowed: consistency_training.budgets, "
+                    f"{settings.budgets}"
+                )
+    known = [method for method, line in experiment.methods.items() if line.objective in PAIR_OBJECTIVES]
+    for method in experiment.analysis.coupling_methods:
+        if method not in known:
+            raise ConfigError(
+                f"{name}: analysis.coupling_methods: {method!r} is not a method that learns from pairs; allowed: "
+                f"{', '.join(known) or 'none here'}{nearest(method, known)}"
+            )
+    if experiment.analysis.coupling_methods and experiment.analysis.gradient_budget not in settings.budgets:
+        raise ConfigError(
+            f"{name}: analysis.gradient_budget: {experiment.analysis.gradient_budget:g}; allowed: "
+            f"consistency_training.budgets, {settings.budgets}"
+        )
+
+
+def _largest_ratio(experiment: Experiment) -> float:
+    """σ_T / α_T of the VP schedule."""
+    schedule, kept = experiment.schedule, 1.0
+    for t in range(schedule.steps):
+        share = t / max(schedule.steps - 1, 1)
+        root = schedule.beta_start**0.5 + share * (schedule.beta_end**0.5 - schedule.beta_start**0.5)
+        kept *= 1 - root**2
+    return ((1 - kept) / kept) ** 0.5
 
 
 def load(settings: dict[str, Any], presets: Path = PRESETS) -> tuple[Config, dict[str, Experiment]]:
@@ -196,15 +350,25 @@ def load(settings: dict[str, Any], presets: Path = PRESETS) -> tuple[Config, dic
         config = Config.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(_message("config.yaml", error)) from error
-    if len(set(config.experiments)) < len(config.experiments):
-        raise ConfigError(f"config.yaml: experiments: named twice in {config.experiments}")
-    known = sorted(p.stem for p in presets.glob("*.yaml"))
+    names = [member for name in config.experiments for member in _members(name, presets)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"config.yaml: experiments: named twice in {names}")
+    known = sorted(p.stem for p in presets.glob("*.yaml") if _members(p.stem, presets) == [p.stem])
     for name in config.overrides:
         if name not in known:
             raise ConfigError(
                 f"config.yaml: overrides.{name}: unknown; allowed: {', '.join(known)}{nearest(name, known)}"
             )
-    return config, {name: load_experiment(name, config.overrides.get(name), presets) for name in config.experiments}
+    return config, {name: load_experiment(name, config.overrides.get(name), presets) for name in names}
+
+
+def _members(name: str, folder: Path) -> list[str]:
+    """A preset's own name, or the experiments of a suite (a file with the one key `suite`)."""
+    path = folder / f"{name}.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if any(line.startswith("suite:") for line in lines):
+        return [str(member) for member in yaml.safe_load("\n".join(lines))["suite"]]
+    return [name]
 
 
 def schemas() -> dict[str, str]:

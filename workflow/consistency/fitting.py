@@ -14,11 +14,14 @@ from torch import nn
 from . import data, distances, models, objectives, students, targets, training
 from .errors import MismatchError
 from .metrics.classifier import Classifier, accuracy, classify
+from .pairs import PairSource, Steps
 from .provenance import environment
-from .schedules import VPSchedule
+from .schedules import VESchedule, VPSchedule
 from .storage import atomic, sha256, weights_sha256
 from .streams import generator
-from .teachers import network_time
+from .teachers import Teacher, network_time
+
+TIME_RESOLUTION = 1000  # timesteps that the network's time input is scaled to, where time is σ
 
 
 def denoise(network: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,6 +146,16 @@ def import_teacher(folder: str | Path, source: str | Path, data_path: str | Path
     models.save(network, folder)
 
 
+def distance_of(loss: dict[str, Any]) -> training.Distance:
+    """The function of `distances` that a configured loss names, with its constants."""
+    constants = {key: value for key, value in loss.items() if key != "kind"}
+
+    def distance(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return getattr(distances, loss["kind"])(prediction, target, **constants)
+
+    return distance
+
+
 def fit_student(
     folder: str | Path,
     stats: str | Path,
@@ -157,6 +170,7 @@ def fit_student(
     schedule: dict[str, Any],
     timestep_offset: int,
     settings: dict[str, Any],
+    initial_folder: str | Path | None = None,
 ) -> None:
     """Distil one student from precomputed targets.
 
@@ -165,6 +179,7 @@ def fit_student(
         objective: a function of `objectives`.
         loss: `{"kind": "mse"}` or `{"kind": "pseudo_huber", "c": …}`.
         parameters: "full" or "lora".
+        initial_folder: the network to start from, where the teacher is not one; the teacher by default.
 
     Raises:
         MismatchError: the targets were solved with another teacher.
@@ -178,12 +193,8 @@ def fit_student(
             f"{manifest}: targets of teacher {reader.manifest['teacher_sha256'][:12]}…, "
             f"{teacher_folder} is {teacher_sha256[:12]}…; delete the targets and run again"
         )
-    student = students.create(teacher_folder, noise_schedule, timestep_offset, parameters, lora_rank, seed)
-    kind, constants = loss["kind"], {key: value for key, value in loss.items() if key != "kind"}
-
-    def distance(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return getattr(distances, kind)(prediction, target, **constants)
-
+    initial_folder = initial_folder or teacher_folder
+    student = students.create(initial_folder, noise_schedule, timestep_offset, parameters, lora_rank, seed)
     resolved = {
         "run": run,
         "objective": objective,
@@ -195,9 +206,18 @@ def fit_student(
         "training": settings,
     }
     inputs = {"teacher_sha256": teacher_sha256, "targets_sha256": sha256(manifest)}
+    inputs["initial_sha256"] = weights_sha256(initial_folder)
     function = getattr(objectives, objective)
     records = training.train(
-        student, function, distance, reader, options, seed, side_folder, {**resolved, **inputs}, f"train {run['run']}"
+        student,
+        function,
+        distance_of(loss),
+        reader,
+        options,
+        seed,
+        side_folder,
+        {**resolved, **inputs},
+        f"train {run['run']}",
     )
     card = {
         "settings": resolved,
@@ -207,3 +227,93 @@ def fit_student(
     students.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)})
     training.write_stats(stats, records)
     training.finish(side_folder)
+
+
+def fit_pairs_student(
+    folder: str | Path,
+    stats: str | Path,
+    side_folder: str | Path,
+    data_path: str | Path,
+    run: dict[str, Any],
+    objective: str,
+    coupling: dict[str, Any],
+    velocity: str,
+    network: dict[str, Any],
+    options: dict[str, Any],
+    schedule: dict[str, Any],
+    timestep_offset: int,
+    teacher_folder: str | Path | None = None,
+    frozen_folder: str | Path | None = None,
+) -> None:
+    """Train one student from scratch on pairs: consistency training, or distillation along the teacher's velocity.
+
+    Args:
+        run: the row of the experiment's table; its seed starts the network and orders the draws.
+        coupling: of `settings.Coupling`.
+        velocity: "pair" (CT) or "teacher" (CD).
+        options: of `settings.ConsistencyTraining`, with the run's own loss.
+        schedule, timestep_offset: of the teacher.
+        teacher_folder: for velocity "teacher".
+        frozen_folder: the student whose snapshot is the coupling's frozen generator.
+
+    Raises:
+        StorageError: missing or damaged files, or a frozen generator without that snapshot.
+    """
+    began = time.monotonic()
+    seed, settings = run["seed"], training.Settings(**options["training"])
+    tensors, classes = data.load(data_path)
+    images, labels = tensors["train_images"], tensors["train_labels"]
+    edm = VESchedule(**options["edm"])
+    model = models.build(network, tuple(images.shape[1:]), classes, TIME_RESOLUTION, seed)
+    student = students.EDMConsistencyFunction(model, edm)
+    device, inputs = training.pick_device(settings.device), {"data_sha256": sha256(data_path)}
+    teacher, generate = None, coupling["generator"]
+    if velocity == "teacher":
+        teacher = Teacher.load(teacher_folder, VPSchedule(**schedule), timestep_offset, images.shape[1:], classes)
+        teacher.to(device)
+        inputs["teacher_sha256"] = weights_sha256(teacher_folder)
+    if isinstance(generate, dict):
+        name = students.budget_name(generate["budget"])
+        generate = students.load_edm(frozen_folder, edm, name).to(device)
+        inputs["frozen_sha256"] = sha256(Path(frozen_folder) / "snapshots" / f"{name}.safetensors")
+    source = PairSource(
+        images,
+        labels,
+        edm,
+        Steps(**options["curriculum"]),
+        settings.steps,
+        settings.batch_size,
+        seed,
+        coupling["kind"],
+        coupling["share"],
+        generate,
+        None if teacher is None else teacher.velocity,
+    )
+    side = Path(side_folder)
+    names = {students.budget_name(budget): max(1, round(budget * settings.steps)) for budget in options["budgets"]}
+    files = {name: side / f"{name}.safetensors" for name in names}
+    resolved = {
+        "run": run,
+        "objective": objective,
+        "coupling": coupling,
+        "velocity": velocity,
+        "network": network,
+        **options,
+    }
+    records = training.train(
+        student,
+        getattr(objectives, objective),
+        distance_of(options["loss"]),
+        source,
+        settings,
+        seed,
+        side,
+        {**resolved, **inputs},
+        f"train {run['run']}",
+        source.prepare,
+        {files[name]: step for name, step in names.items()},
+    )
+    card = {"settings": resolved, "inputs": inputs, "environment": environment(str(device))}
+    students.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)}, files)
+    training.write_stats(stats, records)
+    training.finish(side)

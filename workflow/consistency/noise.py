@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from .streams import generator
 
+if TYPE_CHECKING:
+    import torch
 
-def normal(seed: int, purpose: str, samples: range | Sequence[int], shape: Sequence[int], *index: int) -> torch.Tensor:
+
+def normal_array(
+    seed: int, purpose: str, samples: range | Sequence[int], shape: Sequence[int], *index: int
+) -> np.ndarray:
     """Standard normal noise, float32, shape (len(samples), *shape), one stream per sample."""
     out = np.empty((len(samples), *shape), dtype=np.float32)
     for row, sample in enumerate(samples):
         out[row] = generator(seed, purpose, *index, sample).standard_normal(shape, dtype=np.float32)
-    return torch.from_numpy(out)
+    return out
 
 
-def draw_noise(count: int, shape: Sequence[int], classes: int, seed: int) -> dict[str, torch.Tensor]:
+def normal(seed: int, purpose: str, samples: range | Sequence[int], shape: Sequence[int], *index: int) -> torch.Tensor:
+    """`normal_array` as a tensor."""
+    import torch
+
+    return torch.from_numpy(normal_array(seed, purpose, samples, shape, *index))
+
+
+def draw_noise(count: int, shape: Sequence[int], classes: int, seed: int) -> dict[str, np.ndarray]:
     """The evaluation's shared initial noise: one noise and one label per sample.
 
     Returns:
         noise: float32 (count, *shape), N(0, I); labels: int64 (count,) in [0, classes), balanced.
     """
     # Balanced labels: the sample's number modulo the classes, so that a prefix is balanced too.
-    labels = torch.arange(count) % classes
-    return {"noise": normal(seed, "noise", range(count), shape), "labels": labels}
+    labels = np.arange(count, dtype=np.int64) % classes
+    return {"noise": normal_array(seed, "noise", range(count), shape), "labels": labels}

@@ -9,8 +9,9 @@ import torch
 from .errors import MismatchError
 from .noise import normal
 from .progress import Progress
+from .schedules import VESchedule
 from .storage import load_tensors, save_tensors
-from .students import ConsistencyFunction
+from .students import ConsistencyFunction, EDMConsistencyFunction
 from .targets import solver_named, trajectory
 from .teachers import Teacher
 
@@ -56,7 +57,9 @@ def sample_teacher(
     progress = Progress(len(noise), f"sample teacher {solver} N={n_steps} w={guidance:g}")
     ends, points = [], []
     for x, cond in zip(noise.split(batch_size), labels.split(batch_size), strict=True):
-        path_points = trajectory(x, grid, solver_named(solver), teacher.eps(cond, guidance), teacher.schedule)
+        path_points = trajectory(
+            x.to(teacher.dtype), grid, solver_named(solver), teacher.eps(cond, guidance), teacher.schedule
+        )
         ends.append(path_points[:, -1])
         points.append(path_points[:, indices].transpose(0, 1))
         progress.update(len(x))
@@ -65,16 +68,22 @@ def sample_teacher(
     save_tensors(path, tensors, {"solver": solver, "n_steps": n_steps, "guidance": guidance})
 
 
+def ve_times(schedule: VESchedule, steps: int, levels: int = 1281) -> list[float]:
+    """`steps` evenly spaced noise levels of the Karras grid of iCT's last levels, from σ_max down."""
+    grid = schedule.grid(levels)
+    return [grid[levels - 1 - j * (levels - 1) // steps].item() for j in range(steps)]
+
+
 def few_step_times(grid: list[int], steps: int) -> list[int]:
     """`steps` evenly spaced times of the student's own grid, from T down (section A.7)."""
     return [grid[j * (len(grid) - 1) // steps] for j in range(steps)]
 
 
 def few_step(
-    student: ConsistencyFunction,
+    student: ConsistencyFunction | EDMConsistencyFunction,
     noise: torch.Tensor,
     labels: torch.Tensor,
-    times: list[int],
+    times: list[int] | list[float],
     seed: int,
     first: int = 0,
 ) -> torch.Tensor:
@@ -82,7 +91,7 @@ def few_step(
 
     Args:
         noise: (B, …), the initial noise of samples first..first + B − 1.
-        times: descending, the first is T.
+        times: descending, the first is T (or σ_max, and the noise is then at σ_max).
         seed: of the re-noising; each sample and step has a stream of its own.
     """
     clean = student(noise, times[0], labels)
@@ -126,6 +135,36 @@ def sample_student(
                 sampled = few_step(student, x, cond, few_step_times(grid, steps), seed, first)
                 parts.setdefault(f"steps_{steps}", []).append(sampled)
         for row, time in enumerate(reference["times"].tolist()):
-            parts.setdefault(f"from_{time}", []).append(student(reference["points"][row, rows], time, cond))
+            start = reference["points"][row, rows].to(x.dtype)
+            parts.setdefault(f"from_{time}", []).append(student(start, time, cond))
         progress.update(len(x))
+    save_tensors(path, {name: torch.cat(values) for name, values in parts.items()})
+
+
+@torch.no_grad()
+def sample_pairs_student(
+    path: str | Path,
+    students: dict[str, EDMConsistencyFunction],
+    noise: torch.Tensor,
+    labels: torch.Tensor,
+    sampling_steps: list[int],
+    seed: int,
+    batch_size: int,
+) -> None:
+    """Write the samples of a student trained from pairs, from σ_max times the shared noise.
+
+    Args:
+        students: "final" → the student: `steps_{n}` (count, …) for each number of sampling steps; the others, of
+            earlier in its training, by name → `{name}` (count, …), one step.
+    """
+    progress = Progress(len(noise), "sample student")
+    parts: dict[str, list[torch.Tensor]] = {}
+    for first in range(0, len(noise), batch_size):
+        rows = slice(first, first + batch_size)
+        for name, student in students.items():
+            start, cond = noise[rows] * student.schedule.sigma_max, labels[rows]
+            for steps in sampling_steps if name == "final" else [1]:
+                sampled = few_step(student, start, cond, ve_times(student.schedule, steps), seed, first)
+                parts.setdefault(f"steps_{steps}" if name == "final" else name, []).append(sampled)
+        progress.update(len(noise[rows]))
     save_tensors(path, {name: torch.cat(values) for name, values in parts.items()})

@@ -1,7 +1,8 @@
-"""Noise schedules and the boundary condition of the consistency function."""
+"""Noise schedules, the boundary condition of the consistency function, and the iCT curriculum."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -86,3 +87,89 @@ def boundary(
     """
     u = timestep_scaling * t.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
     return sigma_data**2 / (u**2 + sigma_data**2), u / (u**2 + sigma_data**2).sqrt()
+
+
+@dataclass(frozen=True)
+class VESchedule:
+    """Variance-exploding (EDM) schedule, `x_σ = x + σ z`; time is σ itself (paper B, section B.2).
+
+    Attributes:
+        sigma_min, sigma_max: the range of σ, 0 < σ_min < σ_max.
+        rho: exponent of the Karras grid.
+        sigma_data: deviation of the data that the preconditioning assumes.
+
+    Raises:
+        ConfigError: σ_min ≥ σ_max, or one that is not positive.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ConfigError(
+                f"edm: sigma_min {self.sigma_min:g}, sigma_max {self.sigma_max:g}: 0 < sigma_min < sigma_max is needed"
+            )
+
+    def grid(self, levels: int) -> torch.Tensor:
+        """Karras grid: `levels` ≥ 2 values of σ, float64, ascending from σ_min to σ_max.
+
+        σ_i = (σ_min^(1/ρ) + (i − 1)/(levels − 1) (σ_max^(1/ρ) − σ_min^(1/ρ)))^ρ, i = 1..levels.
+        """
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        sigmas = torch.linspace(low, high, levels, dtype=torch.float64) ** self.rho
+        sigmas[0], sigmas[-1] = self.sigma_min, self.sigma_max  # free of rounding: f(x, σ_min) = x holds exactly
+        return sigmas
+
+    def add_noise(self, x: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+        """`x + σ z`; x and noise (B, …), σ scalar or (B,)."""
+        return x + spread(sigma, x) * noise
+
+    def scalings(self, sigma: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """c_skip, c_out, c_in, c_noise at σ (B,); the first three broadcast over `like` (B, …).
+
+        c_skip = σ_data² / ((σ − σ_min)² + σ_data²), c_out = σ_data (σ − σ_min) / sqrt(σ² + σ_data²),
+        c_in = 1 / sqrt(σ² + σ_data²), c_noise = ¼ ln σ.
+        """
+        s, data = spread(sigma, like), self.sigma_data
+        total = (s**2 + data**2).sqrt()
+        skip = 1 / (1 + ((s - self.sigma_min) / data) ** 2)  # this form is exactly 1 at σ_min, for any σ_data
+        return skip, data * (s - self.sigma_min) / total, 1 / total, 0.25 * sigma.log()
+
+
+def spread(value: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
+    """A scalar or (B,) in the dtype and on the device of `like`, shaped to broadcast over it."""
+    value = torch.as_tensor(value, device=like.device).to(like.dtype)
+    return value.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def curriculum(step: int, total: int, s0: int = 10, s1: int = 1280) -> int:
+    """iCT's number of noise levels at training step k = 0..K − 1 (section B.2).
+
+    N(k) = min(s0 · 2^⌊k/K'⌋, s1) + 1 with K' = ⌊K / (log2 ⌊s1/s0⌋ + 1)⌋; N(k) levels are N(k) − 1 steps.
+
+    Raises:
+        ConfigError: s0 > s1, or s0 < 1.
+    """
+    if not 1 <= s0 <= s1:
+        raise ConfigError(f"curriculum: s0 {s0} and s1 {s1}: 1 <= s0 <= s1 is needed")
+    length = max(1, math.floor(total / (math.log2(s1 // s0) + 1)))
+    return min(s0 * 2 ** (step // length), s1) + 1
+
+
+def step_probabilities(sigmas: torch.Tensor, mean: float = -1.1, deviation: float = 2.0) -> torch.Tensor:
+    """Discretised lognormal distribution of the step index i (section B.2).
+
+    p(i) ∝ erf((ln σ_{i+1} − P_mean) / (√2 P_std)) − erf((ln σ_i − P_mean) / (√2 P_std)).
+
+    Args:
+        sigmas: (levels,), ascending.
+
+    Returns:
+        float64 (levels − 1,), sums to 1.
+    """
+    edges = torch.erf((sigmas.double().log() - mean) / (math.sqrt(2) * deviation))
+    mass = edges.diff()
+    return mass / mass.sum()

@@ -14,10 +14,15 @@ from .claims import CLAIMS
 PACKAGE = Path(__file__).parent
 
 
-def functions_of(module: str) -> list[str]:
-    """Names of a module's public functions, read without importing it (or torch)."""
+def functions_of(module: str, batch: str | None = None) -> list[str]:
+    """Names of a module's public functions, read without importing it (or torch).
+
+    Args:
+        batch: only those whose last parameter has this annotation.
+    """
     tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-    return [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    found = [n for n in tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    return [n.name for n in found if batch in (None, getattr(n.args.args[-1].annotation, "id", None))]
 
 
 def nearest(word: str, allowed: list[str]) -> str:
@@ -32,7 +37,12 @@ def condition(solver: str, n_steps: int, guidance: float) -> str:
 
 
 OBJECTIVES = functions_of("objectives")
+PAIR_OBJECTIVES = functions_of("objectives", batch="Pairs")
 SOLVERS = functions_of("solvers")
+COUPLINGS = functions_of("couplings")
+
+# Exact assignment of a batch, at every training step (docs/equations.md says what it costs).
+LARGEST_ASSIGNMENT = 2048
 
 
 def _as_list(value: Any) -> Any:
@@ -50,6 +60,7 @@ def _one_of(allowed: list[str]) -> BeforeValidator:
 
 Solver = Annotated[str, _one_of(SOLVERS), Field(json_schema_extra={"enum": SOLVERS})]
 Objective = Annotated[str, _one_of(OBJECTIVES), Field(json_schema_extra={"enum": OBJECTIVES})]
+CouplingKind = Annotated[str, _one_of(COUPLINGS), Field(json_schema_extra={"enum": COUPLINGS})]
 Claim = Annotated[str, _one_of(list(CLAIMS)), Field(json_schema_extra={"enum": list(CLAIMS)})]
 Mode = Literal["paper", "trajectory"]
 Parameters = Literal["full", "lora"]
@@ -58,15 +69,38 @@ Parameters = Literal["full", "lora"]
 class Strict(BaseModel):
     """Unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Data(Strict):
-    """The data set and its split."""
+class Digits(Strict):
+    """scikit-learn's 1,797 handwritten digits of 8×8."""
 
-    name: Literal["digits"] = Field("digits", description="digits: scikit-learn's 1,797 images of 8×8")
+    kind: Literal["digits"]
     test_share: float = Field(0.2, gt=0, lt=1, description="share of the images held out from teacher and classifier")
     seed: NonNegativeInt = Field(0, description="of the shuffle before the split")
+
+
+class Component(Strict):
+    """One Gaussian of a mixture; it has a deviation or a covariance."""
+
+    weight: float = Field(gt=0, le=1, description="share of the mixture; all weights sum to 1")
+    mean: list[float] = Field(min_length=1, description="coordinates; those left out are 0")
+    deviation: float | None = Field(None, gt=0, description="of every coordinate, for a round component")
+    covariance: list[list[float]] | None = Field(None, description="symmetric positive definite, dimension × dimension")
+
+
+class Mixture(Strict):
+    """Draws from a mixture of Gaussians, whose teacher is known in closed form (source analytic)."""
+
+    kind: Literal["mixture"]
+    dimension: PositiveInt = Field(2, description="d")
+    components: list[Component] = Field(min_length=1, description="the Gaussians")
+    train_count: PositiveInt = Field(4096, description="draws to learn from")
+    test_count: PositiveInt = Field(2048, description="draws to measure against")
+    seed: NonNegativeInt = Field(0, description="of the draws")
+
+
+Data = Annotated[Digits | Mixture, Field(discriminator="kind")]
 
 
 class Schedule(Strict):
@@ -100,13 +134,14 @@ Network = Annotated[MLP | UNet, Field(discriminator="kind")]
 
 
 class Training(Strict):
-    """One training, of teacher, classifier or student (AdamW)."""
+    """One training, of teacher, classifier or student."""
 
     steps: PositiveInt = Field(1500, description="optimiser steps")
     batch_size: PositiveInt = Field(128, description="samples per step")
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
     warmup_steps: NonNegativeInt = Field(50, description="linear warm-up")
     decay_share: float = Field(0.3, ge=0, le=1, description="last share of the steps, over which the rate falls to 0")
+    optimizer: Literal["adamw", "radam", "lion"] = Field("adamw", description="torch's AdamW or RAdam, or Lion")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the weights' average; null for none")
@@ -119,7 +154,9 @@ class Training(Strict):
 class TeacherConfig(Strict):
     """Where the teacher comes from."""
 
-    source: Literal["train", "path"] = Field("train", description="train it here, or copy a saved folder")
+    source: Literal["train", "path", "analytic"] = Field(
+        "train", description="train it here, copy a saved folder, or the closed form of data kind mixture"
+    )
     path: str | None = Field(None, description="folder of a save_pretrained teacher, for source path")
     label_dropout: float = Field(0.1, ge=0, lt=1, description="probability of the null class, for guidance")
     timestep_offset: Literal[-1, 0] = Field(
@@ -162,13 +199,54 @@ class PseudoHuber(Strict):
     c: float = Field(0.001, gt=0)
 
 
+class PseudoHuberNorm(Strict):
+    """sqrt(‖d‖² + C²) − C of the whole sample, C = c √dim (iCT)."""
+
+    kind: Literal["pseudo_huber_norm"]
+    c: float = Field(0.00054, gt=0)
+
+
+Loss = Annotated[Mse | PseudoHuber | PseudoHuberNorm, Field(discriminator="kind")]
+
+
 class Student(Strict):
-    """How every student is trained."""
+    """How students of precomputed targets are trained. They start as the teacher (of an analytic one: as a network
+    trained on the same data with the settings of `teacher`)."""
 
     parameters: Parameters = Field("full", description="full fine-tuning, or LoRA adapters")
     lora_rank: PositiveInt = Field(64, description="rank = alpha of the adapters")
-    loss: Annotated[Mse | PseudoHuber, Field(discriminator="kind")] = Mse(kind="mse")
+    loss: Loss = Mse(kind="mse")
     training: Training = Training()
+
+
+class EDM(Strict):
+    """The VE schedule and the preconditioning of consistency training (paper B)."""
+
+    sigma_min: float = Field(0.002, gt=0, description="smallest noise level, below sigma_max")
+    sigma_max: float = Field(80.0, gt=0, description="largest noise level")
+    rho: float = Field(7.0, gt=0, description="exponent of the Karras grid")
+    sigma_data: float = Field(0.5, gt=0, description="deviation of the data, for the preconditioning")
+
+
+class Curriculum(Strict):
+    """iCT's number of noise levels over training, and the distribution of the step."""
+
+    s0: PositiveInt = Field(10, description="steps of the grid at the start, at most s1")
+    s1: PositiveInt = Field(1280, description="most steps of the grid")
+    p_mean: float = Field(-1.1, description="mean of ln σ")
+    p_std: float = Field(2.0, gt=0, description="deviation of ln σ")
+
+
+class ConsistencyTraining(Strict):
+    """How methods that learn from pairs (objective consistency_training) are trained, from scratch."""
+
+    edm: EDM = EDM()
+    curriculum: Curriculum = Curriculum()
+    loss: Loss = PseudoHuberNorm(kind="pseudo_huber_norm")
+    training: Training = Training(ema_decay=0.999)
+    budgets: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.03125, 0.0625, 0.125, 0.25, 0.5, 0.75], min_length=1, description="shares of training measured too"
+    )
 
 
 class Evaluation(Strict):
@@ -184,18 +262,41 @@ class Evaluation(Strict):
     batch_size: PositiveInt = Field(2000, description="samples computed together")
 
 
+class Frozen(Strict):
+    """An earlier, partly trained student as the generator: of another method, with the run's own seed."""
+
+    method: str = Field(description="a method that learns from pairs, and has a run of each seed")
+    budget: float = Field(gt=0, le=1, description="share of its training; one of consistency_training.budgets")
+
+
+class Coupling(Strict):
+    """Which data point goes with which noise (paper B)."""
+
+    kind: CouplingKind = Field(description="a function of couplings.py")
+    share: float = Field(1.0, ge=0, le=1, description="μ, share of samples it applies to; the others are independent")
+    generator: Literal["ema", "online"] | Frozen = Field(
+        "ema", description="the student's average, itself, or a frozen one"
+    )
+
+
 class Method(Strict):
-    """A line of the comparison: an objective, and what it changes in `student`."""
+    """A line of the comparison: an objective, and what it changes."""
 
     objective: Objective
-    loss: Annotated[Mse | PseudoHuber, Field(discriminator="kind")] | None = None
+    loss: Loss | None = Field(None, description="default: student.loss, or consistency_training.loss")
+    coupling: Coupling | None = Field(None, description="of consistency_training; independent by default")
+    velocity: Literal["pair", "teacher"] = Field(
+        "pair", description="of consistency_training: the pair's own noise (CT), or the teacher's velocity (CD)"
+    )
 
 
 class Grid(Strict):
     """Runs, as the product of the lists; a single value is a list of one."""
 
     method: Annotated[list[str], BeforeValidator(_as_list)] | None = Field(
-        None, description="names from `methods`; all of them by default"
+        None,
+        description="names from `methods`, by default all that learn from targets; a row of methods that learn "
+        "from pairs takes seeds only",
     )
     solver: Annotated[list[Solver], BeforeValidator(_as_list)] = ["ddim"]
     n_steps: Annotated[list[PositiveInt], BeforeValidator(_as_list)] = Field(
@@ -211,40 +312,64 @@ class Grid(Strict):
     )
 
 
+class Analysis(Strict):
+    """What is measured where the teacher is known in closed form, and of couplings."""
+
+    order_steps: list[PositiveInt] = Field(
+        [], description="numbers of solver steps for the teacher's discretisation error"
+    )
+    coupling_methods: list[str] = Field([], description="methods (from pairs) whose students serve as f and generator")
+    steps: list[Annotated[int, Field(ge=2)]] = Field([10, 20, 40, 80, 160, 320, 640, 1280], description="grid steps")
+    count: Annotated[int, Field(ge=64, le=LARGEST_ASSIGNMENT)] = Field(1024, description="draws for each estimate")
+    gradient_budget: float = Field(
+        0.125, gt=0, lt=1, description="share of training after which gradients are compared; they vanish at its end"
+    )
+    batch_size: PositiveInt = Field(256, description="batch of the couplings in the estimates")
+
+
 class Experiment(Strict):
     """One preset: everything that its results depend on."""
 
     title: str = Field(description="one line for tables and the report")
-    data: Data = Data()
+    data: Data = Field(description="kind digits, or mixture with its components")
     schedule: Schedule = Schedule()
     network: Network = MLP(kind="mlp")
     teacher: TeacherConfig = TeacherConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     targets: Targets = Targets()
     student: Student = Student()
+    consistency_training: ConsistencyTraining = ConsistencyTraining()
     methods: dict[str, Method] = Field(description="name → objective; a new method is one line here")
     evaluation: Evaluation = Evaluation()
     runs: list[Grid] = Field(min_length=1, description="the table of runs, as grids")
+    analysis: Analysis = Analysis()
     claims: list[Claim] = Field([], description="claims decided on this experiment")
 
 
 class Run(Strict):
-    """One row of the table of runs."""
+    """One row of the table of runs. A run from pairs has neither solver, N, w nor targets."""
 
     method: str
     objective: str
-    solver: str
-    n_steps: int
-    guidance: float
+    solver: str | None = None
+    n_steps: int | None = None
+    guidance: float | None = None
     seed: int
-    targets: Mode
-    parameters: Parameters
-    loss: Annotated[Mse | PseudoHuber, Field(discriminator="kind")]
+    targets: Mode | None = None
+    parameters: Parameters = "full"
+    loss: Loss
+    coupling: Coupling | None = None
+    velocity: Literal["pair", "teacher"] = "pair"
+
+    @property
+    def from_pairs(self) -> bool:
+        """Whether it learns from pairs rather than from precomputed targets."""
+        return self.targets is None
 
     @property
     def run(self) -> str:
-        """The readable id, such as direct-ddim-n50-w4-s0."""
-        return f"{self.method}-{self.group}-s{self.seed}"
+        """The readable id, such as direct-ddim-n50-w4-s0 or ct-gc-s0."""
+        return "-".join([self.method, *[self.group] * (not self.from_pairs), f"s{self.seed}"])
 
     @property
     def condition(self) -> str:
@@ -254,6 +379,8 @@ class Run(Strict):
     @property
     def group(self) -> str:
         """All settings but method and seed: the condition that a comparison is made in."""
+        if self.from_pairs:
+            return "scratch"
         extra = [self.targets] * (self.targets != "paper") + [self.parameters] * (self.parameters != "full")
         return "-".join([self.condition, *extra])
 

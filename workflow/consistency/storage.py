@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import StorageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -146,17 +147,25 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def save_tensors(
-    path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: dict[str, Any] | None = None
+    path: str | os.PathLike,
+    tensors: dict[str, torch.Tensor] | dict[str, np.ndarray],
+    metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Write tensors to one safetensors file; `metadata` is stored as one JSON string.
+    """Write tensors (of torch, or NumPy arrays) to one safetensors file; `metadata` is stored as one JSON string.
 
     One key only: safetensors writes several in a random order, and equal content shall give equal bytes.
     """
-    from safetensors.torch import save_file
-
     header = {"json": json.dumps(metadata or {}, sort_keys=True)}
     with atomic(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=header)
+        if all(type(v).__module__ == "numpy" for v in tensors.values()):
+            from numpy import ascontiguousarray
+            from safetensors.numpy import save_file
+
+            save_file({k: ascontiguousarray(v) for k, v in tensors.items()}, temporary, metadata=header)
+        else:
+            from safetensors.torch import save_file
+
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=header)
 
 
 def load_tensors(

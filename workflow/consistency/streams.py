@@ -12,7 +12,7 @@ import numpy as np
 _PURPOSES = {
     name: number
     for number, name in enumerate(
-        ("split", "noise", "label", "draw", "renoise", "order", "step", "initialise", "halves")
+        ("split", "noise", "label", "draw", "renoise", "order", "step", "initialise", "halves", "mixture", "pairs")
     )
 }
 
@@ -22,7 +22,7 @@ def generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
 
     Args:
         seed: non-negative.
-        purpose: one of split, noise, label, draw, renoise, order, step, initialise, halves.
+        purpose: a key of `_PURPOSES`; appended to, never reordered, or every stream would change.
         index: any number of non-negative integers, such as the sample's number.
     """
     entropy = np.random.SeedSequence(seed, spawn_key=(_PURPOSES[purpose], *index))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from torch import nn
 from . import models
 from .errors import StorageError
 from .models import first_line
-from .schedules import VPSchedule, boundary
-from .storage import atomic
+from .schedules import VESchedule, VPSchedule, boundary
+from .storage import atomic, load_tensors
 from .teachers import network_time
 
 
@@ -40,6 +42,31 @@ class ConsistencyFunction(nn.Module):
         clean = (x - schedule.at(schedule.sigma, s, x) * eps) / schedule.at(schedule.alpha, s, x)
         c_skip, c_out = boundary(s, x)
         return c_skip * x + c_out * clean
+
+
+class EDMConsistencyFunction(nn.Module):
+    """`f(x, σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x, c_noise(σ), c)`, VE and EDM preconditioning (section B.2).
+
+    f(x, σ_min) = x exactly. The network's time input runs over its timesteps 0..T − 1: c_noise = ¼ ln σ is
+    mapped there linearly, which the embedding's first layer could undo.
+    """
+
+    def __init__(self, network: nn.Module, schedule: VESchedule):
+        super().__init__()
+        self.network, self.schedule = network, schedule
+        self._low, self._high = 0.25 * math.log(schedule.sigma_min), 0.25 * math.log(schedule.sigma_max)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of a sample."""
+        return self.network.sample_shape
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor | float, cond: torch.Tensor) -> torch.Tensor:
+        """x (B, …), σ scalar or (B,) in [σ_min, σ_max], cond (B,) → the estimate of the ODE's end, like x."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(len(x))
+        c_skip, c_out, c_in, c_noise = self.schedule.scalings(sigma, x)
+        time = (c_noise - self._low) / (self._high - self._low) * (self.network.timesteps - 1)
+        return c_skip * x + c_out * self.network(c_in * x, time.to(x.dtype), cond).to(x.dtype)
 
 
 def create(
@@ -79,10 +106,22 @@ def _add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
         return get_peft_model(network, config)
 
 
-def save(student: ConsistencyFunction, folder: str | Path, card: dict[str, Any]) -> None:
-    """Write the student: a whole network, or peft's adapter folder; plus `student.json` (the card)."""
+def save(
+    student: ConsistencyFunction | EDMConsistencyFunction,
+    folder: str | Path,
+    card: dict[str, Any],
+    snapshots: dict[str, Path] | None = None,
+) -> None:
+    """Write the student: a whole network, or peft's adapter folder; plus `student.json` (the card).
+
+    Args:
+        snapshots: name → file of weights earlier in training, copied to `snapshots/{name}.safetensors`.
+    """
     with atomic(folder) as temporary:
         student.network.save_pretrained(temporary)
+        for name, file in (snapshots or {}).items():
+            (temporary / "snapshots").mkdir(exist_ok=True)
+            shutil.copyfile(file, temporary / "snapshots" / f"{name}.safetensors")
         (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
         text = json.dumps(card, indent=2, sort_keys=True) + "\n"
         (temporary / "student.json").write_text(text, encoding="utf-8")
@@ -110,3 +149,24 @@ def load(
     else:
         network = models.load(folder)
     return ConsistencyFunction(network.eval().requires_grad_(False), schedule, timestep_offset)
+
+
+def load_edm(folder: str | Path, schedule: VESchedule, snapshot: str | None = None) -> EDMConsistencyFunction:
+    """Load a student that was trained from pairs, in evaluation mode.
+
+    Args:
+        snapshot: name of its weights earlier in training; the final ones by default.
+
+    Raises:
+        StorageError: missing or damaged files.
+    """
+    student = EDMConsistencyFunction(models.load(folder), schedule)
+    if snapshot is not None:
+        weights, _ = load_tensors(Path(folder) / "snapshots" / f"{snapshot}.safetensors")
+        student.load_state_dict(weights)
+    return student.eval().requires_grad_(False)
+
+
+def budget_name(budget: float) -> str:
+    """The name of the snapshot after a share of the training, such as budget_0.25."""
+    return f"budget_{budget:g}"

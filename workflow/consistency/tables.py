@@ -10,11 +10,25 @@ import pandas as pd
 from .claims import CLAIMS, is_overall, t_interval
 from .storage import atomic, write_text
 
-METHOD_LABELS = {"cm": "CM", "direct": "Direct CM", "teacher": "Teacher"}
+METHOD_LABELS = {
+    "cm": "CM",
+    "direct": "Direct CM",
+    "teacher": "Teacher",
+    "cd": "CD (true velocity)",
+    "ct-ic": "CT, independent",
+    "ct-ot": "CT, batch-OT",
+    "ct-gc": "CT, generated (μ = 0.5)",
+    "ct-gc03": "CT, generated (μ = 0.3)",
+    "ct-gc07": "CT, generated (μ = 0.7)",
+    "ct-gc1": "CT, generated (μ = 1)",
+    "ct-gc-frozen": "CT, frozen generator",
+}
 
 # (metric, reference, sampling steps) → heading
 _MAIN = {
     ("ode_error", "teacher", 1): "ODE error, 1 step",
+    ("ode_error", "truth", 1): "ODE error to truth, 1 step",
+    ("wasserstein", "data", 1): "Wasserstein to data, 1 step",
     ("frechet_distance", "teacher", 1): "Fréchet to teacher, 1 step",
     ("frechet_distance", "data", 1): "Fréchet to data, 1 step",
     ("frechet_distance", "data", 4): "Fréchet to data, 4 steps",
@@ -40,6 +54,8 @@ def method_label(method: str) -> str:
 
 def condition_label(group: str) -> str:
     """`ddim-n50-w4-lora` as `DDIM, N = 50, w = 4, lora`."""
+    if group == "scratch":
+        return "From scratch"
     solver, steps, guidance, *extra = group.split("-")
     name = solver.upper() if solver == "ddim" else solver.capitalize()
     return ", ".join([name, f"N = {steps[1:]}", f"w = {guidance[1:]}", *extra])
@@ -118,6 +134,70 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
     write_text(paths["md"], f"{frame.to_markdown(index=False)}\n\n{note}\n")
     write_text(paths["tex"], _latex(frame, note))
     write_text(paths["html"], _html(frame, title, note))
+
+
+# Paper B, Table 1, by data set: method → FID, KID × 100, IS (means over its runs).
+PAPER_B = {
+    "cifar10": {"ct-ic": "7.42 / .44 / 8.76", "ct-ot": "6.75 / .36 / 8.86", "ct-gc": "5.95 / .26 / 9.10"},
+    "imagenet32": {"ct-ic": "14.89 / 1.23 / 9.46", "ct-ot": "14.13 / 1.18 / 9.62", "ct-gc": "13.99 / 1.13 / 9.77"},
+    "celeba64": {"ct-ic": "15.82 / 1.31 / 2.33", "ct-ot": "13.63 / 1.09 / 2.40", "ct-gc": "11.74 / .91 / 2.45"},
+    "lsun-church64": {"ct-ic": "10.58 / .73 / 1.99", "ct-ot": "9.71 / .64 / 2.00", "ct-gc": "9.88 / .66 / 2.14"},
+}
+
+_COUPLINGS = {
+    ("frechet_distance", "data", 1): "Fréchet to data, 1 step",
+    ("frechet_distance", "data", 2): "Fréchet to data, 2 steps",
+    ("kernel_distance", "data", 1): "Kernel dist. to data, 1 step",
+    ("wasserstein", "data", 1): "Wasserstein to data, 1 step",
+    ("ode_error", "truth", 1): "ODE error to truth, 1 step",
+    ("precision", "data", 1): "Precision, 1 step",
+    ("recall", "data", 1): "Recall, 1 step",
+    ("recognised", "labels", 1): "Recognised, 1 step",
+}
+
+
+def couplings(
+    paths: dict[str, str], metrics_path: str | Path, runs: list[dict[str, Any]], title: str, data: str
+) -> None:
+    """Consistency training by coupling, as paper B's Table 1: a row a method, mean ± half-width over seeds.
+
+    Args:
+        paths: csv, md, tex, html → where to write.
+        data: the data set; where paper B reports the same one, its values stand in a column of their own.
+    """
+    metrics = pd.read_csv(metrics_path)
+    summary = summarise(metrics, runs)
+    summary = summary[~summary.metric.str.contains("@")]
+    extractor = summary.extractor[summary.metric == "frechet_distance"].iloc[0]
+    with atomic(paths["csv"]) as temporary:
+        summary.to_csv(temporary, index=False)
+    rows = []
+    for method, values in summary.groupby("method", sort=False):
+        indexed = values.set_index(["metric", "reference", "sampling_steps"])
+        row = {"Method": method_label(method), "Seeds": indexed.n_seeds["frechet_distance", "data", 1]}
+        for key, heading in _COUPLINGS.items():
+            if key in indexed.index:
+                cell = indexed.loc[key]
+                row[heading] = _cell(cell["mean"], cell["ci_low"], cell["n_seeds"])
+        if data in PAPER_B:
+            row["Paper B: FID / KID × 100 / IS"] = PAPER_B[data].get(method, "–")
+        rows.append(row)
+    halves = metrics[(metrics.run == "data") & (metrics.reference == "other half of the data")]
+    row = {"Method": "Data, two halves", "Seeds": 1}
+    for found in halves.itertuples():
+        row[_COUPLINGS[found.metric, "data", 1]] = _cell(found.value, 0, 1)
+    frame = pd.DataFrame([*rows, row]).fillna("–")
+    note = (
+        f"{title}. Trained from scratch; mean ± half-width of the 95 % t interval over seeds. Distances in features of "
+        f"{extractor} (not FID). Lower is better, but for precision, recall and recognised. "
+    ) + (
+        "The paper's values are of its own networks and FID protocol, printed for orientation."
+        if data in PAPER_B
+        else "Paper B reports no values on this data set."
+    )
+    write_text(paths["md"], f"{frame.to_markdown(index=False)}\n\n{note}\n")
+    write_text(paths["tex"], _latex(frame, note))
+    write_text(paths["html"], _html(frame, f"{title}: couplings", note))
 
 
 def claims(paths: dict[str, str], claims_path: str | Path) -> None:

@@ -112,17 +112,18 @@ def solve_shard(
         if mode == "paper":
             order = torch.argsort(drawn["k"], stable=True)
             x, noise, k, cond = (drawn[name][order] for name in ("x", "noise", "k", "cond"))
-            x_s = schedule.add_noise(x, noise, torch.tensor(grid)[k])
+            x_s = schedule.add_noise(x.to(teacher.dtype), noise.to(teacher.dtype), torch.tensor(grid)[k])
             x_n, x_0 = solve(x_s, k, grid, step, lambda m, c=cond: teacher.eps(c[:m], guidance), schedule)
             back = torch.argsort(order)
             part = {"x_s": x_s, "x_n": x_n, "x_0": x_0, "k": k, "cond": cond}
             parts.append({name: value[back] for name, value in part.items()})
         else:
-            x_t = schedule.add_noise(drawn["x"], drawn["noise"], grid[0])
+            x_t = schedule.add_noise(drawn["x"].to(teacher.dtype), drawn["noise"].to(teacher.dtype), grid[0])
             eps = teacher.eps(drawn["cond"], guidance)
             parts.append({"points": trajectory(x_t, grid, step, eps, schedule), "cond": drawn["cond"]})
         progress.update(len(drawn["cond"]))
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    tensors = {name: v.to(images.dtype) if v.is_floating_point() else v for name, v in tensors.items()}
     if not all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point()):
         raise MismatchError(f"{path}: the teacher's ODE solution is not finite; check teacher, solver and n_steps")
     save_tensors(path, tensors, {"first": numbers.start, "count": len(numbers), "teacher_calls": teacher.calls})

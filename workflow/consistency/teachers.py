@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from . import models
-from .schedules import VPSchedule
+from .errors import ConfigError
+from .models.mixture import Mixture
+from .schedules import VPSchedule, spread
 
 
 class Teacher:
@@ -21,6 +23,8 @@ class Teacher:
         timestep_offset: added to the timestep 1..T before the network is called: −1 (the index the
             teacher was trained on) or 0 (as paper A's reference code calls it).
     """
+
+    dtype = torch.float32  # of the arithmetic that it is solved in
 
     def __init__(self, network: nn.Module, schedule: VPSchedule, timestep_offset: int = -1):
         self.network, self.schedule, self.timestep_offset = network, schedule, timestep_offset
@@ -35,8 +39,30 @@ class Teacher:
         sample_shape: tuple[int, ...] | None = None,
         classes: int | None = None,
     ) -> Teacher:
-        """Load from a `save_pretrained` folder; raises as `models.load`."""
+        """Load from a `save_pretrained` folder, or from a mixture's; raises as `models.load`."""
+        if models.is_mixture(folder):
+            return AnalyticTeacher(Mixture.load(folder), schedule)
         return cls(models.load(folder, sample_shape, classes), schedule, timestep_offset)
+
+    def to(self, device: torch.device) -> Teacher:
+        """Move the network."""
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """dx/dσ of the VE probability-flow ODE, `E[z | x + σ z]`, without guidance (section B.1).
+
+        A VP network is asked at x / sqrt(1 + σ²) and the timestep whose σ_t/α_t is nearest to σ.
+
+        Args:
+            x: (B, …) at the noise levels σ (B,); cond: (B,).
+        """
+        ratio = (self.schedule.sigma[1:] / self.schedule.alpha[1:]).log()
+        level = sigma.double().cpu().log()
+        above = torch.searchsorted(ratio, level).clamp(1, len(ratio) - 1)
+        t = torch.where(level - ratio[above - 1] < ratio[above] - level, above, above + 1).to(x.device)
+        return self.eps(cond, 1.0)(x / spread((1 + sigma**2).sqrt(), x), t)
 
     def eps(self, cond: torch.Tensor, guidance: float) -> Callable[[torch.Tensor, torch.Tensor | int], torch.Tensor]:
         """The guided prediction `ε̃ = ε_∅ + w (ε_c − ε_∅)` as a function of (x, t) (section A.2).
@@ -60,6 +86,40 @@ class Teacher:
             return unconditional + guidance * (conditional - unconditional)
 
         return predict
+
+
+class AnalyticTeacher(Teacher):
+    """The exact ε-prediction of a mixture of Gaussians, in float64. It has one class, so no guidance."""
+
+    dtype = torch.float64
+
+    def __init__(self, mixture: Mixture, schedule: VPSchedule):
+        self.mixture, self.schedule, self.calls = mixture, schedule, 0
+
+    def to(self, device: torch.device) -> AnalyticTeacher:
+        """Move the mixture."""
+        self.mixture.to(device)
+        return self
+
+    def eps(self, cond: torch.Tensor, guidance: float) -> Callable[[torch.Tensor, torch.Tensor | int], torch.Tensor]:
+        """The exact prediction as a function of (x, t).
+
+        Raises:
+            ConfigError: w other than 1.
+        """
+        if guidance != 1:
+            raise ConfigError(f"guidance {guidance:g} with an analytic teacher; allowed: 1 (it has one class)")
+
+        def predict(x: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
+            self.calls += len(x)
+            t = torch.as_tensor(t).cpu()
+            return self.mixture.eps(x, self.schedule.alpha[t], self.schedule.sigma[t]).to(x.dtype)
+
+        return predict
+
+    def velocity(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """The exact dx/dσ of the VE probability-flow ODE; x (B, …), σ (B,)."""
+        return self.mixture.eps(x, 1.0, sigma).to(x.dtype)
 
 
 def network_time(t: torch.Tensor | int, batch: int, offset: int, device: torch.device) -> torch.Tensor:

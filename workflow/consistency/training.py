@@ -21,15 +21,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from .compat import without_compiler
 from .errors import ConfigError, TrainingError
 from .progress import Progress
-from .storage import atomic
+from .storage import atomic, save_tensors
 from .streams import generator
 
 log = logging.getLogger("consistency")
 
 Batch = dict[str, torch.Tensor]
 Objective = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
+Forward = Callable[..., torch.Tensor]
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -42,6 +44,7 @@ class Settings:
     learning_rate: float
     warmup_steps: int = 0
     decay_share: float = 0.0
+    optimizer: str = "adamw"
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float | None = None
@@ -69,6 +72,18 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def make_optimizer(name: str, weights: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+    """AdamW, RAdam (torch's, with decoupled decay) or Lion (lion-pytorch)."""
+    without_compiler(torch.optim.RAdam if name == "radam" else torch.optim.AdamW)
+    if name == "lion":
+        from lion_pytorch import Lion
+
+        return Lion(weights, lr=rate, weight_decay=decay)
+    if name == "radam":
+        return torch.optim.RAdam(weights, lr=rate, weight_decay=decay, decoupled_weight_decay=True)
+    return torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=True)
+
+
 def train(
     model: nn.Module,
     objective: Objective,
@@ -79,20 +94,27 @@ def train(
     side_folder: str | Path,
     fingerprint: dict[str, Any],
     what: str = "train",
+    prepare: Callable[[Batch, Forward, Forward], Batch] | None = None,
+    snapshots: dict[Path, int] | None = None,
 ) -> list[dict[str, float]]:
     """Train `model` in place.
 
     Args:
         model: its parameters with requires_grad are trained; with EMA they end as the average.
         objective: (model, batch) → (prediction, target).
-        distance: (prediction, target) → scalar loss.
+        distance: (prediction, target) → loss of each sample (B,); the step minimises its mean, weighted by
+            the batch's `weight` (B,) where there is one.
         batch_at: step → batch of CPU tensors; a pure function of the step.
         seed: of dropout and the like, reseeded every step.
         side_folder: holds checkpoint and stats while training; removed by `finish`.
         fingerprint: what the result depends on; a checkpoint with another one is not resumed.
+        prepare: (batch on the device, the model, its average) → batch, before the objective; without
+            EMA the average is the model itself. Both are called without gradient and without dropout.
+        snapshots: file → step after which the trained parameters (the average, where there is one) are written to it.
 
     Returns:
-        One record per `log_every` steps: step, loss (mean since the last), grad_norm, lr, samples_per_s.
+        One record per `log_every` steps: step, loss (mean since the last), grad_norm, lr, samples_per_s,
+        seconds (of training so far, over all resumes).
 
     Raises:
         TrainingError: a loss that is not finite; names the step and what was not finite.
@@ -105,11 +127,15 @@ def train(
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=settings.precision)
     model.to(accelerator.device).train()
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        weights.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+    parameters = list(weights.values())
+    optimizer = make_optimizer(settings.optimizer, parameters, settings.learning_rate, settings.weight_decay)
     average = {k: v.detach().clone() for k, v in weights.items()} if settings.ema_decay else None
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    # One process in float32 has nothing to prepare, scale or unscale, and looking for it in every step costs
+    # accelerate a fifth of a small network's step, and a second of imports.
+    plain = accelerator.num_processes == 1 and settings.precision == "no"
+    prepared, optimizer = (model, optimizer) if plain else accelerator.prepare(model, optimizer)
+    backward = torch.Tensor.backward if plain else accelerator.backward
+    clip = torch.nn.utils.clip_grad_norm_ if plain else accelerator.clip_grad_norm_
 
     side = Path(side_folder)
     checkpoint = side / "checkpoint.pt"
@@ -125,29 +151,47 @@ def train(
             average = {k: v.to(accelerator.device) for k, v in state["average"].items()}
         log.info("%s: resumed at step %d of %d from %s", what, first, settings.steps, checkpoint)
 
+    def current(*args: Any) -> torch.Tensor:
+        model.eval()
+        output = model(*args)
+        model.train()
+        return output
+
+    def averaged(*args: Any) -> torch.Tensor:
+        model.eval()
+        output = model(*args) if average is None else torch.func.functional_call(model, average, args)
+        model.train()
+        return output
+
     progress = Progress(settings.steps, what, start=first)
+    spent = records[-1]["seconds"] if records else 0.0
     total, norms, seen, began = 0.0, 0.0, 0, time.monotonic()
     for step in range(first, settings.steps):
         _reseed(int(generator(seed, "step", step).integers(2**63 - 1)))
         batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch_at(step).items()}
         for group in optimizer.param_groups:
             group["lr"] = settings.rate_at(step)
+        if prepare is not None:
+            with torch.no_grad():
+                batch = prepare(batch, current, averaged)
         prediction, target = objective(prepared, batch)
-        loss = distance(prediction, target)
+        losses = distance(prediction, target)
+        loss = (losses * batch["weight"]).mean() if "weight" in batch else losses.mean()
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(_diagnose(what, step, value, batch, prediction, target, model))
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(weights.values(), settings.clip_norm)
+        backward(loss)
+        norm = clip(parameters, settings.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         if average is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(list(average.values()), list(weights.values()), 1 - settings.ema_decay)
+                torch._foreach_lerp_(list(average.values()), parameters, 1 - settings.ema_decay)
 
         total, norms, seen, done = total + value, norms + float(norm), seen + 1, step + 1
         if done % settings.log_every == 0 or done == settings.steps:
             elapsed = max(time.monotonic() - began, 1e-9)
+            spent += elapsed
             records.append(
                 {
                     "step": done,
@@ -155,10 +199,13 @@ def train(
                     "grad_norm": norms / seen,
                     "lr": settings.rate_at(step),
                     "samples_per_s": seen * settings.batch_size / elapsed,
+                    "seconds": spent,
                 }
             )
             write_stats(side / "stats.jsonl", records[-1:], append=True)
             total, norms, seen, began = 0.0, 0.0, 0, time.monotonic()
+        for file in (name for name, at in (snapshots or {}).items() if at == done):
+            save_tensors(file, {k: v.detach().cpu() for k, v in (average or weights).items()}, {"step": done})
         if done % settings.checkpoint_every == 0 or done == settings.steps:
             _write_checkpoint(checkpoint, done, weights, optimizer, average, records, fingerprint)
         progress.update(1, loss=value)

@@ -21,7 +21,9 @@ except ConsistencyError as error:
     raise WorkflowError(f"configuration: {error}") from None
 
 RESULTS = CONFIG.results
-FIGURES = ["tradeoff", "samples", "start-times", "sampling-steps", "training"]
+FROM_TARGETS = {name: {run: row for run, row in runs.items() if not row.from_pairs} for name, runs in RUNS.items()}
+FROM_PAIRS = {name: {run: row for run, row in runs.items() if row.from_pairs} for name, runs in RUNS.items()}
+CAPTIONS = [path.stem for path in sorted((Path(workflow.basedir) / "workflow/report").glob("*.rst"))]
 
 
 def preset(wildcards):
@@ -46,7 +48,7 @@ def dump(value):
 
 def conditions_of(experiment):
     """Teacher conditions (solver, N, w) of an experiment, by id."""
-    runs = RUNS[experiment].values()
+    runs = FROM_TARGETS[experiment].values()
     return {run.condition: {"solver": run.solver, "n_steps": run.n_steps, "guidance": run.guidance} for run in runs}
 
 
@@ -68,7 +70,68 @@ def pattern(names):
 def sources_of(experiment):
     """Everything that metrics are measured on: the data, the teacher's conditions, the runs."""
     teachers = [f"teacher-{name}" for name in conditions_of(experiment)]
-    return ["data", *teachers, *RUNS[experiment]]
+    couplings = [f"couplings-{run}" for run in analysed(experiment)]
+    orders = ["orders"] * bool(EXPERIMENTS[experiment].analysis.order_steps)
+    return ["data", *teachers, *RUNS[experiment], *couplings, *orders]
+
+
+def figures_of(experiment):
+    """The figures that an experiment has something to show in."""
+    settings, names = EXPERIMENTS[experiment], []
+    if FROM_TARGETS[experiment]:
+        names += ["tradeoff", "training"]
+        names += ["points"] if is_exact(experiment) else ["start-times", "sampling-steps", "samples"]
+    if FROM_PAIRS[experiment]:
+        names += ["convergence"]
+    if len({shares_of(run)[1] for run in FROM_PAIRS[experiment].values() if shares_of(run)[0]}) > 1:
+        names += ["share"]
+    if settings.analysis.coupling_methods:
+        names += ["transport", *(["discrepancy", "trajectories"] if is_exact(experiment) else [])]
+    return names + ["orders"] * bool(settings.analysis.order_steps)
+
+
+def is_exact(experiment):
+    """Whether the teacher is known in closed form, and with it the ODE's true end."""
+    return EXPERIMENTS[experiment].teacher.source == "analytic"
+
+
+def shares_of(run):
+    """Whether a run belongs to the comparison of μ (the student's average as generator), and its μ."""
+    generated = run.coupling.kind == "generator_induced" and run.coupling.generator == "ema"
+    plain = run.coupling.kind == "independent" and run.velocity == "pair"
+    return generated or plain, run.coupling.share if generated else 0.0
+
+
+def initial_of(wildcards):
+    """The network that students of targets start from: the teacher, or where that is a formula, one trained like it."""
+    return f"{RESULTS}/{wildcards.experiment}/{'initial' if is_exact(wildcards.experiment) else 'teacher'}"
+
+
+def truth_of(wildcards):
+    """The ODE's true end, where it is known."""
+    return f"{RESULTS}/{wildcards.experiment}/truth.safetensors" if is_exact(wildcards.experiment) else []
+
+
+def classifier_of(wildcards):
+    """The feature classifier; a mixture's features are its coordinates."""
+    mixture = preset(wildcards).data.kind == "mixture"
+    return [] if mixture else f"{RESULTS}/{wildcards.experiment}/classifier"
+
+
+def pairs_inputs(wildcards):
+    """What a run from pairs learns from besides the data: the teacher's velocity, a frozen generator."""
+    run, experiment, inputs = run_of(wildcards), wildcards.experiment, {}
+    if run.velocity == "teacher":
+        inputs["teacher"] = f"{RESULTS}/{experiment}/teacher"
+    if not isinstance(run.coupling.generator, str):
+        inputs["frozen"] = f"{RESULTS}/{experiment}/students/{run.coupling.generator.method}-s{run.seed}"
+    return inputs
+
+
+def analysed(experiment):
+    """The runs whose students serve to measure couplings."""
+    methods = EXPERIMENTS[experiment].analysis.coupling_methods
+    return [run for run, row in FROM_PAIRS[experiment].items() if row.method in methods]
 
 
 def paper_outputs(wildcards):
@@ -77,7 +140,13 @@ def paper_outputs(wildcards):
     outputs += [f"{RESULTS}/tables/claims.{kind}" for kind in ("md", "tex", "html")]
     for experiment in EXPERIMENTS:
         outputs += [f"{RESULTS}/tables/{experiment}-main.{kind}" for kind in ("csv", "md", "tex", "html")]
-        outputs += [f"{RESULTS}/figures/{experiment}-{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")]
+        outputs += [
+            f"{RESULTS}/figures/{experiment}-{name}.{kind}"
+            for name in figures_of(experiment)
+            for kind in ("pdf", "png")
+        ]
+        if FROM_PAIRS[experiment]:
+            outputs += [f"{RESULTS}/tables/{experiment}-couplings.{kind}" for kind in ("csv", "md", "tex", "html")]
     return outputs
 
 
@@ -92,17 +161,27 @@ def targets_of(wildcards):
     }
 
 
-def group_rows(experiment):
+def group_rows(experiment, runs=RUNS):
     """Run, method, seed and condition of every run: what claims and figures group by."""
     columns = ("run", "method", "seed", "group", "solver", "n_steps", "guidance", "targets", "parameters")
-    return [{key: getattr(run, key) for key in columns} for run in RUNS[experiment].values()]
+    return [{key: getattr(run, key) for key in columns} for run in runs[experiment].values()]
+
+
+def pairs_rows(experiment):
+    """Run, method, seed of every run from pairs, its μ where it is compared by μ, and the training's steps."""
+    steps = EXPERIMENTS[experiment].consistency_training.training.steps
+    rows = []
+    for row in group_rows(experiment, FROM_PAIRS):
+        compared, share = shares_of(FROM_PAIRS[experiment][row["run"]])
+        rows.append(row | {"share": share if compared else None, "steps": steps})
+    return rows
 
 
 def pictured(experiment):
     """The runs shown in the sample grid: the first seed of each method, under the first condition
     of each guidance scale."""
     chosen = {}
-    for run in RUNS[experiment].values():
+    for run in FROM_TARGETS[experiment].values():
         chosen.setdefault((run.guidance, run.method), run)
     conditions = {run.guidance: run.group for run in reversed(chosen.values())}
     return [run for run in chosen.values() if conditions[run.guidance] == run.group]

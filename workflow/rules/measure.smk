@@ -4,7 +4,7 @@
 rule measure_data:
     input:
         images=f"{RESULTS}/{{experiment}}/data.safetensors",
-        classifier=f"{RESULTS}/{{experiment}}/classifier",
+        classifier=classifier_of,
     output:
         features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         metrics=f"{RESULTS}/{{experiment}}/metrics/data.json",
@@ -14,6 +14,7 @@ rule measure_data:
         "../../envs/train.yaml"
     params:
         run=lambda w: {"run": "data", "method": "data"},
+        reference=lambda w: "test_images" if preset(w).data.kind == "mixture" else "train_images",
         neighbours=lambda w: preset(w).evaluation.neighbours,
         batch_size=lambda w: preset(w).evaluation.batch_size,
         settings=lambda w: {"data": dump(preset(w).data)},
@@ -26,7 +27,8 @@ rule measure_teacher:
         samples=f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        classifier=f"{RESULTS}/{{experiment}}/classifier",
+        classifier=classifier_of,
+        truth=truth_of,
     output:
         features=f"{RESULTS}/{{experiment}}/features/teacher-{{condition}}.safetensors",
         metrics=f"{RESULTS}/{{experiment}}/metrics/teacher-{{condition}}.json",
@@ -51,12 +53,15 @@ rule measure_student:
         teacher_features=lambda w: f"{RESULTS}/{w.experiment}/features/teacher-{run_of(w).condition}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        classifier=f"{RESULTS}/{{experiment}}/classifier",
+        classifier=classifier_of,
+        truth=truth_of,
     output:
         features=f"{RESULTS}/{{experiment}}/features/{{run}}.safetensors",
         metrics=f"{RESULTS}/{{experiment}}/metrics/{{run}}.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_student-{{run}}.log",
+    wildcard_constraints:
+        run=pattern({run for runs in FROM_TARGETS.values() for run in runs}),
     conda:
         "../../envs/train.yaml"
     params:
@@ -66,6 +71,74 @@ rule measure_student:
         settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
     script:
         "../scripts/measure_student.py"
+
+
+rule measure_pairs_student:
+    input:
+        student=f"{RESULTS}/{{experiment}}/students/{{run}}",
+        samples=f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
+        data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
+        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+        classifier=classifier_of,
+        truth=truth_of,
+    output:
+        features=f"{RESULTS}/{{experiment}}/features/{{run}}.safetensors",
+        metrics=f"{RESULTS}/{{experiment}}/metrics/{{run}}.json",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/measure_pairs_student-{{run}}.log",
+    wildcard_constraints:
+        run=pattern({run for runs in FROM_PAIRS.values() for run in runs}),
+    conda:
+        "../../envs/train.yaml"
+    params:
+        run=lambda w: row_of(run_of(w)),
+        neighbours=lambda w: preset(w).evaluation.neighbours,
+        batch_size=lambda w: preset(w).evaluation.batch_size,
+        settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
+    script:
+        "../scripts/measure_pairs_student.py"
+
+
+rule measure_couplings:
+    input:
+        student=f"{RESULTS}/{{experiment}}/students/{{run}}",
+        data=f"{RESULTS}/{{experiment}}/data.safetensors",
+        teacher=lambda w: f"{RESULTS}/{w.experiment}/teacher" if is_exact(w.experiment) else [],
+    output:
+        metrics=f"{RESULTS}/{{experiment}}/metrics/couplings-{{run}}.json",
+        curves=f"{RESULTS}/{{experiment}}/couplings/{{run}}.safetensors",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/measure_couplings-{{run}}.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    params:
+        run=lambda w: row_of(run_of(w)),
+        edm=lambda w: dump(preset(w).consistency_training.edm),
+        curriculum=lambda w: dump(preset(w).consistency_training.curriculum),
+        analysis=lambda w: preset(w).analysis.model_dump(include={"steps", "count", "batch_size", "gradient_budget"}),
+        loss=lambda w: dump(preset(w).consistency_training.loss),
+    script:
+        "../scripts/measure_couplings.py"
+
+
+rule measure_orders:
+    input:
+        teacher=f"{RESULTS}/{{experiment}}/teacher",
+        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+        truth=truth_of,
+    output:
+        f"{RESULTS}/{{experiment}}/metrics/orders.json",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/measure_orders.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    params:
+        schedule=lambda w: dump(preset(w).schedule),
+        order_steps=lambda w: preset(w).analysis.order_steps,
+    script:
+        "../scripts/measure_orders.py"
 
 
 rule collect_metrics:

@@ -57,6 +57,31 @@ rule table_main:
         "../scripts/table_main.py"
 
 
+rule table_couplings:
+    input:
+        f"{RESULTS}/{{experiment}}/metrics.csv",
+    output:
+        csv=f"{RESULTS}/tables/{{experiment}}-couplings.csv",
+        md=f"{RESULTS}/tables/{{experiment}}-couplings.md",
+        tex=f"{RESULTS}/tables/{{experiment}}-couplings.tex",
+        html=report(
+            f"{RESULTS}/tables/{{experiment}}-couplings.html",
+            caption="../report/table-couplings.rst",
+            category="1. Results",
+            labels={"experiment": "{experiment}", "item": "couplings (table)"},
+        ),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/table_couplings.log",
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        runs=lambda w: pairs_rows(w.experiment),
+        title=lambda w: preset(w).title,
+        data=lambda w: preset(w).data.kind,
+    script:
+        "../scripts/table_couplings.py"
+
+
 rule table_claims:
     input:
         f"{RESULTS}/claims.csv",
@@ -99,7 +124,7 @@ rule figure_tradeoff:
     conda:
         "../../envs/paper.yaml"
     params:
-        runs=lambda w: group_rows(w.experiment),
+        runs=lambda w: group_rows(w.experiment, FROM_TARGETS),
     script:
         "../scripts/figure.py"
 
@@ -122,7 +147,7 @@ rule figure_sampling_steps:
     conda:
         "../../envs/paper.yaml"
     params:
-        runs=lambda w: group_rows(w.experiment),
+        runs=lambda w: group_rows(w.experiment, FROM_TARGETS),
     script:
         "../scripts/figure.py"
 
@@ -145,14 +170,14 @@ rule figure_start_times:
     conda:
         "../../envs/paper.yaml"
     params:
-        runs=lambda w: group_rows(w.experiment),
+        runs=lambda w: group_rows(w.experiment, FROM_TARGETS),
     script:
         "../scripts/figure.py"
 
 
 rule figure_training:
     input:
-        stats=lambda w: [f"{RESULTS}/{w.experiment}/stats/{run}.jsonl" for run in RUNS[w.experiment]],
+        stats=lambda w: [f"{RESULTS}/{w.experiment}/stats/{run}.jsonl" for run in FROM_TARGETS[w.experiment]],
         code=workflow.source_path("../consistency/figures/training.py"),
         style=workflow.source_path("../consistency/figures/style.py"),
     output:
@@ -168,7 +193,7 @@ rule figure_training:
     conda:
         "../../envs/paper.yaml"
     params:
-        runs=lambda w: group_rows(w.experiment),
+        runs=lambda w: group_rows(w.experiment, FROM_TARGETS),
     script:
         "../scripts/figure.py"
 
@@ -200,12 +225,177 @@ rule figure_samples:
         "../scripts/figure.py"
 
 
+rule figure_points:
+    input:
+        samples=lambda w: [f"{RESULTS}/{w.experiment}/samples/{run.run}.safetensors" for run in pictured(w.experiment)],
+        teacher=lambda w: [
+            f"{RESULTS}/{w.experiment}/samples/teacher-{run.condition}.safetensors" for run in pictured(w.experiment)
+        ],
+        truth=truth_of,
+        data=f"{RESULTS}/{{experiment}}/data.safetensors",
+        code=workflow.source_path("../consistency/figures/points.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
+    output:
+        pdf=f"{RESULTS}/figures/{{experiment}}-points.pdf",
+        png=report(
+            f"{RESULTS}/figures/{{experiment}}-points.png",
+            caption="../report/points.rst",
+            category="1. Results",
+            labels={"experiment": "{experiment}", "item": "samples from the same noise"},
+        ),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/figure_points.log",
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        runs=lambda w: [{"run": r.run, "method": r.method, "group": r.group} for r in pictured(w.experiment)],
+    script:
+        "../scripts/figure.py"
+
+
+rule figure_convergence:
+    input:
+        metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
+        stats=lambda w: [f"{RESULTS}/{w.experiment}/stats/{run}.jsonl" for run in FROM_PAIRS[w.experiment]],
+        code=workflow.source_path("../consistency/figures/convergence.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
+    output:
+        pdf=f"{RESULTS}/figures/{{experiment}}-convergence.pdf",
+        png=report(
+            f"{RESULTS}/figures/{{experiment}}-convergence.png",
+            caption="../report/convergence.rst",
+            category="1. Results",
+            labels={"experiment": "{experiment}", "item": "convergence of consistency training"},
+        ),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/figure_convergence.log",
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        runs=lambda w: pairs_rows(w.experiment),
+    script:
+        "../scripts/figure.py"
+
+
+rule figure_share:
+    input:
+        metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
+        code=workflow.source_path("../consistency/figures/share.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
+    output:
+        pdf=f"{RESULTS}/figures/{{experiment}}-share.pdf",
+        png=report(
+            f"{RESULTS}/figures/{{experiment}}-share.png",
+            caption="../report/share.rst",
+            category="2. Details",
+            labels={"experiment": "{experiment}", "item": "quality by share of generated pairs"},
+        ),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/figure_share.log",
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        runs=lambda w: pairs_rows(w.experiment),
+    script:
+        "../scripts/figure.py"
+
+
+rule figure_discrepancy:
+    input:
+        metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
+        code=workflow.source_path("../consistency/figures/discrepancy.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
+    output:
+        pdf=f"{RESULTS}/figures/{{experiment}}-discrepancy.pdf",
+        png=report(
+            f"{RESULTS}/figures/{{experiment}}-discrepancy.png",
+            caption="../report/discrepancy.rst",
+            category="1. Results",
+            labels={"experiment": "{experiment}", "item": "gap between training and distillation"},
+        ),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/figure_discrepancy.log",
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        runs=lambda w: [row for row in pairs_rows(w.experiment) if row["run"] in analysed(w.experiment)],
+    script:
+        "../scripts/figure.py"
+
+
+rule figure_transport:
+    input:
+        metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
+        code=workflow.source_path("../consistency/figures/transport.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
+    output:
+        pdf=f"{RESULTS}/figures/{{experiment}}-transport.pdf",
+        png=report(
+            f"{RESULTS}/figures/{{experiment}}-transport.png",
+            caption="../report/transport.rst",
+            category="1. Results",
+            labels={"experiment": "{experiment}", "item": "transport cost by noise level"},
+        ),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/figure_transport.log",
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        runs=lambda w: [row for row in pairs_rows(w.experiment) if row["run"] in analysed(w.experiment)],
+    script:
+        "../scripts/figure.py"
+
+
+rule figure_trajectories:
+    input:
+        curves=lambda w: f"{RESULTS}/{w.experiment}/couplings/{analysed(w.experiment)[0]}.safetensors",
+        code=workflow.source_path("../consistency/figures/trajectories.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
+    output:
+        pdf=f"{RESULTS}/figures/{{experiment}}-trajectories.pdf",
+        png=report(
+            f"{RESULTS}/figures/{{experiment}}-trajectories.png",
+            caption="../report/trajectories.rst",
+            category="1. Results",
+            labels={"experiment": "{experiment}", "item": "trajectories of the couplings"},
+        ),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/figure_trajectories.log",
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        runs=lambda w: [row for row in pairs_rows(w.experiment) if row["run"] in analysed(w.experiment)],
+    script:
+        "../scripts/figure.py"
+
+
+rule figure_orders:
+    input:
+        metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
+        code=workflow.source_path("../consistency/figures/orders.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
+    output:
+        pdf=f"{RESULTS}/figures/{{experiment}}-orders.pdf",
+        png=report(
+            f"{RESULTS}/figures/{{experiment}}-orders.png",
+            caption="../report/orders.rst",
+            category="2. Details",
+            labels={"experiment": "{experiment}", "item": "discretisation error of the solvers"},
+        ),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/figure_orders.log",
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        runs=lambda w: group_rows(w.experiment),
+    script:
+        "../scripts/figure.py"
+
+
 rule report:
     input:
         paper_outputs,
-        captions=[
-            workflow.source_path(f"../report/{name}.rst") for name in ("workflow", "claims", "table-main", *FIGURES)
-        ],
+        captions=[workflow.source_path(f"../report/{name}.rst") for name in CAPTIONS],
     output:
         f"{RESULTS}/report.html",
     log:

@@ -4,13 +4,15 @@
 rule sample_student:
     input:
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
-        teacher=f"{RESULTS}/{{experiment}}/teacher",
+        initial=initial_of,
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         teacher_samples=lambda w: f"{RESULTS}/{w.experiment}/samples/teacher-{run_of(w).condition}.safetensors",
     output:
         f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/sample_student-{{run}}.log",
+    wildcard_constraints:
+        run=pattern({run for runs in FROM_TARGETS.values() for run in runs}),
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -24,3 +26,27 @@ rule sample_student:
         batch_size=lambda w: preset(w).evaluation.batch_size,
     script:
         "../scripts/sample_student.py"
+
+
+rule sample_pairs_student:
+    input:
+        student=f"{RESULTS}/{{experiment}}/students/{{run}}",
+        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+    output:
+        f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/sample_pairs_student-{{run}}.log",
+    wildcard_constraints:
+        run=pattern({run for runs in FROM_PAIRS.values() for run in runs}),
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    params:
+        edm=lambda w: dump(preset(w).consistency_training.edm),
+        budgets=lambda w: preset(w).consistency_training.budgets,
+        sampling_steps=lambda w: preset(w).evaluation.sampling_steps,
+        n_samples=lambda w: preset(w).evaluation.count,
+        seed=lambda w: preset(w).evaluation.seed,
+        batch_size=lambda w: preset(w).evaluation.batch_size,
+    script:
+        "../scripts/sample_pairs_student.py"

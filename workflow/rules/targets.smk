@@ -42,6 +42,27 @@ rule teacher_samples:
         "../scripts/teacher_samples.py"
 
 
+rule solve_truth:
+    input:
+        teacher=f"{RESULTS}/{{experiment}}/teacher",
+        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+    output:
+        f"{RESULTS}/{{experiment}}/truth.safetensors",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/solve_truth.log",
+    wildcard_constraints:
+        experiment=with_teacher("analytic"),
+    priority: 5
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    params:
+        schedule=lambda w: dump(preset(w).schedule),
+        edm=lambda w: dump(preset(w).consistency_training.edm),
+    script:
+        "../scripts/solve_truth.py"
+
+
 rule solve_targets:
     input:
         teacher=f"{RESULTS}/{{experiment}}/teacher",

@@ -76,3 +76,47 @@ rule import_teacher:
         timesteps=lambda w: preset(w).schedule.steps,
     script:
         "../scripts/import_teacher.py"
+
+
+rule write_analytic_teacher:
+    output:
+        model=directory(f"{RESULTS}/{{experiment}}/teacher"),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/write_analytic_teacher.log",
+    wildcard_constraints:
+        experiment=with_teacher("analytic"),
+    conda:
+        "../../envs/train.yaml"
+    params:
+        data=lambda w: dump(preset(w).data),
+    script:
+        "../scripts/write_analytic_teacher.py"
+
+
+# A closed form has no weights to start a student from: a network is trained on the same data for that.
+
+
+rule train_initial:
+    input:
+        data=f"{RESULTS}/{{experiment}}/data.safetensors",
+    output:
+        model=directory(f"{RESULTS}/{{experiment}}/initial"),
+        stats=f"{RESULTS}/{{experiment}}/stats/initial.jsonl",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/train_initial.log",
+    wildcard_constraints:
+        experiment=with_teacher("analytic"),
+    priority: 10
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        # timestep_offset is how the teacher is called later, not how it is trained
+        teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset"}),
+        network=lambda w: dump(preset(w).network),
+        schedule=lambda w: dump(preset(w).schedule),
+        side=f"{RESULTS}/{{experiment}}/checkpoints/initial",
+    script:
+        "../scripts/train_teacher.py"

@@ -5,11 +5,14 @@ rule train_student:
     input:
         unpack(targets_of),
         teacher=f"{RESULTS}/{{experiment}}/teacher",
+        initial=initial_of,
     output:
         model=directory(f"{RESULTS}/{{experiment}}/students/{{run}}"),
         stats=f"{RESULTS}/{{experiment}}/stats/{{run}}.jsonl",
     log:
         f"{RESULTS}/logs/{{experiment}}/train_student-{{run}}.log",
+    wildcard_constraints:
+        run=pattern({run for runs in FROM_TARGETS.values() for run in runs}),
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -27,3 +30,34 @@ rule train_student:
         side=f"{RESULTS}/{{experiment}}/checkpoints/{{run}}",
     script:
         "../scripts/train_student.py"
+
+
+rule train_pairs_student:
+    input:
+        unpack(pairs_inputs),
+        data=f"{RESULTS}/{{experiment}}/data.safetensors",
+    output:
+        model=directory(f"{RESULTS}/{{experiment}}/students/{{run}}"),
+        stats=f"{RESULTS}/{{experiment}}/stats/{{run}}.jsonl",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/train_pairs_student-{{run}}.log",
+    wildcard_constraints:
+        run=pattern({run for runs in FROM_PAIRS.values() for run in runs}),
+    priority: 3
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        run=lambda w: row_of(run_of(w)),
+        objective=lambda w: run_of(w).objective,
+        coupling=lambda w: dump(run_of(w).coupling),
+        velocity=lambda w: run_of(w).velocity,
+        network=lambda w: dump(preset(w).network),
+        options=lambda w: dump(preset(w).consistency_training) | {"loss": dump(run_of(w).loss)},
+        schedule=lambda w: dump(preset(w).schedule),
+        timestep_offset=lambda w: preset(w).teacher.timestep_offset,
+        side=f"{RESULTS}/{{experiment}}/checkpoints/{{run}}",
+    script:
+        "../scripts/train_pairs_student.py"

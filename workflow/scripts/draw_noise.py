@@ -4,7 +4,7 @@ with job(snakemake):
     from consistency import data, noise
     from consistency.storage import save_tensors
 
-    tensors, classes = data.load(snakemake.input.data)
+    tensors, classes = data.load(snakemake.input.data, "np")
     shape = tensors["train_images"].shape[1:]
     drawn = noise.draw_noise(snakemake.params.n_samples, shape, classes, snakemake.params.seed)
     save_tensors(snakemake.output[0], drawn, {"seed": snakemake.params.seed})

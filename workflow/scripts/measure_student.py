@@ -1,12 +1,11 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.metrics import classifier, measure
+    from consistency.metrics import features, measure
     from consistency.storage import read_json
 
     given, made, params = snakemake.input, snakemake.output, snakemake.params
-    network, card = classifier.load(given.classifier)
-    classifier.extract(made.features, network, given.samples, ["steps_"], params.batch_size)
+    card = features.extract(made.features, given.samples, ["steps_"], params.batch_size, given.classifier or None)
     measure.measure_student(
         made.metrics,
         params.run,
@@ -19,4 +18,5 @@ with job(snakemake):
         card,
         params.neighbours,
         {**params.settings, "student": read_json(f"{given.student}/student.json")},
+        given.truth or None,
     )

@@ -1,11 +1,10 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.metrics import classifier, measure
+    from consistency.metrics import features, measure
 
     given, made, params = snakemake.input, snakemake.output, snakemake.params
-    network, card = classifier.load(given.classifier)
-    classifier.extract(made.features, network, given.samples, ["samples"], params.batch_size)
+    card = features.extract(made.features, given.samples, ["samples"], params.batch_size, given.classifier or None)
     measure.measure_teacher(
         made.metrics,
         params.run,
@@ -15,4 +14,6 @@ with job(snakemake):
         card,
         params.neighbours,
         params.settings,
+        given.samples,
+        given.truth or None,
     )

@@ -6,7 +6,7 @@ with job(snakemake):
 
     params = snakemake.params
     schedule = VPSchedule(**params.schedule)
-    student = students.load(snakemake.input.student, snakemake.input.teacher, schedule, params.timestep_offset)
+    student = students.load(snakemake.input.student, snakemake.input.initial, schedule, params.timestep_offset)
     noise, labels = sampling.load_noise(snakemake.input.noise, student.sample_shape, params.n_samples)
     sampling.sample_student(
         snakemake.output[0],

@@ -18,4 +18,5 @@ with job(snakemake):
         params.schedule,
         params.timestep_offset,
         params.training,
+        snakemake.input.initial,
     )

@@ -33,6 +33,13 @@ _FIXED = {"cm": (_COLOURS[0], "o", "-"), "direct": (_COLOURS[3], "s", "--")}
 _OTHERS = [
     (_COLOURS[i], m, d) for i, m, d in ((2, "^", "-."), (4, "D", ":"), (1, "v", "-"), (5, "P", "--"), (9, "X", ":"))
 ]
+# The couplings of data and noise, and what is exact (the optimal transport, the true ODE).
+COUPLINGS = {
+    "independent": {"color": _COLOURS[0], "marker": "o", "label": "independent"},
+    "optimal_transport": {"color": _COLOURS[1], "marker": "s", "label": "batch-OT"},
+    "generator_induced": {"color": _COLOURS[2], "marker": "^", "label": "generator-induced"},
+    "exact": {"color": "0.25", "marker": "", "label": "exact"},
+}
 
 
 def looks(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
+from ..transport import squared_distances
+
 
 def frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
     """Fréchet distance between two Gaussians, `|μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½)`.
@@ -49,7 +51,7 @@ class FeatureSet:
     @cached_property
     def radii(self) -> np.ndarray:
         """Distance² of each point to its k-th nearest neighbour, (n,)."""
-        return np.partition(_squared_distances(self.features, self.features), self.neighbours, axis=1)[
+        return np.partition(squared_distances(self.features, self.features), self.neighbours, axis=1)[
             :, self.neighbours
         ]
 
@@ -58,11 +60,6 @@ class FeatureSet:
         """Mean cubic kernel between different points."""
         values = _cubic_kernel(self.features, self.features)
         return float((values.sum() - np.trace(values)) / (len(self) * (len(self) - 1)))
-
-
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    squared = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T
-    return squared.clip(min=0)
 
 
 def _cubic_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -90,7 +87,7 @@ def precision_recall(samples: FeatureSet, reference: FeatureSet) -> tuple[float,
     Precision is the share of samples inside the union of balls around reference points, whose
     radius is the distance to the k-th nearest neighbour; recall swaps the roles.
     """
-    between = _squared_distances(samples.features, reference.features)
+    between = squared_distances(samples.features, reference.features)
     precision = (between <= reference.radii[None]).any(1).mean()
     recall = (between <= samples.radii[:, None]).any(0).mean()
     return float(precision), float(recall)

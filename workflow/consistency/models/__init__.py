@@ -80,6 +80,11 @@ def load(folder: str | Path, sample_shape: tuple[int, ...] | None = None, classe
     return network.eval().requires_grad_(False)
 
 
+def is_mixture(folder: str | Path) -> bool:
+    """Whether the folder holds a mixture of Gaussians rather than a network."""
+    return read_json(Path(folder) / "config.json").get("kind") == "mixture"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

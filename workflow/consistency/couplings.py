@@ -1,0 +1,43 @@
+"""Which data point goes with which noise (paper B, section B.3). Every public function here is a
+coupling that a preset may name.
+
+A coupling is `coupling(x, z, sigma, cond, generate) -> (x, cond)`: given B data points x (B, …),
+noises z (B, …), noise levels σ_i (B,) and conditions (B,), drawn independently, it returns the data
+and conditions that go with z. `generate(x_σ, σ, cond)` is the current generator, without gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .transport import assignment
+
+Tensor = torch.Tensor
+Generate = Callable[[Tensor, Tensor, Tensor], Tensor]
+Coupled = tuple[Tensor, Tensor]
+
+
+def independent(x: Tensor, z: Tensor, sigma: Tensor, cond: Tensor, generate: Generate) -> Coupled:
+    """IC: as drawn."""
+    return x, cond
+
+
+def optimal_transport(x: Tensor, z: Tensor, sigma: Tensor, cond: Tensor, generate: Generate) -> Coupled:
+    """Batch-OT: the permutation of the batch's data that minimises Σ ‖x − z‖², by exact assignment.
+
+    Data are exchanged within a condition only: across conditions the noise of a class would no longer
+    be N(0, I), which sampling assumes. With one class (paper B) that is the whole batch.
+    """
+    rows = torch.arange(len(x), device=x.device)
+    for label in cond.unique():
+        members = (cond == label).nonzero().flatten()
+        found = assignment(z[members].detach().cpu().numpy(), x[members].detach().cpu().numpy())
+        rows[members] = members[torch.from_numpy(found).to(x.device)]
+    return x[rows], cond
+
+
+def generator_induced(x: Tensor, z: Tensor, sigma: Tensor, cond: Tensor, generate: Generate) -> Coupled:
+    """GC: x̂ = sg f(x + σ_i z, σ_i), what the generator makes of that noise and data."""
+    return generate(x + sigma.reshape(-1, *[1] * (x.ndim - 1)).to(x) * z, sigma, cond), cond

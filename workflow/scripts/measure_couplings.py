@@ -1,0 +1,18 @@
+from _job import job
+
+with job(snakemake):
+    from consistency.metrics.couplings import measure_couplings
+
+    given, made, params = snakemake.input, snakemake.output, snakemake.params
+    measure_couplings(
+        made.metrics,
+        made.curves,
+        params.run,
+        given.student,
+        given.data,
+        given.teacher or None,
+        params.edm,
+        params.curriculum,
+        params.analysis,
+        params.loss.get("c", 0.00054),
+    )

@@ -1,0 +1,21 @@
+from _job import job
+
+with job(snakemake):
+    from consistency.metrics import features, measure
+    from consistency.storage import read_json
+
+    given, made, params = snakemake.input, snakemake.output, snakemake.params
+    sets = ["steps_", "budget_"]
+    card = features.extract(made.features, given.samples, sets, params.batch_size, given.classifier or None)
+    measure.measure_pairs_student(
+        made.metrics,
+        params.run,
+        given.samples,
+        made.features,
+        given.data_features,
+        given.noise,
+        card,
+        params.neighbours,
+        {**params.settings, "student": read_json(f"{given.student}/student.json")},
+        given.truth or None,
+    )

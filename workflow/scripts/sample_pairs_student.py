@@ -1,0 +1,15 @@
+from _job import job
+
+with job(snakemake):
+    from consistency import sampling, students
+    from consistency.schedules import VESchedule
+
+    params, folder = snakemake.params, snakemake.input.student
+    edm = VESchedule(**params.edm)
+    names = [students.budget_name(budget) for budget in params.budgets]
+    loaded = {"final": students.load_edm(folder, edm)} | {name: students.load_edm(folder, edm, name) for name in names}
+    shape = loaded["final"].sample_shape
+    noise, labels = sampling.load_noise(snakemake.input.noise, shape, params.n_samples)
+    sampling.sample_pairs_student(
+        snakemake.output[0], loaded, noise, labels, params.sampling_steps, params.seed, params.batch_size
+    )

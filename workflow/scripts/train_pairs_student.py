@@ -1,0 +1,22 @@
+from _job import job
+
+with job(snakemake):
+    from consistency.fitting import fit_pairs_student
+
+    params = snakemake.params
+    fit_pairs_student(
+        snakemake.output.model,
+        snakemake.output.stats,
+        params.side,
+        snakemake.input.data,
+        params.run,
+        params.objective,
+        params.coupling,
+        params.velocity,
+        params.network,
+        params.options,
+        params.schedule,
+        params.timestep_offset,
+        snakemake.input.get("teacher"),
+        snakemake.input.get("frozen"),
+    )
