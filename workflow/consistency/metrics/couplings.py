@@ -79,17 +79,20 @@ def _per_step(squared: torch.Tensor, delta: torch.Tensor) -> float:
 def _limits(
     f: torch.nn.Module, x: torch.Tensor, s: torch.Tensor, cond: torch.Tensor, z: torch.Tensor, v: torch.Tensor
 ) -> dict[str, float]:
-    """The closed limits of loss and gap at points x, by Jacobian-vector products."""
+    """The closed limits of loss and gap at points x, by Jacobian-vector products.
 
-    def along(u: torch.Tensor, speed: float) -> torch.Tensor:
-        _, tangent = torch.func.jvp(lambda a, b: f(a, b, cond), (x, s), (u, torch.full_like(s, speed)))
-        return tangent.flatten(1).square().sum(1)
+    J u is the derivative of wᵀJ in w, so two reverse passes do; forward mode would import the compiler.
+    """
+    x, s = x.clone().requires_grad_(), s.clone().requires_grad_()
+    here = f(x, s, cond)
+    w = torch.zeros_like(here, requires_grad=True)
+    rows = torch.autograd.grad(here, (x, s), w, create_graph=True)
 
-    return {
-        "ct": along(z, 1.0).mean().item(),
-        "cd": along(v, 1.0).mean().item(),
-        "gap": along(z - v, 0.0).mean().item(),
-    }
+    def along(u: torch.Tensor, speed: float) -> float:
+        (tangent,) = torch.autograd.grad(rows, w, (u, torch.full_like(s, speed)), retain_graph=True)
+        return tangent.flatten(1).square().sum(1).mean().item()
+
+    return {"ct": along(z, 1.0), "cd": along(v, 1.0), "gap": along(z - v, 0.0)}
 
 
 def _gradients(f: torch.nn.Module, batches: list[dict[str, torch.Tensor]], c: float) -> dict[str, float]:
@@ -187,8 +190,7 @@ def measure_couplings(
                 for label, product in _gradients(early, batches, c).items():
                     add(f"gradient@steps={steps}", product, f"{label} {name}")
                 if steps == max(analysis["steps"]):
-                    with torch.no_grad():
-                        limit = _limits(f, x_s, s, cond, drawn["z"], v)
+                    limit = _limits(f, x_s, s, cond, drawn["z"], v)
                     add("loss@limit", limit["ct"], f"ct {name}")
                     add("loss@limit", limit["cd"], "cd" if name == "independent" else f"cd {name}")
                     add("velocity_gap@limit", limit["gap"], name)
