@@ -45,6 +45,8 @@ SMALL = {
 class Project:
     """A checkout to play with."""
 
+    small: dict = {}
+
     def __init__(self, folder: Path):
         self.folder = folder
         for name in ("Snakefile", "workflow", "envs"):
@@ -62,6 +64,13 @@ class Project:
 
         settings = {"experiments": ["digits"], "results": "results", "overrides": {"digits": _merge(SMALL, changes)}}
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings | keys))
+
+    def configure_exact(self, changes: dict) -> None:
+        """Write config.yaml: the small experiment on two modes (`small`) with changes laid over it."""
+        from consistency.config import _merge
+
+        settings = {"experiments": ["gaussians-modes"], "overrides": {"gaussians-modes": _merge(self.small, changes)}}
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(settings))
 
     def snakemake(self, *arguments: str, check: bool = True, cores: str = "2") -> subprocess.CompletedProcess:
         """Run the real snakemake here."""

@@ -1,0 +1,129 @@
+"""What is measured of couplings, against the closed forms of a single Gaussian."""
+
+import json
+import math
+
+import pytest
+import torch
+from consistency import data, fitting, mixtures, transport
+from consistency.metrics import couplings
+from consistency.schedules import VESchedule
+from consistency.settings import ConsistencyTraining
+from torch import nn
+
+DOUBLE = torch.float64
+MEAN, DEVIATION = [0.3, -0.2], 0.5
+SCHEDULE = VESchedule(sigma_min=0.01, sigma_max=5)
+GAUSSIAN = {
+    "kind": "mixture",
+    "dimension": 2,
+    "components": [{"weight": 1.0, "mean": MEAN, "deviation": DEVIATION, "covariance": None}],
+    "train_count": 512,
+    "test_count": 128,
+    "seed": 0,
+}
+
+
+class Exact(nn.Module):
+    """The Gaussian's consistency function: m + (x − m) √((v + σ_min²) / (v + σ²))."""
+
+    def forward(self, x, sigma, cond):
+        mean = torch.tensor(MEAN, dtype=DOUBLE)
+        ratio = (DEVIATION**2 + SCHEDULE.sigma_min**2) / (DEVIATION**2 + sigma**2)
+        return mean + (x - mean) * ratio.sqrt()[:, None]
+
+
+def test_closed_limits_of_the_exact_consistency_function():
+    """CD's limit is 0, and CT's is E‖J (z − v)‖² = d (v + σ_min²) / (v + σ²) · v / (v + σ²), at each σ."""
+    count, variance = 40_000, DEVIATION**2
+    random = torch.Generator().manual_seed(0)
+    x = torch.tensor(MEAN, dtype=DOUBLE) + DEVIATION * torch.randn(count, 2, dtype=DOUBLE, generator=random)
+    z = torch.randn(count, 2, dtype=DOUBLE, generator=random)
+    for level in (0.05, 0.5, 3.0):
+        s = torch.full((count,), level, dtype=DOUBLE)
+        x_s = x + level * z
+        v = level * (x_s - torch.tensor(MEAN, dtype=DOUBLE)) / (variance + level**2)
+        found = couplings._limits(Exact(), x_s, s, torch.zeros(count), z, v)
+        total = variance + level**2
+        expected = 2 * (variance + SCHEDULE.sigma_min**2) / total * variance / total
+        assert found["cd"] < 1e-20
+        assert found["gap"] == pytest.approx(expected, rel=0.03)
+        assert found["ct"] == pytest.approx(found["gap"], rel=1e-9)
+
+
+def test_exact_transport_cost_is_the_closed_form():
+    """‖m‖² + d (√v − 1)² between N(0, I) and N(m, vI); in one dimension 2,000 draws come near it."""
+    random = torch.Generator().manual_seed(0)
+    z = torch.randn(2000, 1, dtype=DOUBLE, generator=random)
+    x = 0.7 + DEVIATION * torch.randn(2000, 1, dtype=DOUBLE, generator=random)
+    found = transport.wasserstein(z.numpy(), x.numpy()) ** 2
+    assert found == pytest.approx(0.7**2 + (DEVIATION - 1) ** 2, rel=0.08)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A small student of the Gaussian, trained along the true velocity, and everything measured of it."""
+    folder = tmp_path_factory.mktemp("measured")
+    data.prepare(folder / "data.safetensors", GAUSSIAN)
+    mixtures.write_teacher(folder / "teacher", GAUSSIAN)
+    training = {"steps": 200, "batch_size": 64, "learning_rate": 2e-3, "ema_decay": 0.9}
+    options = ConsistencyTraining.model_validate(
+        {"edm": {"sigma_min": 0.01, "sigma_max": 5}, "training": training, "budgets": [0.125]}
+    ).model_dump()
+    fitting.fit_pairs_student(
+        folder / "student",
+        folder / "stats.jsonl",
+        folder / "side",
+        folder / "data.safetensors",
+        {"run": "cd-s0", "seed": 0},
+        "consistency_training",
+        {"kind": "independent", "share": 1.0, "generator": "ema"},
+        "teacher",
+        {"kind": "mlp", "width": 32, "depth": 1},
+        options,
+        {"steps": 1000},
+        -1,
+        folder / "teacher",
+    )
+    couplings.measure_couplings(
+        folder / "rows.json",
+        folder / "curves.safetensors",
+        {"run": "cd-s0", "seed": 0},
+        folder / "student",
+        folder / "data.safetensors",
+        folder / "teacher",
+        options["edm"],
+        options["curriculum"],
+        {"steps": [10, 1280], "count": 512, "batch_size": 128, "gradient_budget": 0.125},
+        0.00054,
+    )
+    rows = json.loads((folder / "rows.json").read_text())["rows"]
+    return {(row["metric"], row["reference"]): row["value"] for row in rows}
+
+
+def test_measured_losses_reach_their_closed_limits(measured):
+    for reference in ("ct independent", "cd", "ct generator_induced"):
+        assert measured["loss@steps=1280", reference] == pytest.approx(measured["loss@limit", reference], rel=0.05)
+    for name in couplings.COUPLINGS:
+        assert measured["velocity_gap@steps=1280", name] == pytest.approx(
+            measured["velocity_gap@limit", name], rel=0.05
+        )
+    both = measured["loss@limit", "cd"] + measured["velocity_gap@limit", "independent"]
+    assert measured["loss@limit", "ct independent"] == pytest.approx(both, rel=0.1)  # the cross term is noise
+
+
+def test_gradients_agree_with_a_squared_distance(measured):
+    ratio = (
+        measured["gradient@steps=1280", "mse ct independent"] / measured["gradient@steps=1280", "mse cd independent"]
+    )
+    assert ratio == pytest.approx(1, abs=0.15)
+
+
+def test_measured_transport_costs(measured):
+    independent, optimal = measured["transport_cost", "independent"], measured["transport_cost", "optimal_transport"]
+    closed = sum(m**2 for m in MEAN) + 2 * (1 + DEVIATION**2)
+    assert independent == pytest.approx(closed, abs=4.5 * math.sqrt(8) / math.sqrt(512))
+    assert measured["transport_cost", couplings.EXACT] <= optimal < independent
+    at_low, at_high = (measured[f"transport_cost@sigma={s}", "generator_induced"] for s in ("0.01", "5"))
+    assert at_low == pytest.approx(independent, rel=0.02)  # x̂ = x where there is no noise
+    assert at_high < 0.7 * independent

@@ -1,0 +1,119 @@
+"""The exact tier and paper B's methods through the real workflow."""
+
+import json
+
+import pandas as pd
+import pytest
+from helpers import Project
+
+SMALL = {
+    "data": {"train_count": 256, "test_count": 128},
+    "network": {"width": 32, "depth": 1},
+    "teacher": {"training": {"steps": 60, "batch_size": 64}},
+    "targets": {"count": 256, "batch_size": 256},
+    "student": {"training": {"steps": 40, "batch_size": 32, "warmup_steps": 5}},
+    "consistency_training": {"budgets": [0.25], "training": {"steps": 40, "batch_size": 32, "warmup_steps": 5}},
+    "methods": {
+        "cm": {"objective": "consistency_distillation"},
+        "direct": {"objective": "direct"},
+        "ct-gc-frozen": {"coupling": {"generator": {"method": "ct-ic", "budget": 0.25}}},
+    },
+    "evaluation": {"count": 64, "sampling_steps": [1, 2]},
+    "analysis": {
+        "coupling_methods": ["cd"],
+        "steps": [10, 1280],
+        "count": 64,
+        "batch_size": 64,
+        "gradient_budget": 0.25,
+        "order_steps": [5, 10],
+    },
+    "runs": [
+        {"method": ["cm", "direct"], "n_steps": 5, "seed": [0, 1]},
+        {"method": ["cd", "ct-ic", "ct-ot", "ct-gc", "ct-gc-frozen"], "seed": [0, 1]},
+    ],
+    "claims": ["A1", "A2", "B1", "B2", "B3", "B4"],
+}
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    """A small experiment on two modes with both papers' methods, run once."""
+    project = Project(tmp_path_factory.mktemp("exact"))
+    project.small = SMALL
+    project.configure_exact({})
+    project.snakemake()
+    return project
+
+
+def test_everything_is_there(exact):
+    results = exact.folder / "results"
+    names = ["points", "convergence", "discrepancy", "transport", "trajectories", "orders", "share", "tradeoff"]
+    for name in names:
+        for kind in ("pdf", "png"):
+            assert (results / "figures" / f"gaussians-modes-{name}.{kind}").stat().st_size > 5000
+    table = (results / "tables" / "gaussians-modes-couplings.md").read_text()
+    assert "CT, batch-OT" in table
+    assert "Paper B reports no values on this data set" in table
+    claims = pd.read_csv(results / "claims.csv")
+    assert set(claims.claim) == {"A1", "A2", "B1", "B2", "B3", "B4"}
+    assert set(claims.verdict) == {"inconclusive"}  # two seeds decide nothing
+    assert (results / "report.html").stat().st_size > 100_000
+
+
+def test_the_error_is_split(exact):
+    metrics = pd.read_csv(exact.folder / "results/metrics.csv")
+    errors = metrics[metrics.metric == "ode_error"]
+    found = set(zip(errors.method, errors.reference, strict=True))
+    assert {
+        ("teacher", "truth"),
+        ("direct", "teacher"),
+        ("direct", "truth"),
+        ("cd", "truth"),
+        ("solver", "truth"),
+    } <= found
+    ddim = errors[(errors.method == "solver") & (errors.solver == "ddim") & (errors.reference == "truth")]
+    assert ddim.value[ddim.n_steps == 10].item() < ddim.value[ddim.n_steps == 5].item()
+    truth = json.loads((exact.folder / "results/gaussians-modes/metrics/teacher-ddim-n5-w1.json").read_text())
+    assert "truth" in truth["protocol"]["files_sha256"]
+
+
+def test_a_frozen_generator_is_the_other_methods_snapshot(exact):
+    import hashlib
+
+    students = exact.folder / "results/gaussians-modes/students"
+    card = json.loads((students / "ct-gc-frozen-s1/student.json").read_text())
+    snapshot = (students / "ct-ic-s1/snapshots/budget_0.25.safetensors").read_bytes()
+    assert card["inputs"]["frozen_sha256"] == hashlib.sha256(snapshot).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        # one method's share: its runs, and what is made of all runs
+        ({"methods": {"ct-gc": {"coupling": {"share": 0.7}}}}, {"train_pairs_student": 2, "measure_pairs_student": 2}),
+        # ct-ic is the frozen generator's source
+        (
+            {"methods": {"ct-ic": {"loss": {"kind": "mse"}}}},
+            {"train_pairs_student": 4, "sample_pairs_student": 4},
+        ),
+        ({"student": {"training": {"learning_rate": 1e-4}}}, {"train_student": 4, "measure_student": 4}),
+        ({"analysis": {"steps": [10, 20]}}, {"measure_couplings": 2}),
+        ({"consistency_training": {"edm": {"sigma_max": 4.0}}}, {"solve_truth": 1, "train_pairs_student": 10}),
+    ],
+)
+def test_what_runs_again(exact, change, expected):
+    exact.configure_exact(change)
+    jobs = exact.jobs()
+    exact.configure_exact({})
+    for rule, count in expected.items():
+        assert jobs.get(rule, 0) == count, jobs
+    never = {"prepare_data", "draw_noise", "solve_targets", "train_initial", "write_analytic_teacher"}
+    assert not never & set(jobs)
+    if "train_student" not in expected:
+        assert "train_student" not in jobs
+    if "train_pairs_student" not in expected:
+        assert "train_pairs_student" not in jobs
+
+
+def test_nothing_to_do(exact):
+    assert exact.jobs() == {}
