@@ -270,6 +270,12 @@ GC = {"objective": "consistency_training", "coupling": {"kind": "generator_induc
             {"analysis": {"coupling_methods": ["ct-id"]}},
             ["'ct-id' is not a method that learns from pairs", "did you mean 'ct-ic'?"],
         ),
+        (
+            "digits",
+            {"analysis": {"batch_size": 600}},
+            ["analysis.batch_size: 600; allowed: at most half of analysis.count"],
+        ),
+        ("digits", {"analysis": {"gradient_budget": 0.3}}, ["analysis.gradient_budget: 0.3; allowed: consistency_tr"]),
         ("digits", {"claims": ["B1"]}, ["claims: B1 compares cd; methods has"]),
     ],
 )

@@ -23,7 +23,7 @@ SMALL = {
         "coupling_methods": ["cd"],
         "steps": [10, 1280],
         "count": 64,
-        "batch_size": 64,
+        "batch_size": 32,
         "gradient_budget": 0.25,
         "order_steps": [5, 10],
     },

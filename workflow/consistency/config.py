@@ -320,6 +320,11 @@ def _check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
                 f"{name}: analysis.coupling_methods: {method!r} is not a method that learns from pairs; allowed: "
                 f"{', '.join(known) or 'none here'}{nearest(method, known)}"
             )
+    if 2 * experiment.analysis.batch_size > experiment.analysis.count:
+        raise ConfigError(
+            f"{name}: analysis.batch_size: {experiment.analysis.batch_size}; allowed: at most half of analysis.count "
+            f"{experiment.analysis.count}"
+        )
     if experiment.analysis.coupling_methods and experiment.analysis.gradient_budget not in settings.budgets:
         raise ConfigError(
             f"{name}: analysis.gradient_budget: {experiment.analysis.gradient_budget:g}; allowed: "

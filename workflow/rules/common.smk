@@ -85,7 +85,7 @@ def figures_of(experiment):
         names += ["convergence"]
     if len({shares_of(run)[1] for run in FROM_PAIRS[experiment].values() if shares_of(run)[0]}) > 1:
         names += ["share"]
-    if settings.analysis.coupling_methods:
+    if analysed(experiment):
         names += ["transport", *(["discrepancy", "trajectories"] if is_exact(experiment) else [])]
     return names + ["orders"] * bool(settings.analysis.order_steps)
 
