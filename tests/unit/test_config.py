@@ -276,6 +276,36 @@ GC = {"objective": "consistency_training", "coupling": {"kind": "generator_induc
             ["analysis.batch_size: 600; allowed: at most half of analysis.count"],
         ),
         ("digits", {"analysis": {"gradient_budget": 0.3}}, ["analysis.gradient_budget: 0.3; allowed: consistency_tr"]),
+        (
+            "gaussians-modes",
+            {"methods": {"ct-gc-frozen": {"coupling": {"generator": {"method": "ct-ic", "budget": 2}}}}},
+            ["methods.ct-gc-frozen.coupling.generator.budget: 2 is not allowed", "less than or equal to 1"],
+        ),
+        (
+            "gaussians-modes",
+            {"consistency_training": {"training": {"ema_decay": None}}},
+            ["'ema' without", "ema_decay"],
+        ),
+        (
+            "gaussians-modes",
+            {"analysis": {"steps": [10]}},
+            ["claims: B1 needs cd in analysis.coupling_methods and 1280"],
+        ),
+        (
+            "gaussians-modes",
+            {"consistency_training": {"budgets": [0.25]}, "analysis": {"gradient_budget": 0.25}},
+            ["claims: B4 needs 0.125 in consistency_training.budgets"],
+        ),
+        (
+            "gaussians-ring",
+            {"evaluation": {"count": 4000}},
+            ["evaluation.count: 4000 is too large for exact assignment"],
+        ),
+        (
+            "gaussians-ring",
+            {"network": {"kind": "unet"}},
+            ["network.kind: 'unet' with data.kind mixture; allowed: mlp"],
+        ),
         ("digits", {"claims": ["B1"]}, ["claims: B1 compares cd; methods has"]),
     ],
 )
@@ -286,3 +316,8 @@ def test_bad_input_of_the_exact_tier_and_of_couplings_is_one_clear_line(preset, 
     assert "\n" not in message
     for part in expected:
         assert part in message
+
+
+def test_the_average_stays_when_another_key_of_its_training_is_set():
+    experiment = config.load_experiment("gaussians-ring", {"consistency_training": {"training": {"steps": 7}}})
+    assert experiment.consistency_training.training.ema_decay == 0.999

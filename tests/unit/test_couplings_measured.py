@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from consistency import data, fitting, mixtures, transport
+from consistency import data, fitting, mixtures, pairs, transport
 from consistency.metrics import couplings
 from consistency.schedules import VESchedule
 from consistency.settings import ConsistencyTraining
@@ -127,3 +127,51 @@ def test_measured_transport_costs(measured):
     at_low, at_high = (measured[f"transport_cost@sigma={s}", "generator_induced"] for s in ("0.01", "5"))
     assert at_low == pytest.approx(independent, rel=0.02)  # x̂ = x where there is no noise
     assert at_high < 0.7 * independent
+
+
+class Stop(Exception):
+    """Stands for the end of a process."""
+
+
+@pytest.mark.parametrize("generator", ["ema", "online"])
+def test_interrupted_training_from_pairs_ends_with_the_same_bits(tmp_path, monkeypatch, generator):
+    """Resumed between checkpoints, with the generator's weights in the loop: final weights and snapshots."""
+    data.prepare(tmp_path / "data.safetensors", GAUSSIAN)
+    training = {"steps": 40, "batch_size": 16, "ema_decay": 0.9, "checkpoint_every": 10, "warmup_steps": 5}
+    options = ConsistencyTraining.model_validate({"training": training, "budgets": [0.25, 0.7]}).model_dump()
+
+    def fit(name):
+        fitting.fit_pairs_student(
+            tmp_path / name,
+            tmp_path / f"{name}.jsonl",
+            tmp_path / "side" / name,
+            tmp_path / "data.safetensors",
+            {"run": "ct-gc-s0", "seed": 0},
+            "consistency_training",
+            {"kind": "generator_induced", "share": 0.5, "generator": generator},
+            "pair",
+            {"kind": "mlp", "width": 16, "depth": 1},
+            options,
+            {"steps": 1000},
+            -1,
+        )
+
+    fit("whole")
+    original = pairs.PairSource.__call__
+
+    def stop_at_33(self, step):
+        if step == 33:
+            raise Stop
+        return original(self, step)
+
+    monkeypatch.setattr(pairs.PairSource, "__call__", stop_at_33)
+    with pytest.raises(Stop):
+        fit("again")
+    assert (tmp_path / "side/again/checkpoint.pt").exists()
+    monkeypatch.undo()
+    fit("again")
+    for file in ("model.safetensors", "snapshots/budget_0.25.safetensors", "snapshots/budget_0.7.safetensors"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    assert (tmp_path / "whole/model.safetensors").read_bytes() != (
+        tmp_path / "whole/snapshots/budget_0.7.safetensors"
+    ).read_bytes()

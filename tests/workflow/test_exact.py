@@ -97,7 +97,7 @@ def test_a_frozen_generator_is_the_other_methods_snapshot(exact):
             {"train_pairs_student": 4, "sample_pairs_student": 4},
         ),
         ({"student": {"training": {"learning_rate": 1e-4}}}, {"train_student": 4, "measure_student": 4}),
-        ({"analysis": {"steps": [10, 20]}}, {"measure_couplings": 2}),
+        ({"analysis": {"steps": [10, 20, 1280]}}, {"measure_couplings": 2}),
         ({"consistency_training": {"edm": {"sigma_max": 4.0}}}, {"solve_truth": 1, "train_pairs_student": 10}),
     ],
 )

@@ -90,7 +90,9 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
 
 def _message(name: str, error: ValidationError) -> str:
     """The first of pydantic's errors in one line: key, what was given, what is allowed."""
-    first = error.errors()[0]
+    errors = error.errors()
+    # Of the ways to write a generator, a mapping was meant where one was given.
+    first = next((e for e in errors if "Frozen" in e["loc"] and isinstance(errors[0]["input"], dict)), errors[0])
     tags = {"mlp", "unet", "mse", "pseudo_huber", "pseudo_huber_norm", "digits", "mixture", "Frozen"}
     location = [str(part) for part in first["loc"] if part not in tags]
     key = ".".join(location)
@@ -235,6 +237,17 @@ def _check_mixture(name: str, experiment: Experiment, runs: list[Run]) -> None:
             raise ConfigError(
                 f"{name}: runs: guidance {run.guidance:g} with an analytic teacher; allowed: 1 (one class)"
             )
+    if experiment.network.kind != "mlp":
+        raise ConfigError(f"{name}: network.kind: {experiment.network.kind!r} with data.kind mixture; allowed: mlp")
+    for key, count, most in (
+        ("evaluation.count", experiment.evaluation.count, LARGEST_ASSIGNMENT),
+        ("data.test_count", data.test_count, 2 * LARGEST_ASSIGNMENT),
+    ):
+        if count > most:
+            raise ConfigError(
+                f"{name}: {key}: {count} is too large for exact assignment, which measures the Wasserstein distance "
+                f"and whose time grows with its cube; allowed: at most {most}"
+            )
     if data.test_count < 2 * experiment.evaluation.count:
         raise ConfigError(
             f"{name}: data.test_count: {data.test_count}; allowed: at least 2 × evaluation.count, "
@@ -313,6 +326,12 @@ def _check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
                     f"{where}.coupling.generator.budget: {frozen.budget:g}; allowed: consistency_training.budgets, "
                     f"{settings.budgets}"
                 )
+        if coupling.kind == "generator_induced" and coupling.generator == "ema" and not settings.training.ema_decay:
+            raise ConfigError(
+                f"{where}.coupling.generator: 'ema' without consistency_training.training.ema_decay; allowed: online, "
+                "a frozen one, or an ema_decay"
+            )
+    _check_claims(name, experiment, {run.method for run in runs})
     known = [method for method, line in experiment.methods.items() if line.objective in PAIR_OBJECTIVES]
     for method in experiment.analysis.coupling_methods:
         if method not in known:
@@ -330,6 +349,28 @@ def _check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
             f"{name}: analysis.gradient_budget: {experiment.analysis.gradient_budget:g}; allowed: "
             f"consistency_training.budgets, {settings.budgets}"
         )
+
+
+def _check_claims(name: str, experiment: Experiment, methods: set[str]) -> None:
+    """That what the claims compare is measured, where its methods have runs."""
+    analysis, budgets = experiment.analysis, experiment.consistency_training.budgets
+    for claim in experiment.claims:
+        for quantity in CLAIMS[claim].quantities:
+            place = quantity.ours.metric.partition("@")[2]
+            if not {quantity.ours.method, quantity.other.method} <= methods:
+                continue
+            number = float(place.partition("=")[2] or 0)
+            if place.startswith("steps=") and (
+                quantity.ours.method not in analysis.coupling_methods or number not in analysis.steps
+            ):
+                raise ConfigError(
+                    f"{name}: claims: {claim} needs {quantity.ours.method} in analysis.coupling_methods and {number:g} "
+                    f"in analysis.steps; they are {analysis.coupling_methods} and {analysis.steps}"
+                )
+            if place.startswith("budget=") and number not in budgets:
+                raise ConfigError(
+                    f"{name}: claims: {claim} needs {number:g} in consistency_training.budgets; they are {budgets}"
+                )
 
 
 def _largest_ratio(experiment: Experiment) -> float:

@@ -240,8 +240,8 @@ def fit_pairs_student(
     velocity: str,
     network: dict[str, Any],
     options: dict[str, Any],
-    schedule: dict[str, Any],
-    timestep_offset: int,
+    schedule: dict[str, Any] | None = None,
+    timestep_offset: int | None = None,
     teacher_folder: str | Path | None = None,
     frozen_folder: str | Path | None = None,
 ) -> None:
@@ -252,7 +252,7 @@ def fit_pairs_student(
         coupling: of `settings.Coupling`.
         velocity: "pair" (CT) or "teacher" (CD).
         options: of `settings.ConsistencyTraining`, with the run's own loss.
-        schedule, timestep_offset: of the teacher.
+        schedule, timestep_offset: of a teacher that is a network, for velocity "teacher".
         teacher_folder: for velocity "teacher".
         frozen_folder: the student whose snapshot is the coupling's frozen generator.
 
@@ -269,7 +269,8 @@ def fit_pairs_student(
     device, inputs = training.pick_device(settings.device), {"data_sha256": sha256(data_path)}
     teacher, generate = None, coupling["generator"]
     if velocity == "teacher":
-        teacher = Teacher.load(teacher_folder, VPSchedule(**schedule), timestep_offset, images.shape[1:], classes)
+        noise_schedule = VPSchedule(**(schedule or {}))
+        teacher = Teacher.load(teacher_folder, noise_schedule, timestep_offset, images.shape[1:], classes)
         teacher.to(device)
         inputs["teacher_sha256"] = weights_sha256(teacher_folder)
     if isinstance(generate, dict):
@@ -298,6 +299,8 @@ def fit_pairs_student(
         "coupling": coupling,
         "velocity": velocity,
         "network": network,
+        "schedule": schedule,
+        "timestep_offset": timestep_offset,
         **options,
     }
     records = training.train(

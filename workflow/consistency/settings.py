@@ -237,13 +237,19 @@ class Curriculum(Strict):
     p_std: float = Field(2.0, gt=0, description="deviation of ln σ")
 
 
+class PairsTraining(Training):
+    """One training from pairs: as others, with an average of the weights, which is evaluated and may generate."""
+
+    ema_decay: float | None = Field(0.999, gt=0, lt=1, description="decay of the weights' average; null for none")
+
+
 class ConsistencyTraining(Strict):
     """How methods that learn from pairs (objective consistency_training) are trained, from scratch."""
 
     edm: EDM = EDM()
     curriculum: Curriculum = Curriculum()
     loss: Loss = PseudoHuberNorm(kind="pseudo_huber_norm")
-    training: Training = Training(ema_decay=0.999)
+    training: PairsTraining = PairsTraining()
     budgets: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [0.03125, 0.0625, 0.125, 0.25, 0.5, 0.75], min_length=1, description="shares of training measured too"
     )
@@ -324,7 +330,7 @@ class Analysis(Strict):
     gradient_budget: float = Field(
         0.125, gt=0, lt=1, description="share of training after which gradients are compared; they vanish at its end"
     )
-    batch_size: PositiveInt = Field(256, description="batch of the couplings in the estimates")
+    batch_size: PositiveInt = Field(128, description="batch of the couplings in the estimates")
 
 
 class Experiment(Strict):

@@ -14,7 +14,7 @@ METHOD_LABELS = {
     "cm": "CM",
     "direct": "Direct CM",
     "teacher": "Teacher",
-    "cd": "CD (true velocity)",
+    "cd": "CD (teacher's velocity)",
     "ct-ic": "CT, independent",
     "ct-ot": "CT, batch-OT",
     "ct-gc": "CT, generated (μ = 0.5)",
@@ -125,10 +125,11 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
                 row[heading] = _cell(found[(metric, reference)], 0, 1)
         rows.append(row)
     frame = pd.DataFrame(rows).fillna("–")
+    unit, held = ("coordinate", "held-out") if extractor == "coordinates" else ("pixel", "training")
     note = (
-        f"{title}. Mean ± half-width of the 95 % t interval over seeds. ODE error: mean squared error per pixel to the "
-        f"teacher's N-step sample from the same noise. Fréchet and kernel distance, precision and recall: in features "
-        f"of {extractor} (not FID), against the teacher's samples or the training data. Recognised: share whose "
+        f"{title}. Mean ± half-width of the 95 % t interval over seeds. ODE error: mean squared error per {unit} to "
+        f"the teacher's N-step sample from the same noise. Fréchet and kernel distance, precision and recall: in "
+        f"features of {extractor} (not FID), against the teacher's samples or the {held} data. Recognised: share whose "
         "predicted class is the label. Lower is better for ODE error and distances, higher for the others."
     )
     write_text(paths["md"], f"{frame.to_markdown(index=False)}\n\n{note}\n")
@@ -210,11 +211,12 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
     chosen = table.condition.map(is_overall).astype(bool)
     overall, details = table[chosen], table[~chosen]
     note = (
-        "Effect: geometric mean over seeds of the ratio Direct CM / CM, with its 95 % t interval, paired by seed. "
+        "Effect: geometric mean over seeds of the ratio that the quantity names, with its 95 % t interval, paired by "
+        "seed. "
         "reproduced / contradicted: the whole interval lies on the claimed / on the other side of 1; inconclusive: it "
         "covers 1. A claim about every condition shows the condition that decided; there, unless "
         "reproduced, interval and verdict are after Bonferroni's correction. "
-        "Fréchet distances are in features of the pipeline's own classifier, not FID."
+        "Distances are in features of the pipeline's own classifier, or in coordinates; none is an FID."
     )
     sentences = "\n".join(f"- **{name}** (paper {claim.paper}): {claim.sentence}" for name, claim in CLAIMS.items())
     first = _claims_frame(overall)

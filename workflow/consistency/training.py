@@ -140,6 +140,9 @@ def train(
     side = Path(side_folder)
     checkpoint = side / "checkpoint.pt"
     state = _read_checkpoint(checkpoint, fingerprint)
+    if state is not None and any(at <= state["step"] and not file.exists() for file, at in (snapshots or {}).items()):
+        log.warning("%s: a snapshot from before its step is missing; training starts from the beginning", checkpoint)
+        state = None
     first, records = 0, []
     if state is not None:
         first, records = state["step"], state["records"]
@@ -219,7 +222,9 @@ def train(
 
 
 def finish(side_folder: str | Path) -> None:
-    """Remove the side folder once the results are written elsewhere."""
+    """Remove the side folder once the results are written elsewhere; the checkpoint first, so that what is left
+    by a kill in between is not resumed."""
+    (Path(side_folder) / "checkpoint.pt").unlink(missing_ok=True)
     shutil.rmtree(side_folder, ignore_errors=True)
 
 
@@ -296,13 +301,13 @@ def _diagnose(
     model: nn.Module,
 ) -> str:
     """Name the first thing that is not finite, from the inputs to the outputs."""
-    for name, tensor in batch.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            rows = (~torch.isfinite(tensor.flatten(1))).any(1).nonzero().flatten().tolist()
-            return f"{what}: loss is {value} at step {step}: input {name!r} is not finite in batch rows {rows[:5]}"
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters():  # before the inputs, which a generator may have made
         if not torch.isfinite(parameter).all():
             return f"{what}: loss is {value} at step {step}: weight {name!r} is not finite; lower learning_rate"
+    for name, tensor in batch.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            rows = (~torch.isfinite(tensor.reshape(len(tensor), -1))).any(1).nonzero().flatten().tolist()
+            return f"{what}: loss is {value} at step {step}: input {name!r} is not finite in batch rows {rows[:5]}"
     if target.is_floating_point() and not torch.isfinite(target).all():
         return f"{what}: loss is {value} at step {step}: the target is not finite; lower learning_rate"
     if not torch.isfinite(prediction).all():

@@ -128,6 +128,20 @@ def pairs_inputs(wildcards):
     return inputs
 
 
+def asks_a_network(wildcards):
+    """Whether a run from pairs follows the velocity of a teacher that is a network."""
+    return run_of(wildcards).velocity == "teacher" and not is_exact(wildcards.experiment)
+
+
+def true_ends(wildcards):
+    """The schedules whose exact ODE end something is compared with."""
+    experiment, settings = wildcards.experiment, preset(wildcards)
+    found = {"vp": dump(settings.schedule)} if FROM_TARGETS[experiment] or settings.analysis.order_steps else {}
+    if settings.analysis.order_steps:
+        found["vp_refined"] = dump(settings.schedule)
+    return found | ({"ve": dump(settings.consistency_training.edm)} if FROM_PAIRS[experiment] else {})
+
+
 def analysed(experiment):
     """The runs whose students serve to measure couplings."""
     methods = EXPERIMENTS[experiment].analysis.coupling_methods

@@ -57,8 +57,7 @@ rule solve_truth:
         "../../envs/train.yaml"
     threads: 1
     params:
-        schedule=lambda w: dump(preset(w).schedule),
-        edm=lambda w: dump(preset(w).consistency_training.edm),
+        schedules=true_ends,
     script:
         "../scripts/solve_truth.py"
 

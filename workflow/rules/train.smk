@@ -56,8 +56,8 @@ rule train_pairs_student:
         velocity=lambda w: run_of(w).velocity,
         network=lambda w: dump(preset(w).network),
         options=lambda w: dump(preset(w).consistency_training) | {"loss": dump(run_of(w).loss)},
-        schedule=lambda w: dump(preset(w).schedule),
-        timestep_offset=lambda w: preset(w).teacher.timestep_offset,
+        schedule=lambda w: dump(preset(w).schedule) if asks_a_network(w) else None,
+        timestep_offset=lambda w: preset(w).teacher.timestep_offset if asks_a_network(w) else None,
         side=f"{RESULTS}/{{experiment}}/checkpoints/{{run}}",
     script:
         "../scripts/train_pairs_student.py"

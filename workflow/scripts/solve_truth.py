@@ -7,7 +7,11 @@ with job(snakemake):
     from consistency.schedules import VESchedule, VPSchedule
     from consistency.storage import load_tensors
 
-    vp = VPSchedule(**snakemake.params.schedule)
-    schedules = {"vp": vp, "vp_refined": refined(vp), "ve": VESchedule(**snakemake.params.edm)}
+    make = {
+        "vp": lambda options: VPSchedule(**options),
+        "vp_refined": lambda options: refined(VPSchedule(**options)),
+        "ve": lambda options: VESchedule(**options),
+    }
+    schedules = {name: make[name](options) for name, options in snakemake.params.schedules.items()}
     noise = load_tensors(snakemake.input.noise, ["noise"])[0]["noise"]
     truth.solve(snakemake.output[0], Mixture.load(snakemake.input.teacher), noise, schedules)

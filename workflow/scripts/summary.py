@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from consistency import claims
 
 results = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
-print(f"\nClaims (effect: Direct CM / CM with its 95 % interval)\n\n{claims.summary(results / 'claims.csv')}\n")
+print(f"\nClaims (the ratio that a row names, with its 95 % interval)\n\n{claims.summary(results / 'claims.csv')}\n")
 for name, what in (
     ("report.html", "report with figures, tables and captions"),
     ("figures", "figures, PDF and PNG"),

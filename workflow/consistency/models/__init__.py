@@ -1,6 +1,6 @@
 """Networks behind one interface: `network(x, t, cond) -> tensor shaped like x`.
 
-x: (B, *sample_shape); t: int64 (B,) index 0..T − 1; cond: int64 (B,) class label, where the number
+x: (B, *sample_shape); t: (B,) index 0..T − 1, a float where time is σ; cond: int64 (B,) class label, where the number
 `classes` itself is the null class of unconditional branches. Weights are saved in the ecosystem's
 `save_pretrained` layout: a folder with config.json and one safetensors file.
 """

@@ -1,0 +1,38 @@
+"""Tables: what stands in them, and the paper's values where the data set is the paper's."""
+
+import pandas as pd
+import pytest
+from consistency import tables
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    rows = [
+        (f"{method}-s{seed}", "frechet_distance", "data", 1, value + seed)
+        for method, value in (("ct-ic", 8.0), ("ct-gc", 6.0))
+        for seed in (0, 1, 2)
+    ]
+    rows += [("data", "frechet_distance", "other half of the data", None, 2.5)]
+    frame = pd.DataFrame(rows, columns=["run", "metric", "reference", "sampling_steps", "value"])
+    frame = frame.assign(method="", seed=0, solver="", n_steps=None, guidance=None, extractor="inception")
+    frame.to_csv(tmp_path / "metrics.csv", index=False)
+    return tmp_path
+
+
+RUNS = [
+    {"run": f"{method}-s{seed}", "method": method, "seed": seed, "group": "scratch"}
+    for method in ("ct-ic", "ct-gc")
+    for seed in (0, 1, 2)
+]
+
+
+@pytest.mark.parametrize("data", ["cifar10", "digits"])
+def test_couplings_with_the_papers_values_only_on_its_data(metrics, data):
+    paths = {kind: metrics / f"table.{kind}" for kind in ("csv", "md", "tex", "html")}
+    tables.couplings(paths, metrics / "metrics.csv", RUNS, "Title", data)
+    text = paths["md"].read_text()
+    assert "9.000 ± 2.484" in text  # mean and t interval of 8, 9, 10
+    assert "2.500" in text
+    assert ("Paper B: FID" in text) == (data == "cifar10")
+    assert ("5.95 / .26 / 9.10" in text) == (data == "cifar10")
+    assert ("reports no values on this data set" in text) == (data == "digits")
