@@ -5,9 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import yaml
 from consistency import claims
 
-results = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
+configured = yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8")).get("results", "results")
+results = Path(sys.argv[1] if len(sys.argv) > 1 else configured)
 print(f"\nClaims (the ratio that a row names, with its 95 % interval)\n\n{claims.summary(results / 'claims.csv')}\n")
 for name, what in (
     ("report.html", "report with figures, tables and captions"),
