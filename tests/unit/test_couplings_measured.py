@@ -95,7 +95,7 @@ def measured(tmp_path_factory):
         options["edm"],
         options["curriculum"],
         {"steps": [10, 1280], "count": 512, "batch_size": 128, "gradient_budget": 0.125},
-        0.00054,
+        options["loss"],
     )
     rows = json.loads((folder / "rows.json").read_text())["rows"]
     found = {(row["metric"], row["reference"]): row["value"] for row in rows}

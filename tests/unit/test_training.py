@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,3 +245,24 @@ def test_distances():
     assert distances.mse(a, b).item() == pytest.approx(4.5)
     expected = ((9 + 0.01) ** 0.5 + 0.1) / 2 - 0.1
     assert distances.pseudo_huber(a, b, c=0.1).item() == pytest.approx(expected)
+
+
+def test_training_does_not_import_the_compiler():
+    """A second or two in every job; accelerate's look for distributed tensors is another."""
+    code = """
+import sys, tempfile
+import torch
+from consistency import distances, training
+model = torch.nn.Linear(3, 2)
+batch = {"x": torch.ones(4, 3), "y": torch.zeros(4, 2)}
+with tempfile.TemporaryDirectory() as side:
+    records = training.train(
+        model, lambda m, b: (m(b["x"]), b["y"]), distances.mse, lambda step: batch,
+        training.Settings(20, 4, 1e-2, ema_decay=0.5, log_every=1, device="cpu"), 0, side, {},
+    )
+assert records[-1]["loss"] < records[0]["loss"]
+print([name for name in ("torch._dynamo", "torch.distributed.tensor", "sympy") if name in sys.modules])
+"""
+    folder = Path(training.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

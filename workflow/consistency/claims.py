@@ -108,12 +108,10 @@ _ODE = (
     _methods("direct", "cm", "ode_error", "teacher", "below"),
     _methods("direct", "cm", "ode_error", "truth", "below"),
 )
+_DISTANCES = ("frechet_distance", "wasserstein")
 _QUALITY = tuple(
-    _methods("direct", "cm", metric, reference, "above")
-    for metric in ("frechet_distance", "wasserstein")
-    for reference in ("teacher", "data")
+    _methods("direct", "cm", metric, reference, "above") for metric in _DISTANCES for reference in ("teacher", "data")
 )
-_BETTER = ("frechet_distance", "wasserstein")
 
 CLAIMS = {
     "A1": Claim(
@@ -161,13 +159,13 @@ CLAIMS = {
         (
             *(
                 _methods("ct-gc", other, metric, "data", "below")
-                for base in _BETTER
+                for base in _DISTANCES
                 for metric in (f"{base}@budget=0.25", base)
                 for other in ("ct-ic", "ct-ot")
             ),
             *(
                 _methods(ours, other, metric, "data", claimed)
-                for base in _BETTER
+                for base in _DISTANCES
                 for ours, other, metric, claimed in (
                     ("ct-gc03", "ct-ic", base, "below"),
                     ("ct-gc07", "ct-ic", base, "below"),

@@ -9,6 +9,7 @@ importing any of them; where torchvision loads by itself it does nothing.
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 import torch
 
@@ -34,10 +35,6 @@ def without_compiler(optimizer_class: type) -> None:
     for that: 1 to 2 s in every training job, though nothing here is compiled. This calls what is
     wrapped; torch without such wrappers, or a program that compiles, is left as it is.
     """
-    import sys
-
-    import torch
-
     if "torch._dynamo" in sys.modules:
         return
     for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):

@@ -47,6 +47,14 @@ class VPSchedule:
         """Continuous-time β = T β_t for t = 0..T, float64 (T + 1,); t = 0 repeats the first entry."""
         return torch.cat([self._beta[:1], self._beta]) * self.steps
 
+    def refined(self, factor: int = 1000) -> VPSchedule:
+        """The same continuous β on a grid `factor` times as fine, whose α is the integral of β to 1e-5.
+
+        The Euler and Heun of section A.3 integrate T β_t, while α_t multiplies up 1 − β_t: on T = 1000
+        timesteps the two differ by about a percent, an error that no number of steps removes.
+        """
+        return VPSchedule(self.steps * factor, self.beta_start / factor, self.beta_end / factor)
+
     def at(self, values: torch.Tensor, t: torch.Tensor | int, like: torch.Tensor) -> torch.Tensor:
         """`values[t]` in the dtype and on the device of `like`, shaped to broadcast over it.
 

@@ -8,6 +8,7 @@ and checked on part of the samples by LSODA, a method of another family.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,16 @@ def endpoint(
     if not solved.success:
         raise MismatchError(f"truth: {method} did not reach s = {end:g}: {solved.message}")
     return torch.from_numpy(solved.y[:, -1].copy()).view(shape)
+
+
+def schedules_of(options: dict[str, dict[str, Any]]) -> dict[str, VPSchedule | VESchedule]:
+    """The schedules named vp, vp_refined and ve with their options (of `settings.Schedule` and `settings.EDM`)."""
+    make = {
+        "vp": lambda chosen: VPSchedule(**chosen),
+        "vp_refined": lambda chosen: VPSchedule(**chosen).refined(),
+        "ve": lambda chosen: VESchedule(**chosen),
+    }
+    return {name: make[name](chosen) for name, chosen in options.items()}
 
 
 def starts(

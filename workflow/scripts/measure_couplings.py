@@ -14,5 +14,5 @@ with job(snakemake):
         params.edm,
         params.curriculum,
         params.analysis,
-        params.loss.get("c", 0.00054),
+        params.loss,
     )

@@ -95,14 +95,16 @@ def _limits(
     return {"ct": along(z, 1.0), "cd": along(v, 1.0), "gap": along(z - v, 0.0)}
 
 
-def _gradients(f: torch.nn.Module, batches: list[dict[str, torch.Tensor]], c: float) -> dict[str, float]:
+def _gradients(
+    f: torch.nn.Module, batches: list[dict[str, torch.Tensor]], constants: dict[str, float]
+) -> dict[str, float]:
     """`{distance} {u}` → ⟨E g_u, E g_CD⟩ for both distances, u = ct or cd.
 
     Args:
         batches: x_s, ct, cd (the two partners), s, n, cond; at least two.
     """
     weights = list(f.parameters())
-    losses = {"mse": distances.mse, "pseudo-Huber": lambda a, b: distances.pseudo_huber_norm(a, b, c)}
+    losses = {"mse": distances.mse, "pseudo-Huber": lambda a, b: distances.pseudo_huber_norm(a, b, **constants)}
     found = {}
     for name, distance in losses.items():
         means: dict[str, list[torch.Tensor]] = {"ct": [], "cd": []}
@@ -131,7 +133,7 @@ def measure_couplings(
     edm: dict[str, Any],
     curriculum: dict[str, Any],
     analysis: dict[str, Any],
-    c: float,
+    loss: dict[str, Any],
 ) -> None:
     """Measure every coupling with one student as f and as generator.
 
@@ -141,7 +143,7 @@ def measure_couplings(
         teacher_folder: an analytic teacher; without one there are transport costs only.
         curriculum: P_mean and P_std of the step.
         analysis: steps, count, batch_size, gradient_budget of `settings.Analysis`.
-        c: of the pseudo-Huber distance.
+        loss: of the training; its c is the pseudo-Huber distance's, where it has one.
     """
     began, seed = time.monotonic(), run["seed"]
     schedule = VESchedule(**edm)
@@ -150,6 +152,7 @@ def measure_couplings(
     tensors, _ = load_tensors(data_path, ["train_images", "train_labels"])
     drawn = _draws(tensors["train_images"], tensors["train_labels"], analysis["count"], seed)
     exact = teacher_folder is not None and is_mixture(teacher_folder)
+    constants = {"c": loss["c"]} if loss["kind"] == "pseudo_huber_norm" else {}
     rows: list[Row] = []
 
     def add(metric: str, value: float, reference: str) -> None:
@@ -187,7 +190,7 @@ def measure_couplings(
                     {"x_s": x_s[r], "s": s[r], "n": n[r], "cond": cond[r], **{u: p[r] for u, p in partners.items()}}
                     for r in torch.arange(len(s)).split(analysis["batch_size"])
                 ]
-                for label, product in _gradients(early, batches, c).items():
+                for label, product in _gradients(early, batches, constants).items():
                     add(f"gradient@steps={steps}", product, f"{label} {name}")
                 if steps == max(analysis["steps"]):
                     limit = _limits(f, x_s, s, cond, drawn["z"], v)
@@ -212,7 +215,7 @@ def measure_couplings(
         "student_sha256": weights_sha256(student_folder),
         "data_sha256": sha256(data_path),
         "generator": "the student itself",
-        "c": c,
+        "loss": loss,
         "edm": edm,
         "curriculum": curriculum,
         "analysis": analysis,

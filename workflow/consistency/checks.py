@@ -1,0 +1,190 @@
+"""What no single key can say of a preset: checks across keys, of mixtures and of methods that learn from pairs."""
+
+from __future__ import annotations
+
+from .claims import CLAIMS
+from .errors import ConfigError
+from .settings import LARGEST_ASSIGNMENT, PAIR_OBJECTIVES, Experiment, Frozen, Run, nearest
+
+
+def check_mixture(name: str, experiment: Experiment, runs: list[Run]) -> None:
+    """What data of kind mixture and an analytic teacher need.
+
+    Raises:
+        ConfigError: one line with the key's path, what was given, what is allowed.
+    """
+    data, analytic = experiment.data, experiment.teacher.source == "analytic"
+    if analytic != (data.kind == "mixture"):
+        raise ConfigError(
+            f"{name}: teacher.source: {experiment.teacher.source!r} with data.kind {data.kind!r}; "
+            "allowed: analytic with mixture, train or path with the others"
+        )
+    if not analytic:
+        return
+    total = sum(component.weight for component in data.components)
+    if abs(total - 1) > 1e-9:
+        raise ConfigError(f"{name}: data.components: the weights sum to {total:g}; they must sum to 1")
+    for number, component in enumerate(data.components):
+        where = f"{name}: data.components.{number}"
+        if len(component.mean) > data.dimension:
+            raise ConfigError(f"{where}.mean: {len(component.mean)} coordinates, data.dimension is {data.dimension}")
+        if (component.deviation is None) == (component.covariance is None):
+            raise ConfigError(f"{where}: give either deviation or covariance")
+        if component.covariance is not None and not _positive_definite(component.covariance, data.dimension):
+            raise ConfigError(
+                f"{where}.covariance: {component.covariance} is not a symmetric positive definite matrix of "
+                f"{data.dimension} × {data.dimension}"
+            )
+    for run in runs:
+        if run.guidance not in (None, 1):
+            raise ConfigError(
+                f"{name}: runs: guidance {run.guidance:g} with an analytic teacher; allowed: 1 (one class)"
+            )
+    if experiment.network.kind != "mlp":
+        raise ConfigError(f"{name}: network.kind: {experiment.network.kind!r} with data.kind mixture; allowed: mlp")
+    for key, count, most in (
+        ("evaluation.count", experiment.evaluation.count, LARGEST_ASSIGNMENT),
+        ("data.test_count", data.test_count, 2 * LARGEST_ASSIGNMENT),
+    ):
+        if count > most:
+            raise ConfigError(
+                f"{name}: {key}: {count} is too large for exact assignment, which measures the Wasserstein distance "
+                f"and whose time grows with its cube; allowed: at most {most}"
+            )
+    if data.test_count < 2 * experiment.evaluation.count:
+        raise ConfigError(
+            f"{name}: data.test_count: {data.test_count}; allowed: at least 2 × evaluation.count, "
+            f"which is {experiment.evaluation.count}"
+        )
+    for steps in experiment.analysis.order_steps:
+        if experiment.schedule.steps % steps:
+            raise ConfigError(f"{name}: analysis.order_steps: {steps} does not divide schedule.steps")
+
+
+def _positive_definite(matrix: list[list[float]], size: int) -> bool:
+    """Whether a matrix is size × size, symmetric and positive definite, by Cholesky's decomposition."""
+    if len(matrix) != size or any(len(row) != size for row in matrix):
+        return False
+    if any(abs(matrix[i][j] - matrix[j][i]) > 1e-12 for i in range(size) for j in range(i)):
+        return False
+    lower = [[0.0] * size for _ in range(size)]
+    for i in range(size):
+        for j in range(i + 1):
+            rest = matrix[i][j] - sum(lower[i][k] * lower[j][k] for k in range(j))
+            if i == j and rest <= 0:
+                return False
+            lower[i][j] = rest**0.5 if i == j else rest / lower[j][j]
+    return True
+
+
+def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
+    """What methods that learn from pairs, and the claims and analyses of them, need.
+
+    Raises:
+        ConfigError: one line with the key's path, what was given, what is allowed.
+    """
+    settings = experiment.consistency_training
+    edm, curriculum = settings.edm, settings.curriculum
+    if edm.sigma_min >= edm.sigma_max:
+        raise ConfigError(
+            f"{name}: consistency_training.edm.sigma_min: {edm.sigma_min:g}; allowed: below sigma_max {edm.sigma_max:g}"
+        )
+    if curriculum.s0 > curriculum.s1:
+        raise ConfigError(
+            f"{name}: consistency_training.curriculum.s0: {curriculum.s0}; allowed: at most s1 {curriculum.s1}"
+        )
+    ids = {run.run: run for run in runs}
+    for run in runs:
+        where, coupling = f"{name}: methods.{run.method}", run.coupling
+        if not run.from_pairs:
+            if coupling is not None or run.velocity != "pair":
+                raise ConfigError(
+                    f"{where}: coupling and velocity belong to {', '.join(PAIR_OBJECTIVES)}, not to {run.objective}"
+                )
+            continue
+        if coupling.kind == "optimal_transport" and settings.training.batch_size > LARGEST_ASSIGNMENT:
+            raise ConfigError(
+                f"{name}: consistency_training.training.batch_size: {settings.training.batch_size} is too large for "
+                f"exact assignment, whose time grows with its cube; allowed with {run.method}: at most "
+                f"{LARGEST_ASSIGNMENT} (seconds a step)"
+            )
+        if run.velocity == "teacher" and experiment.teacher.source != "analytic":
+            ratio = _largest_ratio(experiment)
+            if edm.sigma_max > ratio:
+                raise ConfigError(
+                    f"{where}.velocity: the teacher was trained up to σ/α = {ratio:.3g}; allowed: "
+                    f"consistency_training.edm.sigma_max of at most that, it is {edm.sigma_max:g}"
+                )
+        if isinstance(coupling.generator, Frozen):
+            frozen = coupling.generator
+            source = ids.get(f"{frozen.method}-s{run.seed}")
+            if source is None or not source.from_pairs or frozen.method == run.method:
+                known = sorted(
+                    {r.method for r in runs if r.from_pairs and r.method != run.method and r.seed == run.seed}
+                )
+                raise ConfigError(
+                    f"{where}.coupling.generator.method: {frozen.method!r} has no run from pairs with seed {run.seed}; "
+                    f"allowed: {', '.join(known) or 'none here'}{nearest(frozen.method, known)}"
+                )
+            if isinstance(source.coupling.generator, Frozen):
+                raise ConfigError(f"{where}.coupling.generator.method: {frozen.method!r} has a frozen generator itself")
+            if frozen.budget not in settings.budgets:
+                raise ConfigError(
+                    f"{where}.coupling.generator.budget: {frozen.budget:g}; allowed: consistency_training.budgets, "
+                    f"{settings.budgets}"
+                )
+        if coupling.kind == "generator_induced" and coupling.generator == "ema" and not settings.training.ema_decay:
+            raise ConfigError(
+                f"{where}.coupling.generator: 'ema' without consistency_training.training.ema_decay; allowed: online, "
+                "a frozen one, or an ema_decay"
+            )
+    _check_claims(name, experiment, {run.method for run in runs})
+    known = [method for method, line in experiment.methods.items() if line.objective in PAIR_OBJECTIVES]
+    for method in experiment.analysis.coupling_methods:
+        if method not in known:
+            raise ConfigError(
+                f"{name}: analysis.coupling_methods: {method!r} is not a method that learns from pairs; allowed: "
+                f"{', '.join(known) or 'none here'}{nearest(method, known)}"
+            )
+    if 2 * experiment.analysis.batch_size > experiment.analysis.count:
+        raise ConfigError(
+            f"{name}: analysis.batch_size: {experiment.analysis.batch_size}; allowed: at most half of analysis.count "
+            f"{experiment.analysis.count}"
+        )
+    if experiment.analysis.coupling_methods and experiment.analysis.gradient_budget not in settings.budgets:
+        raise ConfigError(
+            f"{name}: analysis.gradient_budget: {experiment.analysis.gradient_budget:g}; allowed: "
+            f"consistency_training.budgets, {settings.budgets}"
+        )
+
+
+def _check_claims(name: str, experiment: Experiment, methods: set[str]) -> None:
+    """That what the claims compare is measured, where its methods have runs."""
+    analysis, budgets = experiment.analysis, experiment.consistency_training.budgets
+    for claim in experiment.claims:
+        for quantity in CLAIMS[claim].quantities:
+            place = quantity.ours.metric.partition("@")[2]
+            if not {quantity.ours.method, quantity.other.method} <= methods:
+                continue
+            number = float(place.partition("=")[2] or 0)
+            if place.startswith("steps=") and (
+                quantity.ours.method not in analysis.coupling_methods or number not in analysis.steps
+            ):
+                raise ConfigError(
+                    f"{name}: claims: {claim} needs {quantity.ours.method} in analysis.coupling_methods and {number:g} "
+                    f"in analysis.steps; they are {analysis.coupling_methods} and {analysis.steps}"
+                )
+            if place.startswith("budget=") and number not in budgets:
+                raise ConfigError(
+                    f"{name}: claims: {claim} needs {number:g} in consistency_training.budgets; they are {budgets}"
+                )
+
+
+def _largest_ratio(experiment: Experiment) -> float:
+    """σ_T / α_T of the VP schedule."""
+    schedule, kept = experiment.schedule, 1.0
+    for t in range(schedule.steps):
+        share = t / max(schedule.steps - 1, 1)
+        root = schedule.beta_start**0.5 + share * (schedule.beta_end**0.5 - schedule.beta_start**0.5)
+        kept *= 1 - root**2
+    return ((1 - kept) / kept) ** 0.5
