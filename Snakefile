@@ -31,6 +31,15 @@ localrules:
     paper,
 
 
+# Before any job: whether the files that are needed are here, or can be had.
+onstart:
+    missing = [
+        f"{name}: {line}" for name, e in EXPERIMENTS.items() for line in preflight.problems(e, Path(RESULTS) / name)
+    ]
+    if missing:
+        raise WorkflowError("\n".join(missing))
+
+
 rule all:
     default_target: True
     input:

@@ -18,6 +18,7 @@ def table(ratios, metric="ode_error", reference="teacher", steps=(1,)):
                 for n in steps:
                     metrics.append((run, metric, reference, n, value))
     frame = pd.DataFrame(metrics, columns=["run", "metric", "reference", "sampling_steps", "value"])
+    frame["extractor"] = "pixels"
     return frame, pd.DataFrame(runs)
 
 
@@ -122,3 +123,22 @@ def test_a_run_without_its_partner_is_left_out():
     frame, runs = table({"a": [0.5, 0.52, 0.48]})
     frame = frame[frame.run != "cm-a-s2"]
     assert overall("A1", frame, runs)["n_seeds"] == 2
+
+
+def test_each_extractor_gets_its_verdict_and_only_inception_is_called_fid():
+    frame, runs = table({"c": [1.5, 1.52, 1.48]}, metric="frechet_distance")
+    other, _ = table({"c": [0.5, 0.52, 0.48]}, metric="frechet_distance")
+    frame = pd.concat([frame.assign(extractor="inception-v3"), other.assign(extractor="efficientnet-lite0")])
+    rows = [row for row in claims.decide("A2", "x", frame, runs) if claims.is_overall(row["condition"])]
+    assert {row["quantity"]: row["verdict"] for row in rows} == {
+        "FID to teacher, direct/cm > 1": "reproduced",
+        "Fréchet distance (efficientnet-lite0) to teacher, direct/cm > 1": "contradicted",
+    }
+
+
+def test_scores_are_claimed_the_other_way_and_need_positive_values():
+    frame, runs = table({"c": [0.5, 0.52, 0.48]}, metric="aesthetic_score", reference="none")
+    row = overall("A2", frame, runs)
+    assert (row["quantity"], row["verdict"]) == ("Aesthetic score, direct/cm < 1", "reproduced")
+    frame.loc[frame.run.str.endswith("s0"), "value"] *= -1  # no ratio of negative scores: the pair is left out
+    assert overall("A2", frame, runs)["n_seeds"] == 2

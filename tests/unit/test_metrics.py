@@ -103,20 +103,22 @@ def test_classifier_is_better_than_chance_and_its_card_is_true(classifier_folder
 
 
 def test_extracted_statistics_belong_to_clipped_images(tmp_path, classifier_folder):
-    from consistency.metrics import classifier
+    from consistency.metrics import classifier, features
     from consistency.storage import load_tensors, save_tensors
 
     images = 3 * torch.randn(50, 1, 8, 8)
     save_tensors(tmp_path / "s.safetensors", {"steps_1": images, "steps_2": images / 2, "from_900": images + 1})
     network, _ = classifier.load(classifier_folder)
-    classifier.extract(tmp_path / "f.safetensors", network, tmp_path / "s.safetensors", ["samples", "steps_"], 16)
+    used = [{"kind": "classifier", "folder": classifier_folder}]
+    cards = features.extract(tmp_path / "f.safetensors", tmp_path / "s.safetensors", ["samples", "steps_"], 16, used)
     found, _ = load_tensors(tmp_path / "f.safetensors")
-    assert {name.split(".")[0] for name in found} == {"steps_1", "steps_2"}
+    name = cards[0]["name"]
+    assert {key.split(".")[0] for key in found} == {f"{name}/steps_1", f"{name}/steps_2"}
     with torch.no_grad():
         expected = network.features(images.clamp(-1, 1))
-    torch.testing.assert_close(found["steps_1.features"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[f"{name}/steps_1.features"], expected, rtol=1e-4, atol=1e-5)
     covariance = np.cov(expected.double().numpy().T)
-    np.testing.assert_allclose(found["steps_1.covariance"].numpy(), covariance, atol=1e-6)
+    np.testing.assert_allclose(found[f"{name}/steps_1.covariance"].numpy(), covariance, atol=1e-6)
 
 
 def test_few_step_times_lie_on_the_grid():

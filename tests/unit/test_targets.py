@@ -96,7 +96,7 @@ def test_paper_targets_equal_the_online_solve_bit_for_bit_at_the_same_shape(tmp_
     grid, schedule = teacher.schedule.grid(10), teacher.schedule
     x, eps = schedule.add_noise(drawn["x"], drawn["noise"], grid[3]), teacher.eps(drawn["cond"], 4.0)
     step = targets.solver_named("heun")
-    x_n, x_0 = targets.solve(x, torch.full((32,), 3), grid, step, lambda rows: eps, schedule)
+    x_n, x_0 = targets.solve(x, torch.full((32,), 3), grid, step, lambda rows: eps, schedule, 32)
     points = targets.trajectory(x, grid[3:], step, eps, schedule)
     assert torch.equal(x_n, points[:, 1])
     assert torch.equal(x_0, points[:, -1])

@@ -37,7 +37,7 @@ def test_outputs_are_the_contracts(finished):
 def test_every_metric_can_be_traced(finished):
     for path in (finished.folder / "results" / "digits" / "metrics").glob("*-s*.json"):
         measured = json.loads(path.read_text())
-        assert measured["protocol"]["extractor"] == "digits-classifier"
+        assert [card["name"] for card in measured["protocol"]["extractors"]] == ["digits-classifier"]
         assert all(len(value) == 64 for value in measured["protocol"]["files_sha256"].values())
         student = measured["settings"]["student"]
         assert student["settings"]["training"]["steps"] == 40

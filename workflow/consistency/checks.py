@@ -6,6 +6,66 @@ from .claims import CLAIMS
 from .errors import ConfigError
 from .settings import LARGEST_ASSIGNMENT, PAIR_OBJECTIVES, Experiment, Frozen, Run, nearest
 
+CLASSES = ("digits", "fashion", "cifar10", "imagenet32")  # kinds of data with labels
+
+
+def check_sources(name: str, experiment: Experiment, runs: list[Run]) -> None:
+    """What a teacher's source, the data's kind and the extractors need of each other.
+
+    Raises:
+        ConfigError: one line with the key's path, what was given, what is allowed.
+    """
+    teacher, data = experiment.teacher, experiment.data
+    for source, given in (("path", teacher.path), ("hub", teacher.hub)):
+        if teacher.source == source and not given:
+            raise ConfigError(f"{name}: teacher.{source}: required when teacher.source is {source}")
+    captions = data.kind == "captions"
+    if captions:
+        if teacher.source not in ("hub", "path"):
+            raise ConfigError(f"{name}: teacher.source: {teacher.source!r} with data.kind captions; allowed: hub, path")
+        if data.source is None and data.download is None:
+            raise ConfigError(f"{name}: data.source: required, unless data.download is given")
+        pairs = [run.method for run in runs if run.from_pairs]
+        if pairs:
+            raise ConfigError(f"{name}: runs: {pairs[0]} learns from pairs; with data.kind captions only from targets")
+    labelled = (data.kind in CLASSES and getattr(data, "conditional", True)) or getattr(data, "labels", None)
+    if not labelled and not captions:
+        for run in runs:
+            if run.guidance not in (None, 1):
+                raise ConfigError(
+                    f"{name}: runs: guidance {run.guidance:g} with data of one class; allowed: 1 (there is no guidance)"
+                )
+    kinds = [extractor.kind for extractor in experiment.extractors]
+    if len(set(kinds)) < len(kinds):
+        raise ConfigError(f"{name}: extractors: {kinds} names one twice")
+    if kinds == ["clip"]:
+        raise ConfigError(f"{name}: extractors: clip gives scores only; add one that gives features")
+    if "clip" in kinds and not captions:
+        raise ConfigError(f"{name}: extractors: clip compares with captions; allowed with data.kind captions")
+    if "classifier" in kinds and not labelled and data.kind != "mixture":
+        raise ConfigError(f"{name}: extractors: classifier needs data with classes; allowed: the pretrained ones")
+    for section, training in (
+        ("teacher", teacher.training),
+        ("student", experiment.student.training),
+        ("classifier", experiment.classifier.training),
+        ("consistency_training", experiment.consistency_training.training),
+    ):
+        if training.batch_size % training.accumulate:
+            raise ConfigError(
+                f"{name}: {section}.training.accumulate: {training.accumulate} does not divide batch_size "
+                f"{training.batch_size}"
+            )
+    network = experiment.network
+    if network.kind == "unet":
+        for channels in network.channels:
+            if channels % network.norm_groups:
+                raise ConfigError(
+                    f"{name}: network.norm_groups: {network.norm_groups} does not divide network.channels {channels}"
+                )
+    for run in runs:
+        if run.dropout is not None and (network.kind != "unet" or not run.from_pairs):
+            raise ConfigError(f"{name}: methods.{run.method}.dropout: only for a UNet that learns from pairs")
+
 
 def check_mixture(name: str, experiment: Experiment, runs: list[Run]) -> None:
     """What data of kind mixture and an analytic teacher need.
@@ -17,7 +77,7 @@ def check_mixture(name: str, experiment: Experiment, runs: list[Run]) -> None:
     if analytic != (data.kind == "mixture"):
         raise ConfigError(
             f"{name}: teacher.source: {experiment.teacher.source!r} with data.kind {data.kind!r}; "
-            "allowed: analytic with mixture, train or path with the others"
+            "allowed: analytic with mixture, train, path or hub with the others"
         )
     if not analytic:
         return
@@ -185,6 +245,7 @@ def _largest_ratio(experiment: Experiment) -> float:
     schedule, kept = experiment.schedule, 1.0
     for t in range(schedule.steps):
         share = t / max(schedule.steps - 1, 1)
-        root = schedule.beta_start**0.5 + share * (schedule.beta_end**0.5 - schedule.beta_start**0.5)
-        kept *= 1 - root**2
+        power = 0.5 if schedule.kind == "scaled_linear" else 1.0
+        low, high = schedule.beta_start**power, schedule.beta_end**power
+        kept *= 1 - (low + share * (high - low)) ** (1 / power)
     return ((1 - kept) / kept) ** 0.5

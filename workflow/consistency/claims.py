@@ -84,12 +84,17 @@ class Claim:
 def _methods(ours: str, other: str, metric: str, reference: str, claimed: str) -> Quantity:
     """The same metric of two methods."""
     base, _, place = metric.partition("@")
-    name = {"ode_error": "ODE error", "frechet_distance": "Fréchet distance", "wasserstein": "Wasserstein distance"}[
-        base
-    ]
+    name = {
+        "ode_error": "ODE error",
+        "frechet_distance": "Fréchet distance",
+        "wasserstein": "Wasserstein distance",
+        "clip_score": "CLIP score",
+        "aesthetic_score": "Aesthetic score",
+    }[base]
     place = f" at {float(place.removeprefix('budget=')):.3g} of training" if place else ""
     sign = "<" if claimed == "below" else ">"
-    label = f"{name} to {reference}{place}, {ours}/{other} {sign} 1"
+    to = "" if base.endswith("_score") else f" to {reference}"
+    label = f"{name}{to}{place}, {ours}/{other} {sign} 1"
     return Quantity(label, Side(ours, metric, reference), Side(other, metric, reference), claimed)
 
 
@@ -112,6 +117,10 @@ _DISTANCES = ("frechet_distance", "wasserstein")
 _QUALITY = tuple(
     _methods("direct", "cm", metric, reference, "above") for metric in _DISTANCES for reference in ("teacher", "data")
 )
+_SCORES = (
+    _methods("direct", "cm", "clip_score", "prompts", "below"),
+    _methods("direct", "cm", "aesthetic_score", "none", "below"),
+)
 
 CLAIMS = {
     "A1": Claim(
@@ -121,13 +130,14 @@ CLAIMS = {
     ),
     "A2": Claim(
         "A",
-        "Direct CMs nevertheless give worse samples than CMs: their distance to teacher and data is higher.",
-        _QUALITY,
+        "Direct CMs nevertheless give worse samples than CMs: their distance to teacher and data is higher, their CLIP "
+        "and aesthetic scores are lower.",
+        (*_QUALITY, *_SCORES),
     ),
     "A3": Claim(
         "A",
         "Both hold for every solver, number of teacher steps and guidance scale, with one and with few sampling steps.",
-        (*_ODE, *_QUALITY),
+        (*_ODE, *_QUALITY, *_SCORES),
         universal=True,
     ),
     "B1": Claim(
@@ -221,8 +231,27 @@ def log_ratios(metrics: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) ->
         table = chosen[["run", "sampling_steps", "value"]].merge(runs[runs.method == side.method], on="run")
         sides.append(table.set_index(keys).value)
     both = sides[0].to_frame("ours").join(sides[1].to_frame("other"), how="inner")
+    # A score may be zero or negative, and then has no ratio.
+    both = both[(both["ours"] > 0) & (both["other"] > 0)]
     both["log_ratio"] = np.log(both["ours"] / both["other"])
     return both["log_ratio"].sort_index().reset_index()
+
+
+def by_extractor(metrics: pd.DataFrame, quantity: Quantity) -> list[tuple[str, pd.DataFrame]]:
+    """A label for each extractor that measured a quantity, with its rows of metrics.csv; the Fréchet distance in
+    Inception-v3 features is called FID there, and nowhere else."""
+    chosen = metrics[(metrics.metric == quantity.ours.metric) & (metrics.reference == quantity.ours.reference)]
+    extractors, found = list(dict.fromkeys(chosen.extractor)), []
+    for extractor in extractors:
+        label = quantity.label
+        if label.startswith("Fréchet distance"):
+            rest = label.removeprefix("Fréchet distance")
+            if extractor == "inception-v3":
+                label = f"FID{rest}"
+            elif len(extractors) > 1:
+                label = f"Fréchet distance ({extractor}){rest}"
+        found.append((label, metrics[metrics.extractor == extractor]))
+    return found
 
 
 def decide(name: str, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -234,13 +263,14 @@ def decide(name: str, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame
     """
     claim, rows = CLAIMS[name], []
 
-    def row(where: str, quantity: Quantity, interval: tuple, seeds: int, found: str) -> dict[str, Any]:
+    def row(where: str, label: str, interval: tuple, seeds: int, found: str) -> dict[str, Any]:
         mean, low, high = (math.exp(value) for value in interval)
-        values = (name, claim.paper, experiment, where, quantity.label, mean, low, high, seeds, found)
+        values = (name, claim.paper, experiment, where, label, mean, low, high, seeds, found)
         return dict(zip(COLUMNS, values, strict=True))
 
-    for quantity in claim.quantities:
-        ratios = log_ratios(metrics, runs, quantity)
+    measured = [(q, *found) for q in claim.quantities for found in by_extractor(metrics, q)]
+    for quantity, label, chosen in measured:
+        ratios = log_ratios(chosen, runs, quantity)
         if not claim.universal:
             ratios = ratios[ratios.sampling_steps == 1]
         if ratios.empty:
@@ -253,7 +283,7 @@ def decide(name: str, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame
             interval, wide = t_interval(values), t_interval(values, corrected)
             verdicts.append(verdict(*interval[1:], seeds, quantity.claimed))
             conditions.append((interval, wide, seeds, verdict(*wide[1:], seeds, quantity.claimed)))
-            rows.append(row(f"{group}, {int(steps)}-step", quantity, interval, seeds, verdicts[-1]))
+            rows.append(row(f"{group}, {int(steps)}-step", label, interval, seeds, verdicts[-1]))
         if claim.universal:
             # The row shows the condition that decided: the clearest contradiction, else the weakest support.
             against = [c for c in conditions if c[3] == "contradicted"]
@@ -265,7 +295,7 @@ def decide(name: str, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame
                 shown = max(conditions, key=lambda c: c[0][0] if below else -c[0][0])
                 overall = "reproduced" if set(verdicts) == {"reproduced"} else "inconclusive"
                 interval = shown[0] if overall == "reproduced" else shown[1]
-            rows.append(row(f"every condition ({len(groups)})", quantity, interval, shown[2], overall))
+            rows.append(row(f"every condition ({len(groups)})", label, interval, shown[2], overall))
         else:
             by_seed = ratios.groupby("seed").log_ratio
             pooled = by_seed.mean()[by_seed.size() == len(groups)].tolist()  # seeds that every condition has
@@ -273,7 +303,7 @@ def decide(name: str, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame
                 continue
             interval = t_interval(pooled)
             found = verdict(*interval[1:], len(pooled), quantity.claimed)
-            rows.append(row(f"pooled ({len(groups)})", quantity, interval, len(pooled), found))
+            rows.append(row(f"pooled ({len(groups)})", label, interval, len(pooled), found))
     return rows
 
 

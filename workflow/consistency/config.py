@@ -82,6 +82,7 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
                 loss=methods[method].loss or section.loss,
                 coupling=methods[method].coupling or independent,
                 velocity=methods[method].velocity,
+                dropout=methods[method].dropout,
             )
             if run.run in runs:
                 raise ConfigError(f"{where}: run {run.run!r} occurs twice; remove one")
@@ -94,7 +95,9 @@ def _message(name: str, error: ValidationError) -> str:
     errors = error.errors()
     # Of the ways to write a generator, a mapping was meant where one was given.
     first = next((e for e in errors if "Frozen" in e["loc"] and isinstance(errors[0]["input"], dict)), errors[0])
-    tags = {"mlp", "unet", "mse", "pseudo_huber", "pseudo_huber_norm", "digits", "mixture", "Frozen"}
+    kinds = {"mlp", "unet", "mse", "pseudo_huber", "pseudo_huber_norm", "Frozen"}
+    data = {"digits", "mixture", "fashion", "cifar10", "imagenet32", "images", "captions"}
+    tags = kinds | data | {"efficientnet-lite0", "inception-v3", "dinov2", "clip"}
     location = [str(part) for part in first["loc"] if part not in tags]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
@@ -138,8 +141,9 @@ def _resolve(schema: dict[str, Any], node: dict[str, Any], tag: str) -> dict[str
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """`base` with `change` laid over it, mappings merged key by key."""
-    if "kind" in change and change["kind"] != base.get("kind"):
-        return change  # another variant has other keys
+    for key in ("kind", "repo", "url"):
+        if key in change and change[key] != base.get(key):
+            return change  # another variant has other keys, another source other hashes
     merged = dict(base)
     for key, value in change.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -174,8 +178,6 @@ def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets:
         experiment = Experiment.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(_message(name, error)) from error
-    if experiment.teacher.source == "path" and not experiment.teacher.path:
-        raise ConfigError(f"{name}: teacher.path: required when teacher.source is path")
     if experiment.schedule.beta_start >= experiment.schedule.beta_end:
         raise ConfigError(
             f"{name}: schedule.beta_start: must be below schedule.beta_end {experiment.schedule.beta_end}"
@@ -204,6 +206,7 @@ def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets:
             raise ConfigError(
                 f"{name}: claims: {claim} compares {', '.join(needed)}; methods has {list(experiment.methods)}"
             )
+    checks.check_sources(name, experiment, runs)
     checks.check_mixture(name, experiment, runs)
     checks.check_pairs(name, experiment, runs)
     return experiment

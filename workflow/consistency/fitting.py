@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from . import data, distances, models, objectives, students, targets, training
+from .data import as_float
+from .devices import pick_device
 from .errors import MismatchError
 from .metrics.classifier import Classifier, accuracy, classify
 from .pairs import PairSource, Steps
@@ -54,7 +56,7 @@ def fit_classifier(
 
     def batch_at(step: int) -> dict[str, torch.Tensor]:
         rows = torch.from_numpy(generator(seed, "order", step).integers(len(images), size=options.batch_size))
-        return {"x": images[rows], "cond": labels[rows]}
+        return {"x": as_float(images[rows]), "cond": labels[rows]}
 
     fingerprint = {"data": sha256(data_path), "settings": settings, "seed": seed, "size": [channels, feature_size]}
     records = training.train(
@@ -110,7 +112,7 @@ def fit_teacher(
         noise = torch.from_numpy(rng.standard_normal((size, *images.shape[1:]), dtype="float32"))
         dropped = torch.from_numpy(rng.random(size) < label_dropout)
         return {
-            "x_t": noise_schedule.add_noise(images[rows], noise, t),
+            "x_t": noise_schedule.add_noise(as_float(images[rows]), noise, t),
             "index": network_time(t, size, -1, t.device),
             "noise": noise,
             "cond": labels[rows].masked_fill(dropped, classes),
@@ -132,15 +134,27 @@ def fit_teacher(
     training.finish(side_folder)
 
 
-def import_teacher(folder: str | Path, source: str | Path, data_path: str | Path, timesteps: int) -> None:
-    """Check a teacher from another run's `save_pretrained` folder and copy it.
+def import_teacher(
+    folder: str | Path,
+    source: str | Path,
+    data_path: str | Path,
+    timesteps: int,
+    subfolder: str | None = None,
+    prompts: str | Path | None = None,
+) -> None:
+    """Check a teacher from a `save_pretrained` folder, downloaded or of another run, and copy it.
+
+    Args:
+        subfolder: of the network in a pipeline's folder.
+        prompts: embeddings, for a text-to-image network.
 
     Raises:
         StorageError: missing or damaged files.
         MismatchError: it is for another shape of samples, number of classes or number of timesteps.
     """
     tensors, classes = data.load(data_path)
-    network = models.load(source, tuple(tensors["train_images"].shape[1:]), classes)
+    source = Path(source) / (subfolder or "")
+    network = models.load(source, tuple(tensors["train_images"].shape[1:]), classes, prompts)
     if network.timesteps != timesteps:
         raise MismatchError(f"{source}: the network has {network.timesteps} timesteps, schedule.steps is {timesteps}")
     models.save(network, folder)
@@ -171,6 +185,7 @@ def fit_student(
     timestep_offset: int,
     settings: dict[str, Any],
     initial_folder: str | Path | None = None,
+    prompts: str | Path | None = None,
 ) -> None:
     """Distil one student from precomputed targets.
 
@@ -180,6 +195,7 @@ def fit_student(
         loss: `{"kind": "mse"}` or `{"kind": "pseudo_huber", "c": …}`.
         parameters: "full" or "lora".
         initial_folder: the network to start from, where the teacher is not one; the teacher by default.
+        prompts: embeddings, for a text-to-image network.
 
     Raises:
         MismatchError: the targets were solved with another teacher.
@@ -194,7 +210,11 @@ def fit_student(
             f"{teacher_folder} is {teacher_sha256[:12]}…; delete the targets and run again"
         )
     initial_folder = initial_folder or teacher_folder
-    student = students.create(initial_folder, noise_schedule, timestep_offset, parameters, lora_rank, seed)
+    student = students.create(
+        initial_folder, noise_schedule, timestep_offset, parameters, lora_rank, seed, prompts, options.precision
+    )
+    if options.gradient_checkpointing and hasattr(student.network, "enable_gradient_checkpointing"):
+        student.network.enable_gradient_checkpointing()
     resolved = {
         "run": run,
         "objective": objective,
@@ -222,7 +242,7 @@ def fit_student(
     card = {
         "settings": resolved,
         "inputs": inputs,
-        "environment": environment(str(training.pick_device(options.device))),
+        "environment": environment(str(pick_device(options.device))),
     }
     students.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)})
     training.write_stats(stats, records)
@@ -266,7 +286,7 @@ def fit_pairs_student(
     edm = VESchedule(**options["edm"])
     model = models.build(network, tuple(images.shape[1:]), classes, TIME_RESOLUTION, seed)
     student = students.EDMConsistencyFunction(model, edm)
-    device, inputs = training.pick_device(settings.device), {"data_sha256": sha256(data_path)}
+    device, inputs = pick_device(settings.device), {"data_sha256": sha256(data_path)}
     teacher, generate = None, coupling["generator"]
     if velocity == "teacher":
         noise_schedule = VPSchedule(**(schedule or {}))

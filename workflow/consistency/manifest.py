@@ -25,7 +25,7 @@ def gather(path: str | Path, shards: list[Path], settings: dict[str, Any], teach
         StorageError: an unreadable shard.
         MismatchError: shards that do not cover the draws 0..count − 1 once each.
     """
-    entries, position, calls = [], 0, 0
+    entries, position, calls, minimum = [], 0, 0, 0
     for shard in shards:
         tensors, metadata = load_tensors(shard, framework="np")
         if metadata["first"] != position:
@@ -34,6 +34,7 @@ def gather(path: str | Path, shards: list[Path], settings: dict[str, Any], teach
             )
         position += metadata["count"]
         calls += metadata["teacher_calls"]
+        minimum += metadata["teacher_calls_minimum"]
         entries.append({"file": Path(shard).name, "count": metadata["count"], "sha256": sha256(shard)})
     if position != settings["count"]:
         raise MismatchError(f"{path}: shards hold {position} draws, the configuration says {settings['count']}")
@@ -44,6 +45,7 @@ def gather(path: str | Path, shards: list[Path], settings: dict[str, Any], teach
             **settings,
             "teacher_sha256": teacher_sha256,
             "teacher_calls": calls,
+            "teacher_calls_minimum": minimum,
             "dtype": str(tensors[name].dtype),
             "sample_shape": list(tensors[name].shape[1 if settings["mode"] == "paper" else 2 :]),
             "shards": entries,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from .couplings import Generate
+from .data import as_float
 from .schedules import VESchedule, curriculum, spread, step_probabilities
 from .streams import generator
 
@@ -116,7 +117,7 @@ class PairSource:
         i = torch.searchsorted(self._edges, torch.from_numpy(rng.random(size)), right=True).clamp(max=levels - 2)
         s, n = self._sigmas[i + 1], self._sigmas[i]
         return {
-            "x": self.images[rows],
+            "x": as_float(self.images[rows]),
             "z": z,
             "s": s,
             "n": n,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from .devices import autocast, pick_device, place
 from .errors import MismatchError
 from .noise import normal
 from .progress import Progress
@@ -55,11 +56,12 @@ def sample_teacher(
     grid = teacher.schedule.grid(n_steps)
     indices = start_indices(n_steps, starts)
     progress = Progress(len(noise), f"sample teacher {solver} N={n_steps} w={guidance:g}")
-    ends, points = [], []
+    ends, points, device = [], [], pick_device()
+    teacher.to(device)
     for x, cond in zip(noise.split(batch_size), labels.split(batch_size), strict=True):
-        path_points = trajectory(
-            x.to(teacher.dtype), grid, solver_named(solver), teacher.eps(cond, guidance), teacher.schedule
-        )
+        eps = teacher.eps(cond.to(device), guidance)
+        start = x.to(device, teacher.dtype)
+        path_points = trajectory(start, grid, solver_named(solver), eps, teacher.schedule).cpu()
         ends.append(path_points[:, -1])
         points.append(path_points[:, indices].transpose(0, 1))
         progress.update(len(x))
@@ -96,7 +98,7 @@ def few_step(
     """
     clean = student(noise, times[0], labels)
     for j, time in enumerate(times[1:], start=1):
-        fresh = normal(seed, "renoise", range(first, first + len(noise)), noise.shape[1:], j)
+        fresh = normal(seed, "renoise", range(first, first + len(noise)), noise.shape[1:], j).to(noise.device)
         clean = student(student.schedule.add_noise(clean, fresh, time), time, labels)
     return clean
 
@@ -112,9 +114,13 @@ def sample_student(
     teacher_samples: str | Path,
     seed: int,
     batch_size: int,
+    precision: str = "no",
 ) -> None:
     """Write the student's samples: `steps_{n}` (count, …) for each number of sampling steps up to N,
     and `from_{s}` (count, …), f of the teacher's own trajectory at each start time s.
+
+    Args:
+        precision: that the student runs in; the state stays float32.
 
     Raises:
         MismatchError: the teacher's samples are of another number.
@@ -124,19 +130,21 @@ def sample_student(
         raise MismatchError(
             f"{teacher_samples}: {reference['points'].shape[1]} samples, the noise file has {len(noise)}"
         )
-    grid = student.schedule.grid(n_steps)
+    grid, device = student.schedule.grid(n_steps), pick_device()
+    place(student, device, precision)
     progress = Progress(len(noise), "sample student")
     parts: dict[str, list[torch.Tensor]] = {}
     for first in range(0, len(noise), batch_size):
         rows = slice(first, first + batch_size)
-        x, cond = noise[rows], labels[rows]
-        for steps in sampling_steps:
-            if steps <= n_steps:
-                sampled = few_step(student, x, cond, few_step_times(grid, steps), seed, first)
-                parts.setdefault(f"steps_{steps}", []).append(sampled)
-        for row, time in enumerate(reference["times"].tolist()):
-            start = reference["points"][row, rows].to(x.dtype)
-            parts.setdefault(f"from_{time}", []).append(student(start, time, cond))
+        x, cond = noise[rows].to(device), labels[rows].to(device)
+        with autocast(device, precision):
+            for steps in sampling_steps:
+                if steps <= n_steps:
+                    sampled = few_step(student, x, cond, few_step_times(grid, steps), seed, first).cpu()
+                    parts.setdefault(f"steps_{steps}", []).append(sampled)
+            for row, time in enumerate(reference["times"].tolist()):
+                start = reference["points"][row, rows].to(x)
+                parts.setdefault(f"from_{time}", []).append(student(start, time, cond).cpu())
         progress.update(len(x))
     save_tensors(path, {name: torch.cat(values) for name, values in parts.items()})
 
@@ -150,21 +158,27 @@ def sample_pairs_student(
     sampling_steps: list[int],
     seed: int,
     batch_size: int,
+    precision: str = "no",
 ) -> None:
     """Write the samples of a student trained from pairs, from σ_max times the shared noise.
 
     Args:
         students: "final" → the student: `steps_{n}` (count, …) for each number of sampling steps; the others, of
             earlier in its training, by name → `{name}` (count, …), one step.
+        precision: that the students run in; the state stays float32.
     """
+    device = pick_device()
+    for student in students.values():
+        place(student, device, precision)
     progress = Progress(len(noise), "sample student")
     parts: dict[str, list[torch.Tensor]] = {}
     for first in range(0, len(noise), batch_size):
         rows = slice(first, first + batch_size)
         for name, student in students.items():
-            start, cond = noise[rows] * student.schedule.sigma_max, labels[rows]
+            start, cond = (noise[rows] * student.schedule.sigma_max).to(device), labels[rows].to(device)
             for steps in sampling_steps if name == "final" else [1]:
-                sampled = few_step(student, start, cond, ve_times(student.schedule, steps), seed, first)
+                with autocast(device, precision):
+                    sampled = few_step(student, start, cond, ve_times(student.schedule, steps), seed, first).cpu()
                 parts.setdefault(f"steps_{steps}" if name == "final" else name, []).append(sampled)
         progress.update(len(noise[rows]))
     save_tensors(path, {name: torch.cat(values) for name, values in parts.items()})

@@ -16,19 +16,23 @@ class VPSchedule:
     """Variance-preserving DDPM schedule, `x_t = α_t x + σ_t ε` (paper A, section A.2 of the docs).
 
     Timesteps are integers 0..T: 0 is clean data (α = 1, σ = 0), t ≥ 1 is entry t − 1 of the DDPM
-    arrays. β is linear in its square root ("scaled linear").
+    arrays.
 
     Attributes:
         steps: T, the number of timesteps.
         beta_start, beta_end: the variance of the first and the last forward step, 0 < β < 1.
+        kind: "scaled_linear", β linear in its square root, or "linear".
     """
 
     steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
+    kind: str = "scaled_linear"
 
     @cached_property
     def _beta(self) -> torch.Tensor:
+        if self.kind == "linear":
+            return torch.linspace(self.beta_start, self.beta_end, self.steps, dtype=torch.float64)
         root = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps, dtype=torch.float64)
         return root**2
 
@@ -53,7 +57,7 @@ class VPSchedule:
         The Euler and Heun of section A.3 integrate T β_t, while α_t multiplies up 1 − β_t: on T = 1000
         timesteps the two differ by about a percent, an error that no number of steps removes.
         """
-        return VPSchedule(self.steps * factor, self.beta_start / factor, self.beta_end / factor)
+        return VPSchedule(self.steps * factor, self.beta_start / factor, self.beta_end / factor, self.kind)
 
     def at(self, values: torch.Tensor, t: torch.Tensor | int, like: torch.Tensor) -> torch.Tensor:
         """`values[t]` in the dtype and on the device of `like`, shaped to broadcast over it.

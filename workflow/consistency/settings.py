@@ -7,9 +7,10 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from .claims import CLAIMS
+from .sources import Data, Extractor, Hub, Strict, TrainedClassifier
 
 PACKAGE = Path(__file__).parent
 
@@ -66,46 +67,12 @@ Mode = Literal["paper", "trajectory"]
 Parameters = Literal["full", "lora"]
 
 
-class Strict(BaseModel):
-    """Unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Digits(Strict):
-    """scikit-learn's 1,797 handwritten digits of 8×8."""
-
-    kind: Literal["digits"]
-    test_share: float = Field(0.2, gt=0, lt=1, description="share of the images held out from teacher and classifier")
-    seed: NonNegativeInt = Field(0, description="of the shuffle before the split")
-
-
-class Component(Strict):
-    """One Gaussian of a mixture; it has a deviation or a covariance."""
-
-    weight: float = Field(gt=0, le=1, description="share of the mixture; all weights sum to 1")
-    mean: list[float] = Field(min_length=1, description="coordinates; those left out are 0")
-    deviation: float | None = Field(None, gt=0, description="of every coordinate, for a round component")
-    covariance: list[list[float]] | None = Field(None, description="symmetric positive definite, dimension × dimension")
-
-
-class Mixture(Strict):
-    """Draws from a mixture of Gaussians, whose teacher is known in closed form (source analytic)."""
-
-    kind: Literal["mixture"]
-    dimension: PositiveInt = Field(2, description="d")
-    components: list[Component] = Field(min_length=1, description="the Gaussians")
-    train_count: PositiveInt = Field(4096, description="draws to learn from")
-    test_count: PositiveInt = Field(2048, description="draws to measure against")
-    seed: NonNegativeInt = Field(0, description="of the draws")
-
-
-Data = Annotated[Digits | Mixture, Field(discriminator="kind")]
-
-
 class Schedule(Strict):
-    """The VP (DDPM) noise schedule, β linear in its square root."""
+    """The VP (DDPM) noise schedule."""
 
+    kind: Literal["scaled_linear", "linear"] = Field(
+        "scaled_linear", description="β linear in its square root (SDXL), or linear (DDPM on CIFAR-10)"
+    )
     steps: PositiveInt = Field(1000, description="T, the number of timesteps")
     beta_start: float = Field(0.00085, gt=0, lt=1, description="variance of the first forward step")
     beta_end: float = Field(0.012, gt=0, lt=1, description="variance of the last forward step")
@@ -128,6 +95,8 @@ class UNet(Strict):
     )
     layers_per_block: PositiveInt = Field(1, description="residual blocks per resolution")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations dropped in training")
+    attention: list[PositiveInt] = Field([], description="sides in pixels at which blocks attend, such as 16")
+    norm_groups: PositiveInt = Field(8, description="groups of the group normalisation; divides every width")
 
 
 Network = Annotated[MLP | UNet, Field(discriminator="kind")]
@@ -141,12 +110,17 @@ class Training(Strict):
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
     warmup_steps: NonNegativeInt = Field(50, description="linear warm-up")
     decay_share: float = Field(0.3, ge=0, le=1, description="last share of the steps, over which the rate falls to 0")
-    optimizer: Literal["adamw", "radam", "lion"] = Field("adamw", description="torch's AdamW or RAdam, or Lion")
+    optimizer: Literal["adamw", "adamw8bit", "radam", "lion"] = Field(
+        "adamw", description="torch's AdamW or RAdam, Lion, or bitsandbytes' 8-bit AdamW (AdamW where it is missing)"
+    )
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the weights' average; null for none")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of the network, no = float32")
+    accumulate: PositiveInt = Field(1, description="parts that a batch is computed in, to save memory; divides it")
+    gradient_checkpointing: bool = Field(False, description="of networks that can: less memory, more time")
+    threads: PositiveInt = Field(1, description="CPU threads of the job")
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     log_every: PositiveInt = Field(25, description="steps between records in stats.jsonl")
 
@@ -154,13 +128,19 @@ class Training(Strict):
 class TeacherConfig(Strict):
     """Where the teacher comes from."""
 
-    source: Literal["train", "path", "analytic"] = Field(
-        "train", description="train it here, copy a saved folder, or the closed form of data kind mixture"
+    source: Literal["train", "path", "hub", "analytic"] = Field(
+        "train",
+        description="train it here, copy a saved folder, download it, or the closed form of data kind mixture",
     )
-    path: str | None = Field(None, description="folder of a save_pretrained teacher, for source path")
+    path: str | None = Field(None, description="folder of a save_pretrained network or pipeline, for source path")
+    hub: Hub | None = Field(None, description="for source hub")
+    subfolder: str | None = Field(None, description="of the network in path or hub, such as unet")
     label_dropout: float = Field(0.1, ge=0, lt=1, description="probability of the null class, for guidance")
     timestep_offset: Literal[-1, 0] = Field(
         -1, description="added to t = 1..T before the network: -1 as trained, 0 as paper A's reference calls it"
+    )
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="autocast of the network when it is solved, on a GPU; the state stays float32"
     )
     seed: NonNegativeInt = 0
     training: Training = Training()
@@ -183,7 +163,7 @@ class Targets(Strict):
     count: PositiveInt = Field(65536, description="draws per (solver, N, w, mode)")
     shards: PositiveInt = Field(2, description="jobs the draws are split into; values don't depend on it")
     seed: NonNegativeInt = 1
-    batch_size: PositiveInt = Field(4096, description="draws solved together")
+    batch_size: PositiveInt = Field(4096, description="samples in one call of the teacher (w ≠ 1 doubles it)")
 
 
 class Mse(Strict):
@@ -266,6 +246,7 @@ class Evaluation(Strict):
     start_times: PositiveInt = Field(10, description="start times at which the ODE error is also measured")
     neighbours: PositiveInt = Field(3, description="k of precision and recall")
     batch_size: PositiveInt = Field(2000, description="samples computed together")
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of students that sample, on a GPU")
 
 
 class Frozen(Strict):
@@ -293,6 +274,9 @@ class Method(Strict):
     coupling: Coupling | None = Field(None, description="of consistency_training; independent by default")
     velocity: Literal["pair", "teacher"] = Field(
         "pair", description="of consistency_training: the pair's own noise (CT), or the teacher's velocity (CD)"
+    )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="of a UNet trained from scratch; default: network.dropout"
     )
 
 
@@ -337,11 +321,16 @@ class Experiment(Strict):
     """One preset: everything that its results depend on."""
 
     title: str = Field(description="one line for tables and the report")
-    data: Data = Field(description="kind digits, or mixture with its components")
+    data: Data = Field(description="the data set, by its kind")
     schedule: Schedule = Schedule()
     network: Network = MLP(kind="mlp")
     teacher: TeacherConfig = TeacherConfig()
     classifier: ClassifierConfig = ClassifierConfig()
+    extractors: list[Extractor] = Field(
+        [TrainedClassifier(kind="classifier")],
+        min_length=1,
+        description="what images are measured with; the first one that gives features leads in tables and figures",
+    )
     targets: Targets = Targets()
     student: Student = Student()
     consistency_training: ConsistencyTraining = ConsistencyTraining()
@@ -349,6 +338,7 @@ class Experiment(Strict):
     evaluation: Evaluation = Evaluation()
     runs: list[Grid] = Field(min_length=1, description="the table of runs, as grids")
     analysis: Analysis = Analysis()
+    gpu: NonNegativeInt = Field(0, description="GPUs that each job on a network asks Snakemake for (resource gpu)")
     claims: list[Claim] = Field([], description="claims decided on this experiment")
 
 
@@ -366,6 +356,7 @@ class Run(Strict):
     loss: Loss
     coupling: Coupling | None = None
     velocity: Literal["pair", "teacher"] = "pair"
+    dropout: float | None = None
 
     @property
     def from_pairs(self) -> bool:

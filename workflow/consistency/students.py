@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from . import models
-from .errors import StorageError
-from .models import first_line
+from .devices import HALF
+from .errors import ConsistencyError, StorageError
+from .models import LORA_FILE, first_line
 from .schedules import VESchedule, VPSchedule, boundary
 from .storage import atomic, load_tensors
 from .teachers import network_time
@@ -76,6 +77,8 @@ def create(
     parameters: str = "full",
     lora_rank: int = 64,
     seed: int = 0,
+    prompts: str | Path | None = None,
+    precision: str = "no",
 ) -> ConsistencyFunction:
     """A student that starts at the teacher's weights, with the chosen parameters trainable.
 
@@ -84,10 +87,17 @@ def create(
             convolutional layer, alpha = rank; section A.4).
         lora_rank: of the adapters.
         seed: of the adapters' initialisation.
+        prompts: embeddings, for a text-to-image network.
+        precision: the frozen weights under a text-to-image network's adapters are kept in it.
     """
-    network = models.load(teacher_folder)
+    network = models.load(teacher_folder, prompts=prompts)
     if parameters == "full":
-        network.requires_grad_(True)
+        network.float().requires_grad_(True)
+    elif hasattr(network, "add_lora"):
+        network.to(HALF.get(precision, torch.float32))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network.add_lora(lora_rank)
     else:
         network = _add_lora(network, lora_rank, seed)
     return ConsistencyFunction(network.train(), schedule, timestep_offset)
@@ -128,14 +138,26 @@ def save(
 
 
 def load(
-    folder: str | Path, teacher_folder: str | Path, schedule: VPSchedule, timestep_offset: int
+    folder: str | Path,
+    teacher_folder: str | Path,
+    schedule: VPSchedule,
+    timestep_offset: int,
+    prompts: str | Path | None = None,
 ) -> ConsistencyFunction:
     """Load a saved student in evaluation mode; adapters are merged into the teacher's weights.
 
     Raises:
         StorageError: missing or damaged files.
     """
-    if (Path(folder) / "adapter_config.json").is_file():
+    if (Path(folder) / LORA_FILE).is_file():
+        network = models.load(teacher_folder, prompts=prompts).float()
+        try:
+            network.merge_lora(folder)
+        except ConsistencyError:
+            raise
+        except Exception as error:
+            raise StorageError(f"{folder}: adapters cannot be loaded ({first_line(error)})") from error
+    elif (Path(folder) / "adapter_config.json").is_file():
         from .compat import ensure_torchvision
 
         ensure_torchvision()
@@ -147,7 +169,7 @@ def load(
         except Exception as error:
             raise StorageError(f"{folder}: adapters cannot be loaded ({first_line(error)})") from error
     else:
-        network = models.load(folder)
+        network = models.load(folder, prompts=prompts)
     return ConsistencyFunction(network.eval().requires_grad_(False), schedule, timestep_offset)
 
 

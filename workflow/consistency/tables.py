@@ -24,7 +24,7 @@ METHOD_LABELS = {
     "ct-gc-frozen": "CT, frozen generator",
 }
 
-# (metric, reference, sampling steps) → heading
+# (metric, reference, sampling steps) → heading; distances are in the features of the leading extractor
 _MAIN = {
     ("ode_error", "teacher", 1): "ODE error, 1 step",
     ("ode_error", "truth", 1): "ODE error to truth, 1 step",
@@ -36,6 +36,8 @@ _MAIN = {
     ("precision", "data", 1): "Precision, 1 step",
     ("recall", "data", 1): "Recall, 1 step",
     ("recognised", "labels", 1): "Recognised, 1 step",
+    ("clip_score", "prompts", 1): "CLIP score, 1 step",
+    ("aesthetic_score", "none", 1): "Aesthetic score, 1 step",
 }
 
 _STYLE = """<style>
@@ -85,6 +87,55 @@ def summarise(metrics: pd.DataFrame, runs: list[dict[str, Any]]) -> pd.DataFrame
     return pd.DataFrame(rows, columns=[*keys, "mean", "ci_low", "ci_high", "n_seeds"])
 
 
+def extractors_of(summary: pd.DataFrame) -> list[str]:
+    """The extractors of Fréchet distances; the first one leads in tables and figures."""
+    return list(dict.fromkeys(summary.extractor[summary.metric == "frechet_distance"]))
+
+
+def leading(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those of the other extractors of features, for comparison in one space."""
+    return summary[~summary.extractor.isin(extractors_of(summary)[1:])]
+
+
+def unit_of(summary: pd.DataFrame) -> str:
+    """What an ODE error is a mean over."""
+    spaces = summary.extractor[summary.metric.str.startswith("ode_error")]
+    units = {"pixels": "pixel", "coordinates": "coordinate", "latents": "latent value"}
+    return units[spaces.iloc[0]] if len(spaces) else "pixel"
+
+
+def distance_label(extractor: str) -> str:
+    """What a Fréchet distance in an extractor's features is called: FID for Inception-v3 alone."""
+    return {"inception-v3": "FID", "dinov2": "FD-DINOv2"}.get(extractor, "Fréchet")
+
+
+def _headings(columns: dict, extractor: str) -> dict:
+    """The columns, with the Fréchet distance called as its extractor demands."""
+    return {key: heading.replace("Fréchet", distance_label(extractor)) for key, heading in columns.items()}
+
+
+def _others(values: pd.DataFrame, extractors: list[str]) -> dict[str, str]:
+    """Cells of one-step Fréchet distances in the features of the extractors that don't lead."""
+    row = {}
+    for extractor in extractors[1:]:
+        name = distance_label(extractor)
+        name = f"{name} ({extractor})" if name == "Fréchet" else name
+        chosen = values[
+            (values.extractor == extractor) & (values.metric == "frechet_distance") & (values.sampling_steps == 1)
+        ]
+        for found in chosen.itertuples():
+            row[f"{name} to {found.reference}, 1 step"] = _cell(found.mean, found.ci_low, found.n_seeds)
+    return row
+
+
+def _in_features(extractors: list[str]) -> str:
+    """Which features distances are measured in, and which of them is an FID."""
+    listed = ", ".join(extractors)
+    if "inception-v3" in extractors:
+        return f"in features of {listed} (FID: Inception-v3 alone)"
+    return f"in features of {listed} (not FID)"
+
+
 def _cell(mean: float, low: float, seeds: int) -> str:
     digits = 3 if abs(mean) < 10 else 1
     return f"{mean:.{digits}f} ± {mean - low:.{digits}f}" if seeds > 1 else f"{mean:.{digits}f}"
@@ -98,20 +149,23 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
     """
     metrics = pd.read_csv(metrics_path)
     summary = summarise(metrics, runs)
-    extractor = summary.extractor[summary.metric == "frechet_distance"].iloc[0]
+    extractors = extractors_of(summary)
+    headings = _headings(_MAIN, extractors[0])
     with atomic(paths["csv"]) as temporary:
         summary.to_csv(temporary, index=False)
 
     rows = []
-    for (group, method), values in summary.groupby(["group", "method"], sort=False):
+    for (group, method), every in summary.groupby(["group", "method"], sort=False):
+        values = every[~every.extractor.isin(extractors[1:])]
         indexed = values.set_index(["metric", "reference", "sampling_steps"])
         row = {"Condition": condition_label(group), "Method": method_label(method), "Seeds": values.n_seeds.max()}
-        for key, heading in _MAIN.items():
+        for key, heading in headings.items():
             if key in indexed.index:
                 cell = indexed.loc[key]
                 row[heading] = _cell(cell["mean"], cell["ci_low"], cell["n_seeds"])
-        rows.append(row)
-    yardsticks = metrics[(metrics.method.isin(["teacher", "data"])) & (metrics.metric != "held_out_accuracy")]
+        rows.append(row | _others(every, extractors))
+    yardsticks = metrics[~metrics.extractor.isin(extractors[1:])]
+    yardsticks = yardsticks[(yardsticks.method.isin(["teacher", "data"])) & (yardsticks.metric != "held_out_accuracy")]
     for run, values in yardsticks.groupby("run", sort=False):
         found = {(r.metric, r.reference): r.value for r in values.itertuples()}
         if run == "data":
@@ -120,16 +174,17 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
         else:
             label, method = condition_label(run.removeprefix("teacher-")) + ", N steps", "Teacher"
         row = {"Condition": label, "Method": method, "Seeds": 1}
-        for (metric, reference, steps), heading in _MAIN.items():
+        for (metric, reference, steps), heading in headings.items():
             if steps == 1 and (metric, reference) in found:
                 row[heading] = _cell(found[(metric, reference)], 0, 1)
         rows.append(row)
     frame = pd.DataFrame(rows).fillna("–")
-    unit, held = ("coordinate", "held-out") if extractor == "coordinates" else ("pixel", "training")
+    unit = unit_of(summary)
+    held = "held-out" if unit == "coordinate" else "training"
     note = (
         f"{title}. Mean ± half-width of the 95 % t interval over seeds. ODE error: mean squared error per {unit} to "
-        f"the teacher's N-step sample from the same noise. Fréchet and kernel distance, precision and recall: in "
-        f"features of {extractor} (not FID), against the teacher's samples or the {held} data. Recognised: share whose "
+        f"the teacher's N-step sample from the same noise. Fréchet and kernel distance, precision and recall: "
+        f"{_in_features(extractors)}, against the teacher's samples or the {held} data. Recognised: share whose "
         "predicted class is the label. Lower is better for ODE error and distances, higher for the others."
     )
     write_text(paths["md"], f"{frame.to_markdown(index=False)}\n\n{note}\n")
@@ -169,28 +224,31 @@ def couplings(
     metrics = pd.read_csv(metrics_path)
     summary = summarise(metrics, runs)
     summary = summary[~summary.metric.str.contains("@")]
-    extractor = summary.extractor[summary.metric == "frechet_distance"].iloc[0]
+    extractors = extractors_of(summary)
+    headings = _headings(_COUPLINGS, extractors[0])
     with atomic(paths["csv"]) as temporary:
         summary.to_csv(temporary, index=False)
     rows = []
-    for method, values in summary.groupby("method", sort=False):
+    for method, every in summary.groupby("method", sort=False):
+        values = every[~every.extractor.isin(extractors[1:])]
         indexed = values.set_index(["metric", "reference", "sampling_steps"])
         row = {"Method": method_label(method), "Seeds": indexed.n_seeds["frechet_distance", "data", 1]}
-        for key, heading in _COUPLINGS.items():
+        for key, heading in headings.items():
             if key in indexed.index:
                 cell = indexed.loc[key]
                 row[heading] = _cell(cell["mean"], cell["ci_low"], cell["n_seeds"])
+        row |= _others(every, extractors)
         if data in PAPER_B:
             row["Paper B: FID / KID × 100 / IS"] = PAPER_B[data].get(method, "–")
         rows.append(row)
     halves = metrics[(metrics.run == "data") & (metrics.reference == "other half of the data")]
     row = {"Method": "Data, two halves", "Seeds": 1}
-    for found in halves.itertuples():
-        row[_COUPLINGS[found.metric, "data", 1]] = _cell(found.value, 0, 1)
+    for found in halves[~halves.extractor.isin(extractors[1:])].itertuples():
+        row[headings[found.metric, "data", 1]] = _cell(found.value, 0, 1)
     frame = pd.DataFrame([*rows, row]).fillna("–")
     note = (
-        f"{title}. Trained from scratch; mean ± half-width of the 95 % t interval over seeds. Distances in features of "
-        f"{extractor} (not FID). Lower is better, but for precision, recall and recognised. "
+        f"{title}. Trained from scratch; mean ± half-width of the 95 % t interval over seeds. Distances "
+        f"{_in_features(extractors)}. Lower is better, but for precision, recall and recognised. "
     ) + (
         "The paper's values are of its own networks and FID protocol, printed for orientation."
         if data in PAPER_B
@@ -216,7 +274,7 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
         "reproduced / contradicted: the whole interval lies on the claimed / on the other side of 1; inconclusive: it "
         "covers 1. A claim about every condition shows the condition that decided; there, unless "
         "reproduced, interval and verdict are after Bonferroni's correction. "
-        "Distances are in features of the pipeline's own classifier, or in coordinates; none is an FID."
+        "Distances are in the features that the quantity or the main table names; FID is Inception-v3 alone."
     )
     sentences = "\n".join(f"- **{name}** (paper {claim.paper}): {claim.sentence}" for name, claim in CLAIMS.items())
     first = _claims_frame(overall)

@@ -14,11 +14,15 @@ order. A shard holds, for m draws of samples (…):
 from __future__ import annotations
 
 import itertools
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .data import as_float
+from .devices import pick_device
 from .errors import ConfigError, MismatchError
 from .progress import Progress
 from .schedules import VPSchedule
@@ -26,6 +30,8 @@ from .solvers import Eps
 from .storage import load_tensors, read_json, save_tensors
 from .streams import generator
 from .teachers import Teacher
+
+log = logging.getLogger("consistency")
 
 Solver = Any
 
@@ -38,28 +44,63 @@ def solver_named(name: str) -> Solver:
 
 
 def solve(
-    x: torch.Tensor, start: torch.Tensor, grid: list[int], solver: Solver, eps: Any, schedule: VPSchedule
+    x: torch.Tensor,
+    start: torch.Tensor,
+    grid: list[int],
+    solver: Solver,
+    eps: Callable[[torch.Tensor], Eps],
+    schedule: VPSchedule,
+    batch_size: int,
+    device: torch.device | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the solver from each sample's own start to time 0, without a call for a sample not yet started.
+    """Run the solver from each sample's own start to time 0.
+
+    The samples of a batch are each at a time of their own: one that is done gives its place to one that has
+    not begun, so no call is spent on a finished sample and all batches but the last few are full.
 
     Args:
-        x: (B, …), sample b at time grid[start[b]]; sorted by start, ascending.
-        start: int64 (B,), index k of the start in the grid.
+        x: (n, …), sample b at time grid[start[b]].
+        start: int64 (n,), index k of the start in the grid; ascending (the longest solve first) wastes least.
         grid: the N + 1 times.
-        eps: rows → Eps; gives the guided prediction for the first `rows` samples.
+        eps: rows (B,) → Eps; gives the guided prediction for those samples.
+        batch_size: samples in one call.
+        device: of the calls; x stays where it is.
+        progress: called with the number of samples done since.
 
     Returns:
-        x_n after each sample's first step, and x_0; both (B, …).
+        x_n after each sample's first step, and x_0; both (n, …).
     """
-    x, first = x.clone(), x.clone()
-    for j in range(len(grid) - 1):
-        active = int(torch.searchsorted(start, j, right=True))
-        if active == 0:
-            continue
-        x[:active] = solver(x[:active], grid[j], grid[j + 1], eps(active), schedule)
-        begun = int(torch.searchsorted(start, j))
-        first[begun:active] = x[begun:active]
-    return first, x
+    x, first, times = x.clone(), x.clone(), torch.tensor(grid)
+    place, waiting = start.clone(), 0
+    rows = torch.empty(0, dtype=torch.int64)
+    while True:
+        done = place[rows] == len(grid) - 1
+        if progress is not None and done.any():
+            progress(int(done.sum()))
+        rows = rows[~done]
+        joining = min(batch_size - len(rows), len(x) - waiting)
+        rows, waiting = torch.cat([rows, torch.arange(waiting, waiting + joining)]), waiting + joining
+        if not len(rows):
+            return first, x
+        k = place[rows]
+        stepped = solver(x[rows].to(device), times[k], times[k + 1], eps(rows), schedule).to(x.device)
+        x[rows] = stepped
+        begun = k == start[rows]
+        first[rows[begun]] = stepped[begun]
+        place[rows] += 1
+
+
+def calls_of(solver: Solver, schedule: VPSchedule) -> int:
+    """Predictions that one step of the solver asks for."""
+    asked = []
+
+    def eps(x: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
+        asked.append(t)
+        return x
+
+    solver(torch.zeros(1, 1), schedule.steps, 0, eps, schedule)
+    return len(asked)
 
 
 def trajectory(x: torch.Tensor, grid: list[int], solver: Solver, eps: Eps, schedule: VPSchedule) -> torch.Tensor:
@@ -81,7 +122,7 @@ def draw(
         starts.append(int(rng.random() * n_steps))
         noises.append(torch.from_numpy(rng.standard_normal(images.shape[1:], dtype="float32")))
     return {
-        "x": images[rows],
+        "x": as_float(images[rows]),
         "noise": torch.stack(noises),
         "k": torch.tensor(starts),
         "cond": labels[rows],
@@ -102,31 +143,41 @@ def solve_shard(
     seed: int,
     batch_size: int,
 ) -> None:
-    """Solve the draws `numbers` and write them to `path`, in batches of `batch_size`."""
+    """Solve the draws `numbers` and write them to `path`, `batch_size` of them in one call of the teacher."""
+    device = pick_device()
+    teacher.to(device)
     schedule, step = teacher.schedule, solver_named(solver)
     grid = schedule.grid(n_steps)
     progress = Progress(len(numbers), f"solve {mode} {solver} N={n_steps} w={guidance:g}")
-    parts: list[dict[str, torch.Tensor]] = []
-    for first in range(numbers.start, numbers.stop, batch_size):
-        drawn = draw(images, labels, range(first, min(first + batch_size, numbers.stop)), n_steps, seed)
-        if mode == "paper":
-            order = torch.argsort(drawn["k"], stable=True)
-            x, noise, k, cond = (drawn[name][order] for name in ("x", "noise", "k", "cond"))
-            x_s = schedule.add_noise(x.to(teacher.dtype), noise.to(teacher.dtype), torch.tensor(grid)[k])
-            x_n, x_0 = solve(x_s, k, grid, step, lambda m, c=cond: teacher.eps(c[:m], guidance), schedule)
-            back = torch.argsort(order)
-            part = {"x_s": x_s, "x_n": x_n, "x_0": x_0, "k": k, "cond": cond}
-            parts.append({name: value[back] for name, value in part.items()})
-        else:
-            x_t = schedule.add_noise(drawn["x"].to(teacher.dtype), drawn["noise"].to(teacher.dtype), grid[0])
-            eps = teacher.eps(drawn["cond"], guidance)
-            parts.append({"points": trajectory(x_t, grid, step, eps, schedule), "cond": drawn["cond"]})
-        progress.update(len(drawn["cond"]))
-    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    tensors = {name: v.to(images.dtype) if v.is_floating_point() else v for name, v in tensors.items()}
+    drawn = draw(images, labels, numbers, n_steps, seed)
+    x, noise, cond = drawn["x"].to(teacher.dtype), drawn["noise"].to(teacher.dtype), drawn["cond"]
+    if mode == "paper":
+        k, order = torch.sort(drawn["k"], stable=True)
+        x_s, cond = schedule.add_noise(x[order], noise[order], torch.tensor(grid)[k]), cond[order]
+
+        def eps(rows: torch.Tensor) -> Eps:
+            return teacher.eps(cond[rows].to(device), guidance)
+
+        x_n, x_0 = solve(x_s, k, grid, step, eps, schedule, batch_size, device, progress.update)
+        back = torch.argsort(order)
+        tensors = {"x_s": x_s, "x_n": x_n, "x_0": x_0, "k": k, "cond": cond}
+        tensors = {name: value[back] for name, value in tensors.items()}
+        steps = int((n_steps - k).sum())
+    else:
+        parts = []
+        for rows in torch.arange(len(numbers)).split(batch_size):
+            x_t = schedule.add_noise(x[rows], noise[rows], grid[0]).to(device)
+            predict = teacher.eps(cond[rows].to(device), guidance)
+            parts.append(trajectory(x_t, grid, step, predict, schedule).cpu())
+            progress.update(len(rows))
+        tensors, steps = {"points": torch.cat(parts), "cond": cond}, len(numbers) * n_steps
+    tensors = {name: v.to(torch.float32) if v.is_floating_point() else v for name, v in tensors.items()}
     if not all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point()):
         raise MismatchError(f"{path}: the teacher's ODE solution is not finite; check teacher, solver and n_steps")
-    save_tensors(path, tensors, {"first": numbers.start, "count": len(numbers), "teacher_calls": teacher.calls})
+    minimum = steps * calls_of(step, schedule) * (1 if guidance == 1 else 2)
+    log.info("teacher calls: %d, the minimum is %d", teacher.calls, minimum)
+    counts = {"teacher_calls": teacher.calls, "teacher_calls_minimum": minimum}
+    save_tensors(path, tensors, {"first": numbers.start, "count": len(numbers), **counts})
 
 
 class TargetReader:

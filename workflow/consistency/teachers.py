@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from . import models
+from .devices import autocast, place
 from .errors import ConfigError
 from .models.mixture import Mixture
 from .schedules import VPSchedule, spread
@@ -22,12 +23,14 @@ class Teacher:
         schedule: the noise schedule that it was trained on.
         timestep_offset: added to the timestep 1..T before the network is called: −1 (the index the
             teacher was trained on) or 0 (as paper A's reference code calls it).
+        precision: "no", "bf16" or "fp16", the network's weights and autocast; the state stays float32.
     """
 
     dtype = torch.float32  # of the arithmetic that it is solved in
 
-    def __init__(self, network: nn.Module, schedule: VPSchedule, timestep_offset: int = -1):
+    def __init__(self, network: nn.Module, schedule: VPSchedule, timestep_offset: int = -1, precision: str = "no"):
         self.network, self.schedule, self.timestep_offset = network, schedule, timestep_offset
+        self.precision = precision
         self.calls = 0  # network evaluations so far, in samples (a guided one counts twice)
 
     @classmethod
@@ -38,15 +41,21 @@ class Teacher:
         timestep_offset: int = -1,
         sample_shape: tuple[int, ...] | None = None,
         classes: int | None = None,
+        prompts: str | Path | None = None,
+        precision: str = "no",
     ) -> Teacher:
         """Load from a `save_pretrained` folder, or from a mixture's; raises as `models.load`."""
         if models.is_mixture(folder):
             return AnalyticTeacher(Mixture.load(folder), schedule)
-        return cls(models.load(folder, sample_shape, classes), schedule, timestep_offset)
+        return cls(models.load(folder, sample_shape, classes, prompts), schedule, timestep_offset, precision)
 
     def to(self, device: torch.device) -> Teacher:
-        """Move the network."""
-        self.network.to(device)
+        """Move the network, its weights in the teacher's precision.
+
+        Raises:
+            ConfigError: fp16 on the CPU.
+        """
+        place(self.network, device, self.precision)
         return self
 
     @torch.no_grad()
@@ -78,10 +87,12 @@ class Teacher:
             index = network_time(t, len(x), self.timestep_offset, x.device)
             if guidance == 1:
                 self.calls += len(x)
-                return self.network(x, index, cond)
+                with autocast(x.device, self.precision):
+                    return self.network(x, index, cond).to(x.dtype)
             self.calls += 2 * len(x)
             null = torch.full_like(cond, self.network.classes)
-            both = self.network(torch.cat([x, x]), index.repeat(2), torch.cat([null, cond]))
+            with autocast(x.device, self.precision):
+                both = self.network(torch.cat([x, x]), index.repeat(2), torch.cat([null, cond])).to(x.dtype)
             unconditional, conditional = both.chunk(2)
             return unconditional + guidance * (conditional - unconditional)
 

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from .compat import without_compiler
-from .errors import ConfigError, TrainingError
+from .devices import check_precision, pick_device
+from .errors import TrainingError
 from .progress import Progress
 from .storage import atomic, save_tensors
 from .streams import generator
@@ -50,6 +51,9 @@ class Settings:
     ema_decay: float | None = None
     device: str = "auto"
     precision: str = "no"
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
+    threads: int = 1
     checkpoint_every: int = 500
     log_every: int = 25
 
@@ -61,20 +65,16 @@ class Settings:
         return self.learning_rate * warm * decay
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one.
-
-    Raises:
-        ConfigError: CUDA was asked for and is not there.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; allowed here: auto, cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def make_optimizer(name: str, weights: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
-    """AdamW, RAdam (torch's, with decoupled decay) or Lion (lion-pytorch)."""
+    """AdamW, RAdam (torch's, with decoupled decay), Lion (lion-pytorch) or 8-bit AdamW (bitsandbytes)."""
     without_compiler(torch.optim.RAdam if name == "radam" else torch.optim.AdamW)
+    if name == "adamw8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+
+            return AdamW8bit(weights, lr=rate, weight_decay=decay)
+        except ImportError:
+            log.warning("optimizer adamw8bit: bitsandbytes is not installed; using torch's AdamW, in float32")
     if name == "lion":
         from lion_pytorch import Lion
 
@@ -122,8 +122,7 @@ def train(
     from accelerate import Accelerator
 
     device = pick_device(settings.device)
-    if settings.precision == "fp16" and device.type == "cpu":
-        raise ConfigError("precision: fp16 needs a GPU; allowed on the CPU: no, bf16")
+    check_precision(settings.precision, device)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=settings.precision)
     model.to(accelerator.device).train()
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -136,6 +135,7 @@ def train(
     prepared, optimizer = (model, optimizer) if plain else accelerator.prepare(model, optimizer)
     backward = torch.Tensor.backward if plain else accelerator.backward
     clip = torch.nn.utils.clip_grad_norm_ if plain else accelerator.clip_grad_norm_
+    scaler = accelerator.scaler  # of fp16
 
     side = Path(side_folder)
     checkpoint = side / "checkpoint.pt"
@@ -150,6 +150,8 @@ def train(
             for name, value in state["weights"].items():
                 weights[name].copy_(value)
         optimizer.load_state_dict(state["optimizer"])
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
         if average is not None:
             average = {k: v.to(accelerator.device) for k, v in state["average"].items()}
         log.info("%s: resumed at step %d of %d from %s", what, first, settings.steps, checkpoint)
@@ -177,13 +179,16 @@ def train(
         if prepare is not None:
             with torch.no_grad():
                 batch = prepare(batch, current, averaged)
-        prediction, target = objective(prepared, batch)
-        losses = distance(prediction, target)
-        loss = (losses * batch["weight"]).mean() if "weight" in batch else losses.mean()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(_diagnose(what, step, value, batch, prediction, target, model))
-        backward(loss)
+        value = 0.0
+        for part in _parts(batch, settings.accumulate):
+            prediction, target = objective(prepared, part)
+            losses = distance(prediction, target)
+            loss = (losses * part["weight"]).mean() if "weight" in part else losses.mean()
+            loss = loss * (len(losses) / len(next(iter(batch.values()))))
+            value += loss.item()
+            if not math.isfinite(value):
+                raise TrainingError(_diagnose(what, step, value, part, prediction, target, model))
+            backward(loss)
         norm = clip(parameters, settings.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
@@ -210,7 +215,7 @@ def train(
         for file in (name for name, at in (snapshots or {}).items() if at == done):
             save_tensors(file, {k: v.detach().cpu() for k, v in (average or weights).items()}, {"step": done})
         if done % settings.checkpoint_every == 0 or done == settings.steps:
-            _write_checkpoint(checkpoint, done, weights, optimizer, average, records, fingerprint)
+            _write_checkpoint(checkpoint, done, weights, optimizer, average, records, fingerprint, scaler)
         progress.update(1, loss=value)
 
     if average is not None:
@@ -219,6 +224,14 @@ def train(
                 weights[name].copy_(value)
     model.to("cpu").eval()
     return records
+
+
+def _parts(batch: Batch, number: int) -> list[Batch]:
+    """The batch in that many parts."""
+    if number == 1:
+        return [batch]
+    split = {name: value.chunk(number) for name, value in batch.items()}
+    return [{name: values[i] for name, values in split.items()} for i in range(len(next(iter(split.values()))))]
 
 
 def finish(side_folder: str | Path) -> None:
@@ -256,12 +269,14 @@ def _write_checkpoint(
     average: dict[str, torch.Tensor] | None,
     records: list[dict[str, float]],
     fingerprint: dict[str, Any],
+    scaler: Any = None,
 ) -> None:
     state = {
         "step": step,
         "weights": {k: v.detach().cpu() for k, v in weights.items()},
         "optimizer": optimizer.state_dict(),
         "average": {k: v.cpu() for k, v in average.items()} if average is not None else {},
+        "scaler": scaler.state_dict() if scaler is not None else {},
         "records": records,
         "fingerprint": json.dumps(fingerprint, sort_keys=True),
     }

@@ -7,8 +7,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from consistency import config as settings
+from consistency import estimates, preflight
 from consistency.errors import ConsistencyError
 from consistency.settings import condition
 from consistency.storage import check_writable
@@ -21,6 +23,9 @@ except ConsistencyError as error:
     raise WorkflowError(f"configuration: {error}") from None
 
 RESULTS = CONFIG.results
+if workflow.output_settings.dryrun:
+    for name, experiment in EXPERIMENTS.items():
+        logger.info(estimates.table(name, experiment, list(RUNS[name].values())))
 FROM_TARGETS = {name: {run: row for run, row in runs.items() if not row.from_pairs} for name, runs in RUNS.items()}
 FROM_PAIRS = {name: {run: row for run, row in runs.items() if row.from_pairs} for name, runs in RUNS.items()}
 CAPTIONS = [path.stem for path in sorted((Path(workflow.basedir) / "workflow/report").glob("*.rst"))]
@@ -31,9 +36,9 @@ def preset(wildcards):
     return EXPERIMENTS[wildcards.experiment]
 
 
-def with_teacher(source):
-    """A pattern for the experiments whose teacher comes from that source (none: matches nothing)."""
-    return pattern(name for name, e in EXPERIMENTS.items() if e.teacher.source == source)
+def with_teacher(*sources):
+    """A pattern for the experiments whose teacher comes from one of these sources (none: matches nothing)."""
+    return pattern(name for name, e in EXPERIMENTS.items() if e.teacher.source in sources)
 
 
 def run_of(wildcards):
@@ -112,10 +117,100 @@ def truth_of(wildcards):
     return f"{RESULTS}/{wildcards.experiment}/truth.safetensors" if is_exact(wildcards.experiment) else []
 
 
-def classifier_of(wildcards):
-    """The feature classifier; a mixture's features are its coordinates."""
-    mixture = preset(wildcards).data.kind == "mixture"
-    return [] if mixture else f"{RESULTS}/{wildcards.experiment}/classifier"
+def with_data(*kinds, but=False):
+    """A pattern for the experiments whose data are of these kinds (with `but`: of others)."""
+    return pattern(name for name, e in EXPERIMENTS.items() if (e.data.kind in kinds) != but)
+
+
+def download_of(experiment, part):
+    """Where a part is downloaded from, as the job needs it."""
+    return preflight.weights(EXPERIMENTS[experiment])[part].model_dump(exclude={"gigabytes"})
+
+
+def extractors_of(wildcards):
+    """The extractors with the folders of their weights; a mixture's features are its coordinates."""
+    settings, folder = preset(wildcards), f"{RESULTS}/{wildcards.experiment}"
+    found = []
+    for extractor in settings.extractors if settings.data.kind != "mixture" else []:
+        places = {"classifier": f"{folder}/classifier", "efficientnet-lite0": None}
+        options = {
+            "kind": extractor.kind,
+            "folder": places.get(extractor.kind, f"{folder}/downloads/{extractor.kind}"),
+        }
+        if getattr(extractor, "aesthetic", None):
+            options["aesthetic"] = f"{folder}/downloads/aesthetic"
+        found.append(options)
+    return found
+
+
+def weights_of(wildcards):
+    """The folders of the extractors' weights, and of the VAE that decodes."""
+    found = [options.get(key) for options in extractors_of(wildcards) for key in ("folder", "aesthetic")]
+    decoder = [vae_of(wildcards)["folder"]] if in_latents(wildcards) else []
+    return [folder for folder in found if folder] + decoder
+
+
+def measuring(wildcards):
+    """How samples are measured."""
+    return {"extractors": extractors_of(wildcards), "batch_size": preset(wildcards).evaluation.batch_size}
+
+
+def in_latents(wildcards):
+    """Whether samples are latents, of captioned images."""
+    return preset(wildcards).data.kind == "captions"
+
+
+def vae_of(wildcards):
+    """The VAE's folder and how it runs, where samples are latents."""
+    if not in_latents(wildcards):
+        return None
+    data = preset(wildcards).data
+    folder = data.vae if isinstance(data.vae, str) else f"{RESULTS}/{wildcards.experiment}/downloads/vae"
+    return {"folder": folder, "batch_size": data.batch_size, "precision": data.precision}
+
+
+def pipeline_of(wildcards):
+    """The folder that the teacher comes from."""
+    teacher = preset(wildcards).teacher
+    return teacher.path if teacher.source == "path" else f"{RESULTS}/{wildcards.experiment}/downloads/teacher"
+
+
+def prompts_of(wildcards):
+    """The prompts' embeddings, which a text-to-image network needs."""
+    return f"{RESULTS}/{wildcards.experiment}/prompts.safetensors" if in_latents(wildcards) else []
+
+
+def captions_of(wildcards):
+    """The prompts, for CLIP."""
+    return f"{RESULTS}/{wildcards.experiment}/captions.json" if in_latents(wildcards) else []
+
+
+def pixels_of(wildcards):
+    """The data as images."""
+    name = "images" if in_latents(wildcards) else "data"
+    return f"{RESULTS}/{wildcards.experiment}/{name}.safetensors"
+
+
+def pictures_of(wildcards, sources):
+    """Where images of samples are: of latents, those that were decoded for the features."""
+    kind = "features" if in_latents(wildcards) else "samples"
+    return [f"{RESULTS}/{wildcards.experiment}/{kind}/{source}.safetensors" for source in sources]
+
+
+def space_of(wildcards):
+    """What an ODE error is measured in."""
+    return {"mixture": "coordinates", "captions": "latents"}.get(preset(wildcards).data.kind, "pixels")
+
+
+def gpus(wildcards):
+    """GPUs of a job that runs a network."""
+    return preset(wildcards).gpu
+
+
+def network_of(wildcards):
+    """The network of a run from scratch, with the run's own dropout."""
+    network, dropout = dump(preset(wildcards).network), run_of(wildcards).dropout
+    return network if dropout is None else network | {"dropout": dropout}
 
 
 def pairs_inputs(wildcards):

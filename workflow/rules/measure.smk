@@ -3,8 +3,9 @@
 
 rule measure_data:
     input:
-        images=f"{RESULTS}/{{experiment}}/data.safetensors",
-        classifier=classifier_of,
+        images=pixels_of,
+        weights=weights_of,
+        captions=captions_of,
     output:
         features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         metrics=f"{RESULTS}/{{experiment}}/metrics/data.json",
@@ -12,11 +13,15 @@ rule measure_data:
         f"{RESULTS}/logs/{{experiment}}/measure_data.log",
     conda:
         "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=gpus,
     params:
         run=lambda w: {"run": "data", "method": "data"},
         reference=lambda w: "test_images" if preset(w).data.kind == "mixture" else "train_images",
         neighbours=lambda w: preset(w).evaluation.neighbours,
-        batch_size=lambda w: preset(w).evaluation.batch_size,
+        extract=measuring,
         settings=lambda w: {"data": dump(preset(w).data)},
     script:
         "../scripts/measure_data.py"
@@ -27,7 +32,8 @@ rule measure_teacher:
         samples=f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        classifier=classifier_of,
+        weights=weights_of,
+        captions=captions_of,
         truth=truth_of,
     output:
         features=f"{RESULTS}/{{experiment}}/features/teacher-{{condition}}.safetensors",
@@ -36,10 +42,16 @@ rule measure_teacher:
         f"{RESULTS}/logs/{{experiment}}/measure_teacher-{{condition}}.log",
     conda:
         "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=gpus,
     params:
         run=lambda w: {"run": f"teacher-{w.condition}", "method": "teacher", **condition_of(w)},
         neighbours=lambda w: preset(w).evaluation.neighbours,
-        batch_size=lambda w: preset(w).evaluation.batch_size,
+        extract=measuring,
+        vae=vae_of,
+        space=space_of,
         settings=lambda w: {"evaluation": dump(preset(w).evaluation), "schedule": dump(preset(w).schedule)},
     script:
         "../scripts/measure_teacher.py"
@@ -53,7 +65,8 @@ rule measure_student:
         teacher_features=lambda w: f"{RESULTS}/{w.experiment}/features/teacher-{run_of(w).condition}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        classifier=classifier_of,
+        weights=weights_of,
+        captions=captions_of,
         truth=truth_of,
     output:
         features=f"{RESULTS}/{{experiment}}/features/{{run}}.safetensors",
@@ -64,10 +77,16 @@ rule measure_student:
         run=pattern({run for runs in FROM_TARGETS.values() for run in runs}),
     conda:
         "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=gpus,
     params:
         run=lambda w: row_of(run_of(w)),
         neighbours=lambda w: preset(w).evaluation.neighbours,
-        batch_size=lambda w: preset(w).evaluation.batch_size,
+        extract=measuring,
+        vae=vae_of,
+        space=space_of,
         settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
     script:
         "../scripts/measure_student.py"
@@ -79,7 +98,7 @@ rule measure_pairs_student:
         samples=f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        classifier=classifier_of,
+        weights=weights_of,
         truth=truth_of,
     output:
         features=f"{RESULTS}/{{experiment}}/features/{{run}}.safetensors",
@@ -90,10 +109,15 @@ rule measure_pairs_student:
         run=pattern({run for runs in FROM_PAIRS.values() for run in runs}),
     conda:
         "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=gpus,
     params:
         run=lambda w: row_of(run_of(w)),
         neighbours=lambda w: preset(w).evaluation.neighbours,
-        batch_size=lambda w: preset(w).evaluation.batch_size,
+        extract=measuring,
+        space=space_of,
         settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
     script:
         "../scripts/measure_pairs_student.py"

@@ -200,10 +200,8 @@ rule figure_training:
 
 rule figure_samples:
     input:
-        samples=lambda w: [f"{RESULTS}/{w.experiment}/samples/{run.run}.safetensors" for run in pictured(w.experiment)],
-        teacher=lambda w: [
-            f"{RESULTS}/{w.experiment}/samples/teacher-{run.condition}.safetensors" for run in pictured(w.experiment)
-        ],
+        samples=lambda w: pictures_of(w, [run.run for run in pictured(w.experiment)]),
+        teacher=lambda w: pictures_of(w, [f"teacher-{run.condition}" for run in pictured(w.experiment)]),
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         code=workflow.source_path("../consistency/figures/samples.py"),
         style=workflow.source_path("../consistency/figures/style.py"),

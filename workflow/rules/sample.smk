@@ -5,6 +5,7 @@ rule sample_student:
     input:
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
         initial=initial_of,
+        prompts=prompts_of,
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         teacher_samples=lambda w: f"{RESULTS}/{w.experiment}/samples/teacher-{run_of(w).condition}.safetensors",
     output:
@@ -16,6 +17,9 @@ rule sample_student:
     conda:
         "../../envs/train.yaml"
     threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=gpus,
     params:
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
@@ -24,6 +28,7 @@ rule sample_student:
         n_samples=lambda w: preset(w).evaluation.count,
         seed=lambda w: preset(w).evaluation.seed,
         batch_size=lambda w: preset(w).evaluation.batch_size,
+        precision=lambda w: preset(w).evaluation.precision,
     script:
         "../scripts/sample_student.py"
 
@@ -41,6 +46,9 @@ rule sample_pairs_student:
     conda:
         "../../envs/train.yaml"
     threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=gpus,
     params:
         edm=lambda w: dump(preset(w).consistency_training.edm),
         budgets=lambda w: preset(w).consistency_training.budgets,
@@ -48,5 +56,6 @@ rule sample_pairs_student:
         n_samples=lambda w: preset(w).evaluation.count,
         seed=lambda w: preset(w).evaluation.seed,
         batch_size=lambda w: preset(w).evaluation.batch_size,
+        precision=lambda w: preset(w).evaluation.precision,
     script:
         "../scripts/sample_pairs_student.py"

@@ -22,6 +22,7 @@ rule teacher_samples:
         teacher=f"{RESULTS}/{{experiment}}/teacher",
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+        prompts=prompts_of,
     output:
         f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}.safetensors",
     log:
@@ -31,10 +32,12 @@ rule teacher_samples:
     threads: 1
     resources:
         mem_mb=2000,
+        gpu=gpus,
     params:
         condition=condition_of,
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
+        precision=lambda w: preset(w).teacher.precision,
         starts=lambda w: preset(w).evaluation.start_times,
         n_samples=lambda w: preset(w).evaluation.count,
         batch_size=lambda w: preset(w).evaluation.batch_size,
@@ -66,6 +69,7 @@ rule solve_targets:
     input:
         teacher=f"{RESULTS}/{{experiment}}/teacher",
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
+        prompts=prompts_of,
     output:
         f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}/shard-{{shard}}.safetensors",
     log:
@@ -76,10 +80,12 @@ rule solve_targets:
     threads: 1
     resources:
         mem_mb=2000,
+        gpu=gpus,
     params:
         condition=condition_of,
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
+        precision=lambda w: preset(w).teacher.precision,
         targets=lambda w: preset(w).targets.model_dump(exclude={"mode"}),
     script:
         "../scripts/solve_targets.py"

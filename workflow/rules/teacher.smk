@@ -1,4 +1,4 @@
-# Data, feature classifier, teacher.
+# Data, feature classifier, teacher; what is downloaded.
 
 
 rule prepare_data:
@@ -6,6 +6,8 @@ rule prepare_data:
         f"{RESULTS}/{{experiment}}/data.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/prepare_data.log",
+    wildcard_constraints:
+        experiment=with_data("captions", but=True),
     conda:
         "../../envs/train.yaml"
     params:
@@ -24,9 +26,10 @@ rule train_classifier:
         f"{RESULTS}/logs/{{experiment}}/train_classifier.log",
     conda:
         "../../envs/train.yaml"
-    threads: 1
+    threads: lambda w: preset(w).classifier.training.threads
     resources:
         mem_mb=2000,
+        gpu=gpus,
     params:
         classifier=lambda w: dump(preset(w).classifier),
         side=f"{RESULTS}/{{experiment}}/checkpoints/classifier",
@@ -47,12 +50,13 @@ rule train_teacher:
     priority: 10
     conda:
         "../../envs/train.yaml"
-    threads: 1
+    threads: lambda w: preset(w).teacher.training.threads
     resources:
         mem_mb=2000,
+        gpu=gpus,
     params:
-        # timestep_offset is how the teacher is called later, not how it is trained
-        teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset"}),
+        # how the teacher is called later is not how it is trained
+        teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset", "precision", "hub", "subfolder"}),
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
         side=f"{RESULTS}/{{experiment}}/checkpoints/teacher",
@@ -60,20 +64,57 @@ rule train_teacher:
         "../scripts/train_teacher.py"
 
 
+rule download_teacher:
+    output:
+        directory(f"{RESULTS}/{{experiment}}/downloads/teacher"),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/download_teacher.log",
+    wildcard_constraints:
+        experiment=with_teacher("hub"),
+    priority: 20
+    conda:
+        "../../envs/train.yaml"
+    params:
+        source=lambda w: download_of(w.experiment, "teacher"),
+    script:
+        "../scripts/download.py"
+
+
+rule download_weights:
+    output:
+        directory(f"{RESULTS}/{{experiment}}/downloads/{{part}}"),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/download_weights-{{part}}.log",
+    wildcard_constraints:
+        part="vae|inception-v3|dinov2|clip|aesthetic",
+    priority: 20
+    conda:
+        "../../envs/train.yaml"
+    params:
+        source=lambda w: download_of(w.experiment, w.part),
+    script:
+        "../scripts/download.py"
+
+
 rule import_teacher:
     input:
-        source=lambda w: preset(w).teacher.path,
+        source=pipeline_of,
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
+        prompts=prompts_of,
     output:
         model=directory(f"{RESULTS}/{{experiment}}/teacher"),
     log:
         f"{RESULTS}/logs/{{experiment}}/import_teacher.log",
     wildcard_constraints:
-        experiment=with_teacher("path"),
+        experiment=with_teacher("path", "hub"),
+    priority: 10
     conda:
         "../../envs/train.yaml"
+    resources:
+        mem_mb=2000,
     params:
         timesteps=lambda w: preset(w).schedule.steps,
+        subfolder=lambda w: preset(w).teacher.subfolder,
     script:
         "../scripts/import_teacher.py"
 
@@ -109,14 +150,83 @@ rule train_initial:
     priority: 10
     conda:
         "../../envs/train.yaml"
-    threads: 1
+    threads: lambda w: preset(w).teacher.training.threads
     resources:
         mem_mb=2000,
+        gpu=gpus,
     params:
-        # timestep_offset is how the teacher is called later, not how it is trained
-        teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset"}),
+        # how the teacher is called later is not how it is trained
+        teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset", "precision", "hub", "subfolder"}),
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
         side=f"{RESULTS}/{{experiment}}/checkpoints/initial",
     script:
         "../scripts/train_teacher.py"
+
+
+# Captioned images: the prompts' embeddings and the images' latents, each computed once.
+
+
+rule prepare_captions:
+    output:
+        images=f"{RESULTS}/{{experiment}}/images.safetensors",
+        captions=f"{RESULTS}/{{experiment}}/captions.json",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/prepare_captions.log",
+    wildcard_constraints:
+        experiment=with_data("captions"),
+    conda:
+        "../../envs/train.yaml"
+    params:
+        data=lambda w: preset(w).data.model_dump(
+            include={"name": True, "source": True, "side": True, "download": {"url", "name", "sha256"}}
+        ),
+    script:
+        "../scripts/prepare_captions.py"
+
+
+rule encode_prompts:
+    input:
+        captions=f"{RESULTS}/{{experiment}}/captions.json",
+        pipeline=pipeline_of,
+    output:
+        f"{RESULTS}/{{experiment}}/prompts.safetensors",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/encode_prompts.log",
+    wildcard_constraints:
+        experiment=with_data("captions"),
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=gpus,
+    params:
+        side=lambda w: preset(w).data.side,
+        batch_size=lambda w: preset(w).data.batch_size,
+        precision=lambda w: preset(w).data.precision,
+    script:
+        "../scripts/encode_prompts.py"
+
+
+rule encode_images:
+    input:
+        images=f"{RESULTS}/{{experiment}}/images.safetensors",
+        vae=lambda w: vae_of(w)["folder"],
+    output:
+        f"{RESULTS}/{{experiment}}/data.safetensors",
+    log:
+        f"{RESULTS}/logs/{{experiment}}/encode_images.log",
+    wildcard_constraints:
+        experiment=with_data("captions"),
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        gpu=gpus,
+    params:
+        batch_size=lambda w: preset(w).data.batch_size,
+        precision=lambda w: preset(w).data.precision,
+    script:
+        "../scripts/encode_images.py"

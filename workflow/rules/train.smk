@@ -6,6 +6,7 @@ rule train_student:
         unpack(targets_of),
         teacher=f"{RESULTS}/{{experiment}}/teacher",
         initial=initial_of,
+        prompts=prompts_of,
     output:
         model=directory(f"{RESULTS}/{{experiment}}/students/{{run}}"),
         stats=f"{RESULTS}/{{experiment}}/stats/{{run}}.jsonl",
@@ -15,9 +16,10 @@ rule train_student:
         run=pattern({run for runs in FROM_TARGETS.values() for run in runs}),
     conda:
         "../../envs/train.yaml"
-    threads: 1
+    threads: lambda w: preset(w).student.training.threads
     resources:
         mem_mb=2000,
+        gpu=gpus,
     params:
         run=lambda w: row_of(run_of(w)),
         objective=lambda w: run_of(w).objective,
@@ -46,15 +48,16 @@ rule train_pairs_student:
     priority: 3
     conda:
         "../../envs/train.yaml"
-    threads: 1
+    threads: lambda w: preset(w).consistency_training.training.threads
     resources:
         mem_mb=2000,
+        gpu=gpus,
     params:
         run=lambda w: row_of(run_of(w)),
         objective=lambda w: run_of(w).objective,
         coupling=lambda w: dump(run_of(w).coupling),
         velocity=lambda w: run_of(w).velocity,
-        network=lambda w: dump(preset(w).network),
+        network=network_of,
         options=lambda w: dump(preset(w).consistency_training) | {"loss": dump(run_of(w).loss)},
         schedule=lambda w: dump(preset(w).schedule) if asks_a_network(w) else None,
         timestep_offset=lambda w: preset(w).teacher.timestep_offset if asks_a_network(w) else None,

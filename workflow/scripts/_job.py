@@ -16,15 +16,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 @contextmanager
-def job(snakemake: Any) -> Iterator[None]:
+def job(snakemake: Any, network: bool = False) -> Iterator[None]:
     """Run a script's body: progress goes to the rule's log, an error to log and terminal as one line.
 
-    Threads are set through the environment, so that torch and NumPy, imported in the body, see them.
+    Threads are set through the environment, so that torch and NumPy, imported in the body, see them. No job but
+    those with `network` asks the Hugging Face hub for anything.
     """
     gc.set_threshold(100_000, 20, 20)  # importing torch makes objects, not garbage
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(snakemake.threads)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not network:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     from consistency.errors import ConsistencyError
 
     log = snakemake.log[0]

@@ -3,4 +3,7 @@ from _job import job
 with job(snakemake):
     from consistency.fitting import import_teacher
 
-    import_teacher(snakemake.output.model, snakemake.input.source, snakemake.input.data, snakemake.params.timesteps)
+    given, params = snakemake.input, snakemake.params
+    import_teacher(
+        snakemake.output.model, given.source, given.data, params.timesteps, params.subfolder, given.prompts or None
+    )

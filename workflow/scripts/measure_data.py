@@ -4,7 +4,7 @@ with job(snakemake):
     from consistency.metrics import features, measure
 
     given, made, params = snakemake.input, snakemake.output, snakemake.params
-    card = features.extract(
-        made.features, given.images, [params.reference], params.batch_size, given.classifier or None
+    cards = features.extract(
+        made.features, given.images, [params.reference], **params.extract, captions=given.captions or None, cache=True
     )
-    measure.measure_data(made.metrics, params.run, made.features, card, params.neighbours, params.settings)
+    measure.measure_data(made.metrics, params.run, made.features, cards, params.neighbours, params.settings)

@@ -5,8 +5,7 @@ with job(snakemake):
     from consistency.storage import read_json
 
     given, made, params = snakemake.input, snakemake.output, snakemake.params
-    sets = ["steps_", "budget_"]
-    card = features.extract(made.features, given.samples, sets, params.batch_size, given.classifier or None)
+    cards = features.extract(made.features, given.samples, ["steps_", "budget_"], **params.extract)
     measure.measure_pairs_student(
         made.metrics,
         params.run,
@@ -14,8 +13,9 @@ with job(snakemake):
         made.features,
         given.data_features,
         given.noise,
-        card,
+        cards,
         params.neighbours,
         {**params.settings, "student": read_json(f"{given.student}/student.json")},
         given.truth or None,
+        params.space,
     )

@@ -5,7 +5,15 @@ with job(snakemake):
     from consistency.storage import read_json
 
     given, made, params = snakemake.input, snakemake.output, snakemake.params
-    card = features.extract(made.features, given.samples, ["steps_"], params.batch_size, given.classifier or None)
+    cards = features.extract(
+        made.features,
+        given.samples,
+        ["steps_"],
+        **params.extract,
+        vae=params.vae,
+        captions=given.captions or None,
+        labels=given.noise,
+    )
     measure.measure_student(
         made.metrics,
         params.run,
@@ -15,8 +23,9 @@ with job(snakemake):
         given.teacher_features,
         given.data_features,
         given.noise,
-        card,
+        cards,
         params.neighbours,
         {**params.settings, "student": read_json(f"{given.student}/student.json")},
         given.truth or None,
+        params.space,
     )

@@ -4,16 +4,25 @@ with job(snakemake):
     from consistency.metrics import features, measure
 
     given, made, params = snakemake.input, snakemake.output, snakemake.params
-    card = features.extract(made.features, given.samples, ["samples"], params.batch_size, given.classifier or None)
+    cards = features.extract(
+        made.features,
+        given.samples,
+        ["samples"],
+        **params.extract,
+        vae=params.vae,
+        captions=given.captions or None,
+        labels=given.noise,
+    )
     measure.measure_teacher(
         made.metrics,
         params.run,
         made.features,
         given.data_features,
         given.noise,
-        card,
+        cards,
         params.neighbours,
         params.settings,
         given.samples,
         given.truth or None,
+        params.space,
     )

@@ -11,5 +11,12 @@ with job(snakemake):
     shape = loaded["final"].sample_shape
     noise, labels = sampling.load_noise(snakemake.input.noise, shape, params.n_samples)
     sampling.sample_pairs_student(
-        snakemake.output[0], loaded, noise, labels, params.sampling_steps, params.seed, params.batch_size
+        snakemake.output[0],
+        loaded,
+        noise,
+        labels,
+        params.sampling_steps,
+        params.seed,
+        params.batch_size,
+        params.precision,
     )

@@ -6,8 +6,9 @@ with job(snakemake):
 
     params = snakemake.params
     schedule = VPSchedule(**params.schedule)
-    student = students.load(snakemake.input.student, snakemake.input.initial, schedule, params.timestep_offset)
-    noise, labels = sampling.load_noise(snakemake.input.noise, student.sample_shape, params.n_samples)
+    given = snakemake.input
+    student = students.load(given.student, given.initial, schedule, params.timestep_offset, given.prompts or None)
+    noise, labels = sampling.load_noise(given.noise, student.sample_shape, params.n_samples)
     sampling.sample_student(
         snakemake.output[0],
         student,
@@ -15,7 +16,8 @@ with job(snakemake):
         labels,
         params.n_steps,
         params.sampling_steps,
-        snakemake.input.teacher_samples,
+        given.teacher_samples,
         params.seed,
         params.batch_size,
+        params.precision,
     )

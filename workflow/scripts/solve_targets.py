@@ -10,7 +10,13 @@ with job(snakemake):
     tensors, classes = data.load(snakemake.input.data)
     images, labels = tensors["train_images"], tensors["train_labels"]
     teacher = Teacher.load(
-        snakemake.input.teacher, VPSchedule(**params.schedule), params.timestep_offset, images.shape[1:], classes
+        snakemake.input.teacher,
+        VPSchedule(**params.schedule),
+        params.timestep_offset,
+        images.shape[1:],
+        classes,
+        snakemake.input.prompts or None,
+        params.precision,
     )
     targets.solve_shard(
         snakemake.output[0],

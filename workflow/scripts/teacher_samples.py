@@ -9,7 +9,13 @@ with job(snakemake):
     tensors, classes = data.load(snakemake.input.data)
     shape = tensors["train_images"].shape[1:]
     teacher = Teacher.load(
-        snakemake.input.teacher, VPSchedule(**params.schedule), params.timestep_offset, shape, classes
+        snakemake.input.teacher,
+        VPSchedule(**params.schedule),
+        params.timestep_offset,
+        shape,
+        classes,
+        snakemake.input.prompts or None,
+        params.precision,
     )
     noise, labels = sampling.load_noise(snakemake.input.noise, shape, params.n_samples)
     sampling.sample_teacher(

@@ -19,4 +19,5 @@ with job(snakemake):
         params.timestep_offset,
         params.training,
         snakemake.input.initial,
+        snakemake.input.prompts or None,
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from ..tables import method_label, summarise
+from ..tables import leading, method_label, summarise
 from . import style
 
 _ROWS = {
@@ -40,7 +40,7 @@ def draw(
     Bands: 95 % t interval over seeds. Dotted: the distance between two halves of the data. `stats` is in runs' order.
     """
     table = pd.read_csv(metrics)
-    summary = summarise(table[table.sampling_steps == 1], runs)
+    summary = leading(summarise(table[table.sampling_steps == 1], runs))
     summary[["base", "budget"]] = summary.metric.str.extract(r"^([^@]+)(?:@budget=(.+))?$")
     summary = summary.dropna(subset="base").assign(budget=lambda s: s.budget.fillna(1).astype(float))
     summary = summary.drop_duplicates(["method", "base", "reference", "budget"]).sort_values("budget")

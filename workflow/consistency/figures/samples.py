@@ -27,16 +27,15 @@ def draw(
 
     Args:
         runs: run, method, group of each row, in the order of `samples` and `teacher`.
+        samples, teacher: files of samples; where those are latents, of features, which hold decoded pictures.
         noise: the shared noise file, for the labels above the columns.
     """
     labels = load_tensors(noise, ["labels"], framework="np")[0]["labels"][:COLUMNS]
     blocks: dict[str, list[tuple[str, np.ndarray]]] = {}
     for run, ours, reference in zip(runs, _listed(samples), _listed(teacher), strict=True):
         if run["group"] not in blocks:
-            images = load_tensors(reference, ["samples"], framework="np")[0]["samples"]
-            blocks[run["group"]] = [("Teacher", images[:COLUMNS])]
-        images = load_tensors(ours, ["steps_1"], framework="np")[0]["steps_1"]
-        blocks[run["group"]].append((method_label(run["method"]), images[:COLUMNS]))
+            blocks[run["group"]] = [("Teacher", _images(reference, "samples"))]
+        blocks[run["group"]].append((method_label(run["method"]), _images(ours, "steps_1")))
     rows = sum(len(block) for block in blocks.values())
     figure = plt.figure(figsize=(style.WIDTH, 0.45 * rows + 0.4 * len(blocks)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
@@ -46,9 +45,12 @@ def draw(
     ):
         part.suptitle(f"{condition_label(group)}; teacher: N steps, students: 1 step", fontsize="small")
         panels = part.subplots(len(block), len(labels), squeeze=False)
+        for axes in panels.flat:
+            axes.set_visible(False)
         for row, (name, images) in enumerate(block):
             for column, image in enumerate(images):
                 axes = panels[row, column]
+                axes.set_visible(True)
                 picture = np.clip(image.transpose(1, 2, 0), -1, 1) / 2 + 0.5
                 axes.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
                 axes.set(xticks=[], yticks=[])
@@ -57,6 +59,14 @@ def draw(
                     axes.set_title(str(labels[column]), fontsize="x-small", pad=1)
             panels[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize="x-small")
     style.save(figure, pdf, png)
+
+
+def _images(path: str, name: str) -> np.ndarray:
+    """The first images of a set, in [−1, 1]."""
+    tensors, _ = load_tensors(path, framework="np")
+    if f"{name}.pictures" in tensors:
+        return tensors[f"{name}.pictures"][:COLUMNS] / 127.5 - 1
+    return tensors[name][:COLUMNS]
 
 
 def _listed(value: str | list[str]) -> list[str]:

@@ -9,11 +9,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
-from ..tables import summarise
+from ..tables import leading, summarise, unit_of
 from . import style
 
 _ROWS = {
-    ("ode_error", "teacher"): "ODE error\n(MSE per pixel)",
+    ("ode_error", "teacher"): "ODE error\n(MSE per {unit})",
     ("frechet_distance", "teacher"): "Fréchet distance\nto teacher",
     ("frechet_distance", "data"): "Fréchet distance\nto data",
 }
@@ -21,7 +21,8 @@ _ROWS = {
 
 def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> None:
     """A column per condition; rows: ODE error, Fréchet distance to teacher and to data; bands over seeds."""
-    summary = summarise(pd.read_csv(metrics), runs)
+    summary = leading(summarise(pd.read_csv(metrics), runs))
+    unit = unit_of(summary)
     groups, note = style.shown(runs)
     figure, panels = plt.subplots(
         len(_ROWS),
@@ -59,6 +60,6 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
             if row == len(_ROWS) - 1:
                 axes.set_xlabel("sampling steps")
             if column == 0:
-                axes.set_ylabel(label)
+                axes.set_ylabel(label.format(unit=unit))
     style.legend(figure, note)
     style.save(figure, pdf, png)

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ..tables import summarise
+from ..tables import summarise, unit_of
 from . import style
 
 
@@ -32,6 +32,6 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
         style.plain_log(axes.yaxis)
         axes.set_title(style.heading(group))
         axes.set_xlabel("start time s")
-    panels[0, 0].set_ylabel("ODE error from s\n(MSE per pixel)")
+    panels[0, 0].set_ylabel(f"ODE error from s\n(MSE per {unit_of(summary)})")
     style.legend(figure, note)
     style.save(figure, pdf, png)

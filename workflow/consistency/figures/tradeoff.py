@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ..tables import condition_label, summarise
+from ..tables import condition_label, distance_label, extractors_of, leading, summarise, unit_of
 from . import style
 
 
@@ -17,13 +17,15 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
 
     Points are means over seeds with 95 % t intervals; a line joins the methods of one condition.
     """
-    summary = summarise(pd.read_csv(metrics), runs)
+    summary = leading(summarise(pd.read_csv(metrics), runs))
     summary = summary[summary.sampling_steps == 1]
     scales = sorted({run["guidance"] for run in runs})
     by_group = {run["group"]: run for run in runs}
     looks = style.looks(runs)
     references = {"teacher": "teacher's samples", "data": "training data"}
-    extractor = summary.extractor[summary.metric == "frechet_distance"].iloc[0]
+    extractor = extractors_of(summary)[0]
+    distance = distance_label(extractor).replace("Fréchet", "Fréchet distance")
+    unit = unit_of(summary)
     figure, panels = plt.subplots(
         2, len(scales), figsize=(style.WIDTH, 4.6), sharex="col", squeeze=False, layout="constrained"
     )
@@ -63,12 +65,12 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
                         color="0.3",
                     )
             axes.margins(0.25)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
             if row == 0:
                 axes.set_title(f"guidance w = {scale:g}")
             else:
-                axes.set_xlabel("ODE error (mean squared error per pixel)")
+                axes.set_xlabel(f"ODE error (mean squared error per {unit})")
             if column == 0:
-                axes.set_ylabel(f"Fréchet distance to\n{phrase}")
-    style.legend(figure, f"Fréchet distance in features of {extractor}; bars: 95 % interval over seeds")
+                axes.set_ylabel(f"{distance} to\n{phrase}")
+    style.legend(figure, f"{distance} in features of {extractor}; bars: 95 % interval over seeds")
     style.save(figure, pdf, png)

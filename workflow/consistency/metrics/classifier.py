@@ -14,8 +14,9 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
 
+from ..data import as_float
 from ..errors import StorageError
-from ..storage import load_tensors, read_json, save_tensors, weights_sha256
+from ..storage import read_json, weights_sha256
 
 
 class Classifier(nn.Module, PyTorchModelHubMixin):
@@ -55,7 +56,8 @@ def classify(network: Classifier, batch: dict[str, torch.Tensor]) -> tuple[torch
 @torch.no_grad()
 def accuracy(network: Classifier, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of images whose predicted class is the label, in [0, 1]."""
-    return (network(images).argmax(1) == labels).float().mean().item()
+    right = [network(as_float(x)).argmax(1) == y for x, y in zip(images.split(2000), labels.split(2000), strict=True)]
+    return torch.cat(right).float().mean().item()
 
 
 def load(folder: str | Path) -> tuple[Classifier, dict]:
@@ -71,30 +73,3 @@ def load(folder: str | Path) -> tuple[Classifier, dict]:
     except Exception as error:
         raise StorageError(f"{folder}: weights cannot be loaded ({error})") from error
     return network.eval().requires_grad_(False), read_json(Path(folder) / "card.json")
-
-
-@torch.no_grad()
-def extract(path: str | Path, network: Classifier, source: str | Path, sets: list[str], batch_size: int) -> None:
-    """Write features and their statistics for image sets of a safetensors file.
-
-    For each set: `{set}.features` float32 (n, d), `{set}.predicted` int64 (n,), and the statistics
-    `{set}.mean` float64 (d,), `{set}.covariance` float64 (d, d). Images are clipped to [−1, 1].
-
-    Args:
-        sets: tensor names in `source`, or prefixes ending in `_` that stand for all names with it.
-    """
-    images, _ = load_tensors(source)
-    chosen = [name for name in images if any(name == s or (s.endswith("_") and name.startswith(s)) for s in sets)]
-    out: dict[str, torch.Tensor] = {}
-    for name in chosen:
-        features, predicted = [], []
-        for batch in images[name].split(batch_size):
-            hidden = network.features(batch.float().clamp(-1, 1))
-            features.append(hidden)
-            predicted.append(network.head(hidden).argmax(1))
-        stacked = torch.cat(features)
-        out[f"{name}.features"] = stacked
-        out[f"{name}.predicted"] = torch.cat(predicted)
-        out[f"{name}.mean"] = stacked.double().mean(0)
-        out[f"{name}.covariance"] = torch.cov(stacked.double().T)
-    save_tensors(path, out)

@@ -19,11 +19,12 @@ from ..storage import atomic, load_tensors, read_json, sha256, write_json
 from ..streams import generator
 from ..transport import wasserstein
 from .distances import FeatureSet, frechet_distance, kernel_distance, precision_recall
+from .features import COORDINATES
 
 Row = dict[str, Any]
 
-_CLIP = "features of images clipped to [-1, 1], full resolution, float32 tensors (no image format)"
-COORDINATES = "coordinates"
+Card = dict[str, Any]
+_SCORES = {"clip_score": "prompts", "aesthetic_score": "none"}  # of single images → what they are compared with
 
 
 def _row(metric: str, value: float, n: int, extractor: str, reference: str, steps: int | None = None) -> Row:
@@ -58,17 +59,36 @@ def _arrays(path: str | Path) -> dict[str, np.ndarray]:
     return load_tensors(path, framework="np")[0]
 
 
-def _feature_set(extracted: dict[str, np.ndarray], name: str, neighbours: int) -> FeatureSet:
+def _feature_set(extracted: dict[str, np.ndarray], card: Card, name: str, neighbours: int) -> FeatureSet:
+    key = f"{card['name']}/{name}"
     return FeatureSet(
-        extracted[f"{name}.features"], extracted[f"{name}.mean"], extracted[f"{name}.covariance"], neighbours
+        extracted[f"{key}.features"], extracted[f"{key}.mean"], extracted[f"{key}.covariance"], neighbours
     )
 
 
-def _reference(path: str | Path, neighbours: int) -> FeatureSet:
+def _reference(extracted: dict[str, np.ndarray], card: Card, neighbours: int) -> FeatureSet:
     """The set of data that metrics compare with: training images, or a mixture's held-out draws."""
-    extracted = _arrays(path)
-    name = next(key for key in extracted if key.endswith("_images.features")).removesuffix(".features")
-    return _feature_set(extracted, name, neighbours)
+    start, end = f"{card['name']}/", "_images.features"
+    name = next(key for key in extracted if key.startswith(start) and key.endswith(end))
+    return _feature_set(extracted, card, name.removeprefix(start).removesuffix(".features"), neighbours)
+
+
+def _with_features(extracted: dict[str, np.ndarray], cards: list[Card]) -> list[Card]:
+    """The extractors that give features; the others give scores."""
+    return [
+        card for card in cards if any(key.startswith(f"{card['name']}/") and ".features" in key for key in extracted)
+    ]
+
+
+def _scores(extracted: dict[str, np.ndarray], cards: list[Card], name: str, steps: int | None) -> list[Row]:
+    """The mean of each score of single images."""
+    rows = []
+    for card in cards:
+        for metric, reference in _SCORES.items():
+            if (key := f"{card['name']}/{name}.{metric}") in extracted:
+                value, extractor = extracted[key].mean(), "aesthetic" if metric == "aesthetic_score" else card["name"]
+                rows.append(_row(metric, value, len(extracted[key]), extractor, reference, steps))
+    return rows
 
 
 def _squared_error(a: np.ndarray, b: np.ndarray, where: str | Path) -> float:
@@ -86,10 +106,11 @@ def measure_student(
     teacher_features: str | Path,
     data_features: str | Path,
     noise: str | Path,
-    card: dict[str, Any],
+    cards: list[Card],
     neighbours: int,
     settings: dict[str, Any],
     truth: str | Path | None = None,
+    space: str = "pixels",
 ) -> None:
     """All metrics of one student of precomputed targets.
 
@@ -100,12 +121,16 @@ def measure_student(
     """
     began = time.monotonic()
     ours, extracted, teacher = _arrays(samples), _arrays(features), _arrays(teacher_samples)
-    references = {
-        "teacher": _feature_set(_arrays(teacher_features), "samples", neighbours),
-        "data": _reference(data_features, neighbours),
-    }
+    featured, of_teacher, of_data = _with_features(extracted, cards), _arrays(teacher_features), _arrays(data_features)
+    references = [
+        (card, name, reference)
+        for card in featured
+        for name, reference in (
+            ("teacher", _feature_set(of_teacher, card, "samples", neighbours)),
+            ("data", _reference(of_data, card, neighbours)),
+        )
+    ]
     labels = _arrays(noise)["labels"]
-    extractor, space = card["name"], _space(card)
     exact = None if truth is None else _arrays(truth)["vp"]
     rows: list[Row] = []
     for name in sorted((n for n in ours if n.startswith("steps_")), key=lambda n: int(n[6:])):
@@ -115,14 +140,16 @@ def measure_student(
         if exact is not None:
             total = _squared_error(ours[name], exact, samples)
             rows.append(_row("ode_error", total, count, space, "truth", steps))
-        generated = _feature_set(extracted, name, neighbours)
-        for reference, other in references.items():
+        generated = {card["name"]: _feature_set(extracted, card, name, neighbours) for card in featured}
+        for card, reference, other in references:
 
-            def row(metric: str, value: float, n: int, reference: str = reference, steps: int = steps) -> Row:
-                return _row(metric, value, n, extractor, reference, steps)
+            def row(
+                metric: str, value: float, n: int, e: str = card["name"], r: str = reference, steps: int = steps
+            ) -> Row:
+                return _row(metric, value, n, e, r, steps)
 
-            rows += compare(generated, other, row)
-        rows += _recognised(extracted, name, labels, extractor, steps)
+            rows += compare(generated[card["name"]], other, row)
+        rows += _scores(extracted, cards, name, steps) + _recognised(extracted, name, labels, cards, steps)
     for start in teacher["times"].tolist():
         found = ours[f"from_{start}"]
         error = _squared_error(found, teacher["samples"], samples)
@@ -136,22 +163,19 @@ def measure_student(
         "noise": noise,
         **({} if truth is None else {"truth": truth}),
     }
-    _write(path, run, rows, files, card, neighbours, settings, began)
-
-
-def _space(card: dict[str, Any]) -> str:
-    """What an ODE error is measured in."""
-    return COORDINATES if card["name"] == COORDINATES else "pixels"
+    _write(path, run, rows, files, cards, neighbours, settings, began)
 
 
 def _recognised(
-    extracted: dict[str, np.ndarray], name: str, labels: np.ndarray, extractor: str, steps: int
+    extracted: dict[str, np.ndarray], name: str, labels: np.ndarray, cards: list[Card], steps: int
 ) -> list[Row]:
-    """The share of samples whose predicted class is their label, where the extractor predicts one."""
-    if f"{name}.predicted" not in extracted:
-        return []
-    share = (extracted[f"{name}.predicted"] == labels).mean()
-    return [_row("recognised", share, len(labels), extractor, "labels", steps)]
+    """The share of samples whose predicted class is their label, where an extractor predicts one."""
+    rows = []
+    for card in cards:
+        if (key := f"{card['name']}/{name}.predicted") in extracted:
+            share = (extracted[key] == labels).mean()
+            rows.append(_row("recognised", share, len(labels), card["name"], "labels", steps))
+    return rows
 
 
 def measure_pairs_student(
@@ -161,10 +185,11 @@ def measure_pairs_student(
     features: str | Path,
     data_features: str | Path,
     noise: str | Path,
-    card: dict[str, Any],
+    cards: list[Card],
     neighbours: int,
     settings: dict[str, Any],
     truth: str | Path | None = None,
+    space: str = "pixels",
 ) -> None:
     """All metrics of one student trained from pairs, against the data.
 
@@ -173,26 +198,30 @@ def measure_pairs_student(
     """
     began = time.monotonic()
     ours, extracted, labels = _arrays(samples), _arrays(features), _arrays(noise)["labels"]
-    data, extractor = _reference(data_features, neighbours), card["name"]
+    of_data = _arrays(data_features)
+    references = [(card, _reference(of_data, card, neighbours)) for card in _with_features(extracted, cards)]
     exact = None if truth is None else _arrays(truth)["ve"]
     rows: list[Row] = []
     for name in sorted(ours, key=lambda n: (n.startswith("budget_"), float(n.split("_")[1]))):
         kind, _, number = name.partition("_")
         steps, place = (int(number), "") if kind == "steps" else (1, f"@budget={float(number):g}")
 
-        def row(metric: str, value: float, n: int, steps: int = steps, place: str = place) -> Row:
-            return _row(metric + place, value, n, extractor, "data", steps)
+        for card, data in references:
 
-        found = compare(_feature_set(extracted, name, neighbours), data, row, brief=bool(place))
+            def row(
+                metric: str, value: float, n: int, e: str = card["name"], steps: int = steps, place: str = place
+            ) -> Row:
+                return _row(metric + place, value, n, e, "data", steps)
+
+            rows += compare(_feature_set(extracted, card, name, neighbours), data, row, brief=bool(place))
         if exact is not None:
             error = _squared_error(ours[name], exact, samples)
-            found.append(_row(f"ode_error{place}", error, len(exact), _space(card), "truth", steps))
+            rows.append(_row(f"ode_error{place}", error, len(exact), space, "truth", steps))
         if not place:
-            found += _recognised(extracted, name, labels, extractor, steps)
-        rows += found
+            rows += _recognised(extracted, name, labels, cards, steps)
     files = {"samples": samples, "features": features, "data_features": data_features, "noise": noise}
     files |= {} if truth is None else {"truth": truth}
-    _write(path, run, rows, files, card, neighbours, settings, began)
+    _write(path, run, rows, files, cards, neighbours, settings, began)
 
 
 def measure_teacher(
@@ -201,11 +230,12 @@ def measure_teacher(
     features: str | Path,
     data_features: str | Path,
     noise: str | Path,
-    card: dict[str, Any],
+    cards: list[Card],
     neighbours: int,
     settings: dict[str, Any],
     samples: str | Path | None = None,
     truth: str | Path | None = None,
+    space: str = "pixels",
 ) -> None:
     """The teacher's own samples against the data; against the ODE's true end where it is known, which is
     the solver's discretisation error.
@@ -214,51 +244,56 @@ def measure_teacher(
         samples: the teacher's, needed with `truth`.
     """
     began = time.monotonic()
-    extracted = _arrays(features)
-    generated = _feature_set(extracted, "samples", neighbours)
-    reference = _reference(data_features, neighbours)
-    extractor, labels = card["name"], _arrays(noise)["labels"]
+    extracted, of_data, labels = _arrays(features), _arrays(data_features), _arrays(noise)["labels"]
+    rows: list[Row] = []
+    for card in _with_features(extracted, cards):
 
-    def row(metric: str, value: float, n: int, reference: str = "data") -> Row:
-        return _row(metric, value, n, extractor, reference, run["n_steps"])
+        def row(metric: str, value: float, n: int, e: str = card["name"]) -> Row:
+            return _row(metric, value, n, e, "data", run["n_steps"])
 
-    rows = compare(generated, reference, row)
-    rows += _recognised(extracted, "samples", labels, extractor, run["n_steps"])
+        generated = _feature_set(extracted, card, "samples", neighbours)
+        rows += compare(generated, _reference(of_data, card, neighbours), row)
+    rows += _scores(extracted, cards, "samples", run["n_steps"])
+    rows += _recognised(extracted, "samples", labels, cards, run["n_steps"])
     files = {"features": features, "data_features": data_features, "noise": noise}
     if truth is not None:
         error = _squared_error(_arrays(samples)["samples"], _arrays(truth)["vp"], samples)
-        rows.append(_row("ode_error", error, len(labels), _space(card), "truth", run["n_steps"]))
+        rows.append(_row("ode_error", error, len(labels), space, "truth", run["n_steps"]))
         files |= {"samples": samples, "truth": truth}
-    _write(path, run, rows, files, card, neighbours, settings, began)
+    _write(path, run, rows, files, cards, neighbours, settings, began)
 
 
 def measure_data(
     path: str | Path,
     run: Row,
     data_features: str | Path,
-    card: dict[str, Any],
+    cards: list[Card],
     neighbours: int,
     settings: dict[str, Any],
     splits: int = 5,
 ) -> None:
     """The yardstick: the Fréchet distance between two random halves of the data (mean of `splits` splits;
-    of points also the Wasserstein distance), and the classifier's held-out accuracy."""
+    of points also the Wasserstein distance), the scores of the data, and the classifier's held-out accuracy."""
     began = time.monotonic()
-    features = _reference(data_features, neighbours).features
-    found: dict[str, list[float]] = {}
-    for split in range(splits):
-        order = generator(0, "halves", split).permutation(len(features))
-        a, b = (FeatureSet(features[half]) for half in np.array_split(order, 2))
-        found.setdefault("frechet_distance", []).append(frechet_distance(a, b))
-        if card["name"] == COORDINATES:
-            size = min(len(a), len(b))
-            found.setdefault("wasserstein", []).append(wasserstein(a.features[:size], b.features[:size]))
-    other, half = "other half of the data", len(features) // 2
-    rows = [_row(metric, float(np.mean(values)), half, card["name"], other) for metric, values in found.items()]
-    if "held_out_accuracy" in card:
-        value, count = card["held_out_accuracy"], card["held_out_count"]
-        rows.append(_row("held_out_accuracy", value, count, card["name"], "labels"))
-    _write(path, run, rows, {"data_features": data_features}, card, neighbours, settings, began)
+    extracted = _arrays(data_features)
+    rows: list[Row] = []
+    for card in _with_features(extracted, cards):
+        features = _reference(extracted, card, neighbours).features
+        found: dict[str, list[float]] = {}
+        for split in range(splits):
+            order = generator(0, "halves", split).permutation(len(features))
+            a, b = (FeatureSet(features[half]) for half in np.array_split(order, 2))
+            found.setdefault("frechet_distance", []).append(frechet_distance(a, b))
+            if card["name"] == COORDINATES:
+                size = min(len(a), len(b))
+                found.setdefault("wasserstein", []).append(wasserstein(a.features[:size], b.features[:size]))
+        other, half = "other half of the data", len(features) // 2
+        rows += [_row(metric, float(np.mean(values)), half, card["name"], other) for metric, values in found.items()]
+        if "held_out_accuracy" in card:
+            value, count = card["held_out_accuracy"], card["held_out_count"]
+            rows.append(_row("held_out_accuracy", value, count, card["name"], "labels"))
+    rows += _scores(extracted, cards, "train_images", None)
+    _write(path, run, rows, {"data_features": data_features}, cards, neighbours, settings, began)
 
 
 def _write(
@@ -266,16 +301,14 @@ def _write(
     run: Row,
     rows: list[Row],
     files: dict[str, str | Path],
-    card: dict[str, Any],
+    cards: list[Card],
     neighbours: int,
     settings: dict[str, Any],
     began: float,
 ) -> None:
     protocol = {
         "files_sha256": {name: sha256(file) for name, file in files.items()},
-        "extractor": card["name"],
-        "extractor_sha256": card["weights_sha256"],
-        "samples": "coordinates as they are, float64" if card["name"] == COORDINATES else _CLIP,
+        "extractors": cards,
         "precision_recall_neighbours": neighbours,
     }
     value = {"run": run, "rows": rows, "protocol": protocol, "settings": settings, "environment": environment()}

@@ -1,7 +1,8 @@
 """Networks behind one interface: `network(x, t, cond) -> tensor shaped like x`.
 
 x: (B, *sample_shape); t: (B,) index 0..T − 1, a float where time is σ; cond: int64 (B,) class label, where the number
-`classes` itself is the null class of unconditional branches. Weights are saved in the ecosystem's
+`classes` itself is the null class of unconditional branches. For a text-to-image network cond is the number of
+a prompt, whose embeddings lie in a file of `latents.encode_prompts`. Weights are saved in the ecosystem's
 `save_pretrained` layout: a folder with config.json and one safetensors file.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import MismatchError, StorageError
+from ..errors import ConsistencyError, MismatchError, StorageError
 from ..storage import atomic, read_json, weights_sha256
 
 
@@ -43,9 +44,17 @@ def _network_class(kind: str) -> type[nn.Module]:
         from .mlp import ResidualMLP
 
         return ResidualMLP
+    if kind == "sdxl":
+        from .sdxl import SDXLUNet
+
+        return SDXLUNet
     from .unet import UNet
 
     return UNet
+
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name for adapters of a pipeline
+_KINDS = {"UNet2DModel": "unet", "UNet2DConditionModel": "sdxl"}  # diffusers' class → ours; no class: an MLP
 
 
 def save(network: nn.Module, folder: str | Path) -> None:
@@ -54,20 +63,32 @@ def save(network: nn.Module, folder: str | Path) -> None:
         network.save_pretrained(temporary)
 
 
-def load(folder: str | Path, sample_shape: tuple[int, ...] | None = None, classes: int | None = None) -> nn.Module:
-    """Load a network saved by `save`, in evaluation mode.
+def load(
+    folder: str | Path,
+    sample_shape: tuple[int, ...] | None = None,
+    classes: int | None = None,
+    prompts: str | Path | None = None,
+) -> nn.Module:
+    """Load a network saved by `save`, or a diffusers model folder, in evaluation mode.
+
+    Args:
+        prompts: file of prompt embeddings, which a text-to-image network needs before it is called.
 
     Raises:
         StorageError: missing or damaged files.
         MismatchError: the network is for samples of another shape or another number of classes.
     """
     folder = Path(folder)
-    config = read_json(folder / "config.json")
-    kind = "unet" if config.get("_class_name") == "UNet2DModel" else "mlp"
-    weights_sha256(folder)
+    kind = _KINDS.get(read_json(folder / "config.json").get("_class_name"), "mlp")
+    if not list(folder.glob("*.bin")):  # of a teacher from elsewhere; what is written here is safetensors
+        weights_sha256(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
             network = _network_class(kind).from_pretrained(folder)
+        if prompts:
+            network.read_prompts(prompts)
+    except ConsistencyError:
+        raise
     except Exception as error:
         raise StorageError(f"{folder}: weights cannot be loaded ({first_line(error)})") from error
     if sample_shape is not None and tuple(network.sample_shape) != tuple(sample_shape):

@@ -20,6 +20,8 @@ class UNet(nn.Module):
         channels: width of each resolution; each after the first halves the side.
         layers_per_block: residual blocks per resolution.
         dropout: share of activations dropped in training.
+        attention: sides in pixels at which the blocks attend.
+        norm_groups: of the group normalisations.
     """
 
     def __init__(
@@ -30,6 +32,8 @@ class UNet(nn.Module):
         channels: list[int],
         layers_per_block: int,
         dropout: float = 0.0,
+        attention: list[int] | None = None,
+        norm_groups: int = 8,
         net: nn.Module | None = None,
     ):
         super().__init__()
@@ -37,15 +41,16 @@ class UNet(nn.Module):
         from diffusers import UNet2DModel
 
         self.sample_shape, self.classes, self.timesteps = tuple(sample_shape), classes, timesteps
+        attends = [sample_shape[-1] >> level in (attention or []) for level in range(len(channels))]
         self.net = net or UNet2DModel(
             sample_size=sample_shape[-1],
             in_channels=sample_shape[0],
             out_channels=sample_shape[0],
             block_out_channels=tuple(channels),
             layers_per_block=layers_per_block,
-            down_block_types=("DownBlock2D",) * len(channels),
-            up_block_types=("UpBlock2D",) * len(channels),
-            norm_num_groups=8,
+            down_block_types=tuple("AttnDownBlock2D" if yes else "DownBlock2D" for yes in attends),
+            up_block_types=tuple("AttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends)),
+            norm_num_groups=norm_groups,
             dropout=dropout,
             num_class_embeds=classes + 1,
             num_train_timesteps=timesteps,
@@ -53,15 +58,20 @@ class UNet(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes → like x."""
-        return self.net(x, t, class_labels=cond).sample
+        labels = None if self.net.config.num_class_embeds is None else cond
+        return self.net(x, t, class_labels=labels).sample
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass."""
+        self.net.enable_gradient_checkpointing()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """config.json and diffusion_pytorch_model.safetensors, as diffusers reads them."""
-        self.net.save_pretrained(folder)
+        self.net.save_pretrained(folder, max_shard_size="1TB")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> UNet:
-        """Load a class-conditional UNet2DModel folder."""
+        """Load a UNet2DModel folder; one without class embedding has one class, and no guidance."""
         ensure_torchvision()
         from diffusers import UNet2DModel
 
@@ -69,8 +79,8 @@ class UNet(nn.Module):
         config = net.config
         return cls(
             sample_shape=[config.in_channels, config.sample_size, config.sample_size],
-            classes=config.num_class_embeds - 1,
-            timesteps=config.num_train_timesteps,
+            classes=1 if config.num_class_embeds is None else config.num_class_embeds - 1,
+            timesteps=config.num_train_timesteps or 1000,
             channels=list(config.block_out_channels),
             layers_per_block=config.layers_per_block,
             net=net,

@@ -1,0 +1,260 @@
+"""What a preset will cost, for dry runs: network evaluations, floating-point operations, GPU hours, disk.
+
+Operations of one forward pass are counted by torch on networks without memory (`python -m consistency.estimates` writes
+flops.json), so that a dry run imports nothing heavy. Hours follow from an assumed rate and are no measurement.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .settings import Experiment, Run
+
+FLOPS = Path(__file__).with_name("flops.json")
+# Operations a second that a data-centre GPU is assumed to reach, in half precision and in float32.
+RATE = {"bf16": 3e14, "fp16": 3e14, "no": 3e13}
+BACKWARD = 2  # a backward pass costs about two forward passes
+CALLS = {"heun": 2}  # network evaluations a solver step; the others take one
+
+# Samples of each kind of data: shape, number of images (None: known when the data are there), classes.
+SHAPES: dict[str, tuple[tuple[int, ...], int | None, int]] = {
+    "digits": ((1, 8, 8), 1797, 10),
+    "fashion": ((1, 32, 32), 70_000, 10),
+    "cifar10": ((3, 32, 32), 60_000, 10),
+    "imagenet32": ((3, 32, 32), 1_331_167, 1000),
+}
+# Networks that are downloaded, as their configuration files describe them.
+HUB: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "stabilityai/stable-diffusion-xl-base-1.0": (
+        "UNet2DConditionModel",
+        (4, 128, 128),
+        {
+            "sample_size": 128,
+            "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "layers_per_block": 2,
+            "transformer_layers_per_block": [1, 2, 10],
+            "attention_head_dim": [5, 10, 20],
+            "use_linear_projection": True,
+            "cross_attention_dim": 2048,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+    ),
+    "madebyollin/sdxl-vae-fp16-fix": (
+        "AutoencoderKL",
+        (4, 128, 128),
+        {
+            "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "layers_per_block": 2,
+            "latent_channels": 4,
+            "sample_size": 1024,
+        },
+    ),
+    "google/ddpm-cifar10-32": (
+        "UNet2DModel",
+        (3, 32, 32),
+        {
+            "sample_size": 32,
+            "block_out_channels": [128, 256, 256, 256],
+            "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+            "layers_per_block": 2,
+            "downsample_padding": 0,
+            "flip_sin_to_cos": False,
+            "freq_shift": 1,
+            "norm_eps": 1e-6,
+        },
+    ),
+}
+
+
+def shape_of(experiment: Experiment) -> tuple[tuple[int, ...], int | None, int]:
+    """Shape of a sample, number of images, classes (of captions: of latents, and one prompt a noise)."""
+    data = experiment.data
+    if data.kind == "mixture":
+        return (data.dimension,), data.train_count + data.test_count, 1
+    if data.kind == "images":
+        return (3, data.side, data.side), None, 1
+    if data.kind == "captions":
+        return (4, data.side // 8, data.side // 8), experiment.evaluation.count, 1
+    shape, count, classes = SHAPES[data.kind]
+    return shape, count, classes if getattr(data, "conditional", True) else 1
+
+
+def key_of(experiment: Experiment, hub: str | None = None) -> str:
+    """The name in flops.json of the network that the pipeline builds, or of one from the hub."""
+    if hub:
+        return hub
+    shape, _, classes = shape_of(experiment)
+    network = experiment.network.model_dump(exclude={"dropout"})
+    return json.dumps([network, list(shape), classes], sort_keys=True)
+
+
+def estimate(experiment: Experiment, runs: list[Run]) -> dict[str, dict[str, float | None]]:
+    """Stage → forward passes (in samples), flops, hours (of one GPU), bytes. None where it is not known.
+
+    A training step counts as forward and backward of the batch, plus one forward for each target that the student
+    computes. Feature extraction and the text encoders are not counted.
+    """
+    known = json.loads(FLOPS.read_text(encoding="utf-8"))
+    shape, count, _ = shape_of(experiment)
+    teacher, student, pairs = experiment.teacher, experiment.student.training, experiment.consistency_training
+    sample, targets, evaluation = 4 * _product(shape), experiment.targets, experiment.evaluation
+    hub = teacher.hub.repo if teacher.source == "hub" else None
+    cost, built = known.get(key_of(experiment, hub), {}), known.get(key_of(experiment), {})
+    if teacher.source in ("path", "analytic"):
+        cost = {}
+    stages: dict[str, dict[str, float | None]] = {}
+
+    def add(
+        stage: str, passes: float, network: dict[str, Any], precision: str, stored: float | None, share: float = 1.0
+    ) -> None:
+        row = stages.setdefault(stage, {"passes": 0.0, "flops": 0.0, "hours": 0.0, "bytes": 0.0})
+        flops = passes * share * network["flops"] if network else None
+        found = {"passes": passes, "flops": flops, "hours": None, "bytes": stored}
+        if flops is not None:
+            found["hours"] = flops / RATE[precision] / 3600
+        for name, value in found.items():
+            row[name] = None if value is None or row[name] is None else row[name] + value
+
+    from_targets = [run for run in runs if not run.from_pairs]
+    pixels = None if count is None else count * _product(shape)
+    if experiment.data.kind == "captions":
+        side = experiment.data.side
+        vae = known.get(getattr(experiment.data.vae, "repo", ""), {})
+        add("encode", count, vae, experiment.data.precision, count * 3 * side * side + count * sample)
+    else:
+        add("data", 0, {"flops": 0}, "no", pixels)
+    sources = [teacher.hub if hub else None, getattr(experiment.data, "download", None)]
+    sources += [getattr(experiment.data, "vae", None)] + [getattr(e, "weights", None) for e in experiment.extractors]
+    sizes = [getattr(source, "gigabytes", None) or 0 for source in sources]
+    if sum(sizes):
+        add("download", 0, {"flops": 0}, "no", 1e9 * sum(sizes))
+    if teacher.source == "train" and from_targets:
+        training = teacher.training
+        passes = training.steps * training.batch_size
+        add("teacher", passes, built, training.precision, 4 * built.get("parameters", 0), 1 + BACKWARD)
+    for condition, run in {run.condition: run for run in from_targets}.items():
+        calls = CALLS.get(run.solver, 1) * (1 if run.guidance == 1 else 2)
+        stored = (1 + min(evaluation.start_times, run.n_steps)) * evaluation.count * sample
+        add("teacher samples", evaluation.count * run.n_steps * calls, cost, teacher.precision, stored)
+        for mode in {other.targets for other in from_targets if other.condition == condition}:
+            steps = (run.n_steps + 1) / 2 if mode == "paper" else run.n_steps
+            kept = 3 if mode == "paper" else run.n_steps + 1
+            stored = targets.count * kept * sample
+            add("targets", targets.count * steps * calls, cost, teacher.precision, stored)
+    for run in runs:
+        training = pairs.training if run.from_pairs else student
+        network = built if run.from_pairs else cost
+        weights = 4 * network.get("parameters", 0) * (1 + len(pairs.budgets) * run.from_pairs)
+        own_target = run.objective != "direct"
+        generated = bool(run.coupling and run.coupling.kind == "generator_induced")
+        share = 1 + BACKWARD + own_target + generated + training.gradient_checkpointing
+        weights = weights if run.parameters == "full" else weights / 10
+        add("students", training.steps * training.batch_size, network, training.precision, weights, share)
+        sets = evaluation.sampling_steps + [1] * (len(pairs.budgets) if run.from_pairs else evaluation.start_times)
+        passes = evaluation.count * sum(sets)
+        add("samples", passes, network, evaluation.precision, evaluation.count * len(sets) * sample)
+        if experiment.data.kind == "captions":
+            add("decode", evaluation.count * len(evaluation.sampling_steps), vae, experiment.data.precision, 0)
+    return stages
+
+
+def table(name: str, experiment: Experiment, runs: list[Run]) -> str:
+    """The estimate as text."""
+    stages = estimate(experiment, runs)
+    lines = [
+        f"{name}: {experiment.title}; {len(runs)} runs. Estimate, not measured; hours at an assumed "
+        f"{RATE['bf16'] / 1e12:g} TFLOP/s in half precision and {RATE['no'] / 1e12:g} in float32 (small networks reach "
+        "far less).",
+        f"  {'stage':<16}{'forward passes':>16}{'PFLOP':>12}{'GPU hours':>11}{'GB on disk':>12}",
+    ]
+    totals = {"passes": 0.0, "flops": 0.0, "hours": 0.0, "bytes": 0.0}
+    for stage, row in stages.items():
+        lines.append(f"  {stage:<16}{_cells(row)}")
+        totals = {k: None if v is None or row[k] is None else v + row[k] for k, v in totals.items()}
+    lines.append(f"  {'total':<16}{_cells(totals)}")
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, float | None]) -> str:
+    parts = []
+    for key, scale, width, form in (
+        ("passes", 1, 16, ",.0f"),
+        ("flops", 1e15, 12, ",.1f"),
+        ("hours", 1, 11, ",.2f"),
+        ("bytes", 1e9, 12, ",.2f"),
+    ):
+        text = "unknown" if row[key] is None else format(row[key] / scale, form)
+        parts.append(f"{text:>{width}}")
+    return "".join(parts)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for side in shape:
+        total *= side
+    return total
+
+
+def count_flops(presets: list[Experiment]) -> dict[str, dict[str, int]]:
+    """Parameters, and operations of one sample's forward pass, of every network of these presets and of `HUB`.
+
+    Counted by torch's FlopCounterMode on meta tensors: matrix products and convolutions, a multiplication and an
+    addition as two operations. Of a VAE: its decoder.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from . import models
+    from .compat import ensure_torchvision
+
+    ensure_torchvision()
+    import diffusers
+
+    found: dict[str, dict[str, int]] = {}
+
+    def count(key: str, network: torch.nn.Module, *inputs: torch.Tensor, **named: Any) -> None:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(*inputs, **named)
+        size = sum(parameter.numel() for parameter in network.parameters())
+        found[key] = {"parameters": size, "flops": counter.get_total_flops()}
+
+    with torch.device("meta"):
+        label = torch.zeros(1, dtype=torch.int64)
+        for experiment in presets:
+            shape, _, classes = shape_of(experiment)
+            if experiment.data.kind != "captions" and (key := key_of(experiment)) not in found:
+                network = models.build(experiment.network.model_dump(), shape, classes, 1000, 0)
+                count(key, network, torch.zeros(1, *shape), torch.zeros(1), label)
+        for repo, (kind, shape, config) in HUB.items():
+            channels = {} if kind == "AutoencoderKL" else {"in_channels": shape[0], "out_channels": shape[0]}
+            network, x = getattr(diffusers, kind)(**config, **channels), torch.zeros(1, *shape)
+            if kind == "AutoencoderKL":
+                count(repo, network.decoder, x)
+            elif kind == "UNet2DModel":
+                count(repo, network, x, torch.zeros(1))
+            else:
+                added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
+                text = torch.zeros(1, 77, config["cross_attention_dim"])
+                count(repo, network, x, torch.zeros(1), text, added_cond_kwargs=added)
+    return found
+
+
+if __name__ == "__main__":
+    from .config import PRESETS, load
+
+    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    _, experiments = load(
+        {"experiments": [name for name in names if "suite:" not in (PRESETS / f"{name}.yaml").read_text()]}
+    )
+    text = json.dumps(count_flops(list(experiments.values())), indent=1, sort_keys=True) + "\n"
+    FLOPS.write_text(text, encoding="utf-8")
+    print(FLOPS)

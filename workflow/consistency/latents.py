@@ -1,0 +1,142 @@
+"""Text-to-image data: captioned images, their prompts' embeddings, and their latents.
+
+Images and captions are read once; the text encoders and the VAE run once, as stages of their own. What follows sees
+samples (latents) and labels (the prompts' numbers), like those of any other data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import StorageError
+from .progress import Progress
+from .storage import load_tensors, read_json, save_tensors, write_json
+
+
+def prepare(images_path: str | Path, captions_path: str | Path, settings: dict[str, Any]) -> None:
+    """Write the images, `train_images` uint8 (n, 3, side, side), and the captions, a JSON list in the same order.
+
+    Args:
+        settings: of `sources.Captions`.
+
+    Raises:
+        StorageError: missing or damaged files.
+        DownloadError: the archive cannot be had.
+    """
+    from . import datasets, downloads
+
+    source = settings["source"]
+    if source is None:
+        source = downloads.fetch(**settings["download"])
+    found = list(datasets.captioned(str(source), settings["side"]))
+    if not found:
+        raise StorageError(f"{source}: no captioned images")
+    save_tensors(images_path, {"train_images": np.stack([image for _, image, _ in found])}, {"name": settings["name"]})
+    write_json(captions_path, [caption for _, _, caption in found])
+
+
+def variant(folder: str | Path) -> str | None:
+    """`fp16` where a model's folder holds its weights in that variant only, as diffusers names them."""
+    names = [file.name for file in Path(folder).glob("*.safetensors")]
+    return "fp16" if names and all(".fp16." in name for name in names) else None
+
+
+def encode_prompts(
+    path: str | Path, captions_path: str | Path, pipeline: str | Path, side: int, batch_size: int, precision: str
+) -> None:
+    """Write the prompts' embeddings by both text encoders, `embeddings` (n, tokens, width) and `pooled` (n, width).
+
+    Args:
+        pipeline: folder of a StableDiffusionXLPipeline.
+        side: of the images in pixels, which the UNet is told.
+        precision: that the encoders run in and the embeddings are kept in.
+
+    Raises:
+        StorageError: missing or damaged files.
+    """
+    import torch
+
+    from .compat import ensure_torchvision
+    from .devices import HALF, pick_device, place
+
+    ensure_torchvision()
+    from diffusers import StableDiffusionXLPipeline
+
+    captions, device = read_json(captions_path), pick_device()
+    options = {"variant": variant(Path(pipeline) / "text_encoder"), "local_files_only": True}
+    try:
+        pipe = StableDiffusionXLPipeline.from_pretrained(
+            pipeline, unet=None, vae=None, torch_dtype=HALF.get(precision, torch.float32), **options
+        )
+    except Exception as error:
+        raise StorageError(f"{pipeline}: text encoders cannot be loaded ({' '.join(str(error).split())})") from error
+    for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+        place(encoder, device, precision)
+    progress, parts = Progress(len(captions), "encode prompts"), []
+    with torch.no_grad():
+        for first in range(0, len(captions), batch_size):
+            batch = captions[first : first + batch_size]
+            embeddings, _, pooled, _ = pipe.encode_prompt(batch, device=device, do_classifier_free_guidance=False)
+            parts.append((embeddings.cpu(), pooled.cpu()))
+            progress.update(len(batch))
+    tensors = {"embeddings": torch.cat([e for e, _ in parts]), "pooled": torch.cat([p for _, p in parts])}
+    save_tensors(path, tensors, {"side": side})
+
+
+def encode_images(path: str | Path, images_path: str | Path, vae: str | Path, batch_size: int, precision: str) -> None:
+    """Write the latents as a data set: `train_images` float32 (n, C, h, w), the mode of the VAE's posterior times its
+    scaling factor; `train_labels` (n,), the images' own numbers.
+
+    Raises:
+        StorageError: missing or damaged files.
+    """
+    import torch
+
+    from .data import as_float
+    from .devices import pick_device
+
+    device, images = pick_device(), load_tensors(images_path, ["train_images"])[0]["train_images"]
+    network = _vae(vae, device, precision)
+    progress, parts = Progress(len(images), "encode images"), []
+    with torch.no_grad():
+        for batch in images.split(batch_size):
+            found = network.encode(as_float(batch).to(device, network.dtype)).latent_dist.mode()
+            parts.append((found.float() * network.config.scaling_factor).cpu())
+            progress.update(len(batch))
+    tensors = {"train_images": torch.cat(parts), "train_labels": torch.arange(len(images))}
+    save_tensors(path, tensors, {"name": "latents", "classes": len(images)})
+
+
+def decoder(vae: str | Path, batch_size: int, precision: str) -> Callable[[Any], Any]:
+    """A function from latents (B, C, h, w) to images (B, 3, H, W) in [−1, 1], unclipped, on the CPU."""
+    import torch
+
+    from .devices import pick_device
+
+    device = pick_device()
+    network = _vae(vae, device, precision)
+
+    @torch.no_grad()
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        parts = latents.to(device, network.dtype).split(batch_size)
+        return torch.cat([network.decode(x / network.config.scaling_factor).sample.float().cpu() for x in parts])
+
+    return decode
+
+
+def _vae(folder: str | Path, device: Any, precision: str) -> Any:
+    from .compat import ensure_torchvision
+    from .devices import place
+
+    ensure_torchvision()
+    from diffusers import AutoencoderKL
+
+    try:
+        network = AutoencoderKL.from_pretrained(folder, variant=variant(folder), local_files_only=True)
+    except Exception as error:
+        raise StorageError(f"{folder}: VAE cannot be loaded ({' '.join(str(error).split())})") from error
+    return place(network.eval().requires_grad_(False), device, precision)

@@ -1,0 +1,89 @@
+"""Before any job: are the files that an experiment needs here, or can they be had? Downloads nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from . import downloads
+from .settings import Experiment
+from .sources import Hub, Url
+
+Needs = list[tuple[str, Hub | Url]]
+
+
+def weights(experiment: Experiment) -> dict[str, Hub | Url]:
+    """Part → where it is downloaded from: the teacher, the VAE, the extractors' weights."""
+    parts: dict[str, Hub | Url] = {}
+    if experiment.teacher.source == "hub":
+        parts["teacher"] = experiment.teacher.hub
+    if experiment.data.kind == "captions" and isinstance(experiment.data.vae, Hub):
+        parts["vae"] = experiment.data.vae
+    for extractor in experiment.extractors:
+        if hasattr(extractor, "weights"):
+            parts[extractor.kind] = extractor.weights
+        if getattr(extractor, "aesthetic", None):
+            parts["aesthetic"] = extractor.aesthetic
+    return parts
+
+
+def _data(experiment: Experiment) -> tuple[list[Url], list[str]]:
+    """Files that the data stage would download, and lines for local files that are missing."""
+    from . import datasets
+
+    data = experiment.data
+    if data.kind == "fashion" and data.folder is None and not datasets.FASHION_DEBIAN.is_dir():
+        urls = [
+            {"url": f"{datasets.FASHION_URL}/{name}.gz", "name": f"fashion-mnist-{name}.gz", "sha256": sha256}
+            for name, sha256 in datasets.FASHION_GZ.items()
+        ]
+        return [Url(**url) for url in urls], []
+    if data.kind == "cifar10" and data.folder is None:
+        name = datasets.CIFAR10_URL.rsplit("/", 1)[1]
+        return [Url(url=datasets.CIFAR10_URL, name=name, sha256=datasets.CIFAR10_SHA256)], []
+    if data.kind == "captions" and data.source is None:
+        return [data.download], []
+    place = getattr(data, "folder", None) or getattr(data, "source", None)
+    if place is None or Path(place).expanduser().exists() or any(sign in place for sign in "*?["):
+        return [], []
+    from_where = f"; get the files from {datasets.IMAGENET_URL}" if data.kind == "imagenet32" else ""
+    return [], [f"data: {place} does not exist{from_where}; place the files there, or set data's folder or source"]
+
+
+def problems(experiment: Experiment, results: Path) -> list[str]:
+    """One line for each file that is neither here nor to be had: its name, address, hash, and where to put it.
+
+    Args:
+        results: the experiment's folder of results, whose finished downloads and data are not needed again.
+    """
+    from . import hub
+
+    found, needs = [], [(part, source) for part, source in weights(experiment).items()]
+    if not any((results / name).exists() for name in ("data.safetensors", "images.safetensors")):
+        urls, missing = _data(experiment)
+        needs, found = needs + [("data", url) for url in urls], missing
+    for part, source in needs:
+        if (results / "downloads" / part).exists():
+            continue
+        if isinstance(source, Url):
+            url = source.url
+            here = (downloads.cache_folder() / "files" / source.name).is_file()
+            advice = downloads.by_hand(source.url, source.name, source.sha256)
+        else:
+            url = hub.address(source.repo, source.revision)
+            here = hub.is_cached(source.repo, source.revision, source.files)
+            pins = "".join(f", sha256 of {name} {value}" for name, value in source.sha256.items())
+            advice = (
+                f"run `hf download {source.repo} --revision {source.revision}` on a machine with network and copy its "
+                f"HF_HOME to {_hub_home()}{pins}"
+            )
+        if here or (not downloads.offline() and downloads.reachable(url)):
+            continue
+        why = "offline is set" if downloads.offline() else "no network"
+        found.append(f"{part}: not in the cache and {why}: {downloads.public(url)}; {advice}")
+    return found
+
+
+def _hub_home() -> Any:
+    return os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface"

@@ -1,0 +1,6 @@
+from _job import job
+
+with job(snakemake, network=True):
+    from consistency import hub
+
+    hub.obtain(snakemake.output[0], snakemake.params.source)
