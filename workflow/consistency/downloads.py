@@ -110,7 +110,7 @@ def check_recorded(key: str, sha256: str, where: str) -> None:
     ledger = cache_folder() / "hashes.json"
     recorded = recorded_sha256(key)
     if recorded is None:
-        with _locked("hashes"):
+        with locked("hashes"):
             hashes = storage.read_json(ledger) if ledger.exists() else {}
             recorded = hashes.setdefault(key, sha256)
             if recorded == sha256:
@@ -203,19 +203,19 @@ def fetch(url: str, name: str, sha256: str | None = None) -> Path:
     if not path.is_file():
         if offline():
             raise DownloadError(f"{name}: not in the cache, and offline is set ({OFFLINE}); unset it, or {instead}")
-        with _locked(f"files/{name}"):
+        with locked(f"files/{name}"):
             if not path.is_file():
                 part = path.with_name(f"{path.name}.part")
-                _receive(url, name, part, instead)
+                receive(url, name, part, instead)
                 try:
                     _check(part, url, sha256, f"{name} from {public(url)} (removed, the next run starts afresh)")
                 except DownloadError:
-                    _drop(part)
+                    drop(part)
                     raise
                 with _storing(path):
                     os.replace(part, path)
                     storage._fsync(path.parent)
-                    _drop(part)
+                    drop(part)
                 return path
     _check(path, url, sha256, f"{path} (delete it to get it again)")
     return path
@@ -251,7 +251,7 @@ def _storing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(name: str) -> Iterator[None]:
+def locked(name: str) -> Iterator[None]:
     """Hold the cache's lock `name`; other processes wait."""
     path = cache_folder() / "locks" / f"{name.replace('/', '--')}.lock"
     with _storing(path):
@@ -271,7 +271,8 @@ def _sidecar(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _drop(part: Path) -> None:
+def drop(part: Path) -> None:
+    """Remove a partial file and what is kept of it."""
     part.unlink(missing_ok=True)
     _sidecar(part).unlink(missing_ok=True)
 
@@ -280,7 +281,7 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _receive(url: str, name: str, part: Path, instead: str) -> None:
+def receive(url: str, name: str, part: Path, instead: str, headers: dict[str, str] | None = None) -> None:
     """Download into `part`, resuming, until it is whole; `instead` says what else the user can do."""
     import requests
     from requests import exceptions as wrong
@@ -290,7 +291,7 @@ def _receive(url: str, name: str, part: Path, instead: str) -> None:
     with requests.Session() as session:
         while True:
             try:
-                return _request(session, url, name, part)
+                return _request(session, url, name, part, headers or {})
             except _Retry as error:
                 why = str(error)
             except DownloadError as error:
@@ -308,7 +309,7 @@ def _receive(url: str, name: str, part: Path, instead: str) -> None:
             time.sleep(BACKOFF * 2 ** (failures - 1))
 
 
-def _request(session: requests.Session, url: str, name: str, part: Path) -> None:
+def _request(session: requests.Session, url: str, name: str, part: Path, headers: dict[str, str]) -> None:
     """One request for what is missing of `part`; returns when it is whole."""
     known = storage.read_json(_sidecar(part)) if part.exists() and _sidecar(part).exists() else {}
     start = _size(part) if known.get("validator") and known["url"] == public(url) else 0
@@ -316,9 +317,8 @@ def _request(session: requests.Session, url: str, name: str, part: Path) -> None
         return
     ask = {"Range": f"bytes={start}-", "If-Range": known["validator"]} if start else {}
     seconds = timeout()
-    with session.get(
-        url, headers={"Accept-Encoding": "identity", **ask}, stream=True, timeout=(min(seconds, 10.0), seconds)
-    ) as response:
+    headers = {"Accept-Encoding": "identity", **headers, **ask}
+    with session.get(url, headers=headers, stream=True, timeout=(min(seconds, 10.0), seconds)) as response:
         status, told = response.status_code, response.headers
         if status in (408, 429) or status >= 500:
             raise _Retry(f"the server answers {status}")
@@ -328,7 +328,7 @@ def _request(session: requests.Session, url: str, name: str, part: Path) -> None
         validator = told.get("Last-Modified") if etag.startswith("W/") else etag
         span = re.fullmatch(rf"bytes {start}-\d+/(\d+)", told.get("Content-Range", ""))
         if status != 200 and not (start and span and validator in (None, known["validator"])):
-            _drop(part)
+            drop(part)
             raise _Retry(f"the server cannot resume ({status})")
         total = int(span[1] if span else told.get("Content-Length", 0)) or None
         bar = Megabytes(total, f"download {name}", start if status == 206 else 0)

@@ -22,6 +22,8 @@ from .downloads import OFFLINE, DownloadError, Megabytes, check_recorded, offlin
 
 log = logging.getLogger("consistency")
 
+LARGE = 50_000_000  # bytes from which a file is fetched so that it goes on where a killed run stopped
+
 
 def address(repo: str, revision: str, file: str = "") -> str:
     """Where a file of the repository, or without one its tree, is at the endpoint (HF_ENDPOINT)."""
@@ -82,7 +84,10 @@ def download(
                 raise _moved(where, info.sha)
             listing = {file.rfilename: file for file in info.siblings}
     if missing := _matching(where, listing, files) - cached.keys() if listing else set():
-        total = sum(listing[name].size or 0 for name in missing)
+        for name in sorted(missing):
+            if listing[name].lfs and listing[name].size >= LARGE:
+                _large(where, repo, revision, name, listing[name].lfs.sha256)
+        total = sum(listing[name].size or 0 for name in missing if not listing[name].lfs or listing[name].size < LARGE)
         ask = {"revision": revision, "allow_patterns": files, "tqdm_class": _bars(total, f"download {repo}")}
         _call(where, downloads.TRIES, lambda: _client().snapshot_download(repo, **ask, **_arguments()))
         cached = _cached(repo, revision, files)
@@ -117,6 +122,29 @@ def obtain(folder: str | Path, source: dict[str, Any]) -> None:
         temporary.mkdir(parents=True)
         _link(path, temporary / path.name)
         storage.write_json(temporary / "download.json", {"url": public(source["url"]), "files": {path.name: told}})
+
+
+def _large(where: str, repo: str, revision: str, name: str, sha256: str) -> None:
+    """Fetch a large file into the place in the client's cache where it looks first.
+
+    The client resumes within one call only, and keeps no partial file after it.
+    """
+    folder = "models--" + repo.replace("/", "--")
+    blob = Path(_client().constants.HF_HUB_CACHE) / folder / "blobs" / sha256
+    if blob.exists():
+        return
+    arguments, part = _arguments(), blob.with_name(f"{sha256}.part")
+    headers = {"Authorization": f"Bearer {arguments['token']}"} if arguments["token"] else {}
+    with downloads.locked(f"hub/{sha256}"):
+        if blob.exists():
+            return
+        url = f"{arguments['endpoint']}/{repo}/resolve/{revision}/{quote(name)}"
+        downloads.receive(url, f"{repo}/{name}", part, "set HF_TOKEN if it needs a login", headers)
+        if (found := storage.sha256(part)) != sha256:
+            downloads.drop(part)
+            raise DownloadError(f"{where}: {name}: hash is {found}, expected {sha256} (hub); removed, run again")
+        os.replace(part, blob)
+        downloads.drop(part)
 
 
 def _link(path: Path, target: Path) -> None:

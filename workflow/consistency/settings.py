@@ -338,6 +338,7 @@ class Experiment(Strict):
     evaluation: Evaluation = Evaluation()
     runs: list[Grid] = Field(min_length=1, description="the table of runs, as grids")
     analysis: Analysis = Analysis()
+    mem_mb: PositiveInt = Field(2000, description="memory that each job on a network asks Snakemake for, in MB")
     gpu: NonNegativeInt = Field(0, description="GPUs that each job on a network asks Snakemake for (resource gpu)")
     claims: list[Claim] = Field([], description="claims decided on this experiment")
 

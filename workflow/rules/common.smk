@@ -202,6 +202,11 @@ def space_of(wildcards):
     return {"mixture": "coordinates", "captions": "latents"}.get(preset(wildcards).data.kind, "pixels")
 
 
+def memory(wildcards):
+    """Memory of a job that runs a network, in MB."""
+    return preset(wildcards).mem_mb
+
+
 def gpus(wildcards):
     """GPUs of a job that runs a network."""
     return preset(wildcards).gpu

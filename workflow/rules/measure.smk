@@ -15,7 +15,7 @@ rule measure_data:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         run=lambda w: {"run": "data", "method": "data"},
@@ -44,7 +44,7 @@ rule measure_teacher:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         run=lambda w: {"run": f"teacher-{w.condition}", "method": "teacher", **condition_of(w)},
@@ -79,7 +79,7 @@ rule measure_student:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         run=lambda w: row_of(run_of(w)),
@@ -111,7 +111,7 @@ rule measure_pairs_student:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         run=lambda w: row_of(run_of(w)),

@@ -18,7 +18,7 @@ rule sample_student:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         schedule=lambda w: dump(preset(w).schedule),
@@ -47,7 +47,7 @@ rule sample_pairs_student:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         edm=lambda w: dump(preset(w).consistency_training.edm),

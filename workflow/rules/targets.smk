@@ -31,7 +31,7 @@ rule teacher_samples:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         condition=condition_of,
@@ -79,7 +79,7 @@ rule solve_targets:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         condition=condition_of,

@@ -28,7 +28,7 @@ rule train_classifier:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).classifier.training.threads
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         classifier=lambda w: dump(preset(w).classifier),
@@ -52,7 +52,7 @@ rule train_teacher:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).teacher.training.threads
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         # how the teacher is called later is not how it is trained
@@ -111,7 +111,7 @@ rule import_teacher:
     conda:
         "../../envs/train.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
     params:
         timesteps=lambda w: preset(w).schedule.steps,
         subfolder=lambda w: preset(w).teacher.subfolder,
@@ -152,7 +152,7 @@ rule train_initial:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).teacher.training.threads
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         # how the teacher is called later is not how it is trained
@@ -199,7 +199,7 @@ rule encode_prompts:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         side=lambda w: preset(w).data.side,
@@ -223,7 +223,7 @@ rule encode_images:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         batch_size=lambda w: preset(w).data.batch_size,

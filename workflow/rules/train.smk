@@ -18,7 +18,7 @@ rule train_student:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).student.training.threads
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         run=lambda w: row_of(run_of(w)),
@@ -50,7 +50,7 @@ rule train_pairs_student:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).consistency_training.training.threads
     resources:
-        mem_mb=2000,
+        mem_mb=memory,
         gpu=gpus,
     params:
         run=lambda w: row_of(run_of(w)),
