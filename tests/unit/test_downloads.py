@@ -349,6 +349,33 @@ def test_the_clients_resume_gives_whole_bytes(client, server, tmp_path):
     assert first is None and 0 < int(re.fullmatch(r"bytes=(\d+)-", second)[1]) <= 1_000_000 and third is None
 
 
+def test_a_large_file_goes_on_after_a_kill_in_the_clients_own_cache(client, server, tmp_path, monkeypatch, cache):
+    """The client itself keeps no partial file; the token goes to the hub and not to the place it redirects to."""
+    server.token = TOKEN
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    server.fail("big.safetensors", cut=1_000_000, hang=True, times=1)
+    code = f"from consistency import hub; hub.LARGE = 1000; hub.download('out', {REPO!r}, {COMMIT!r}, {FILES!r})"
+    environment = {**os.environ, "PYTHONPATH": str(Path("workflow").resolve())}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path)
+    home, end = Path(os.environ["HF_HOME"]), time.monotonic() + 30
+    while time.monotonic() < end:
+        parts = list(home.rglob("*.part"))
+        if parts and parts[0].stat().st_size > 500_000:
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    kept = parts[0].stat().st_size
+    monkeypatch.setattr(hub, "LARGE", 1000)
+    hub.download(tmp_path / "out", REPO, COMMIT, FILES)
+    assert (tmp_path / "out" / "unet" / "big.safetensors").read_bytes() == BIG
+    sent = [request for request in server.came("big.safetensors") if request.path.startswith("/cdn")]
+    assert sent[-1].headers["range"] == f"bytes={kept}-" and 500_000 < kept < len(BIG)
+    assert all("authorization" not in request.headers for request in sent)
+    assert not list(home.rglob("*.part*"))
+    assert hub.is_cached(REPO, COMMIT, FILES)
+
+
 def test_the_token_is_sent_to_the_hub_only_and_shown_nowhere(client, server, tmp_path, monkeypatch, caplog):
     server.token = TOKEN
     line = refused(
