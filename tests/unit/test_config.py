@@ -11,6 +11,9 @@ from consistency.errors import ConfigError
 PRESETS = sorted(path.stem for path in config.PRESETS.glob("*.yaml") if "suite:" not in path.read_text())
 
 
+HUB = {"repo": "a/b", "revision": "0" * 40, "files": ["*"]}
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_valid(name):
     experiment = config.load_experiment(name)
@@ -324,3 +327,46 @@ def test_bad_input_of_the_exact_tier_and_of_couplings_is_one_clear_line(preset, 
 def test_the_average_stays_when_another_key_of_its_training_is_set():
     experiment = config.load_experiment("gaussians-ring", {"consistency_training": {"training": {"steps": 7}}})
     assert experiment.consistency_training.training.ema_decay == 0.999
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "expected"),
+    [
+        ("digits", {"teacher": {"source": "hub"}}, ["digits: teacher.hub: required when teacher.source is hub"]),
+        ("sdxl", {"teacher": {"hub": {"revision": "main"}}}, ["teacher.hub.revision: 'main' is not allowed", "40"]),
+        ("sdxl", {"teacher": {"hub": {"repo": "sdxl"}}}, ["teacher.hub"]),
+        ("sdxl", {"teacher": {"source": "train"}}, ["teacher.source: 'train' with data.kind captions", "hub, path"]),
+        ("sdxl", {"data": {"download": None}}, ["data.source: required, unless data.download is given"]),
+        ("sdxl", {"extractors": [{"kind": "clip", "weights": HUB}]}, ["extractors: clip gives scores only"]),
+        ("sdxl", {"extractors": [{"kind": "classifier"}]}, ["extractors: classifier needs data with classes"]),
+        ("sdxl", {"extractors": [{"kind": "inceptoin-v3"}]}, ["extractors.0", "inceptoin-v3", "mean 'inception-v3'?"]),
+        ("digits", {"extractors": [{"kind": "classifier"}] * 2}, ["extractors", "names one twice"]),
+        (
+            "digits",
+            {"extractors": [{"kind": "classifier"}, {"kind": "clip", "weights": HUB}]},
+            ["extractors: clip compares with captions"],
+        ),
+        ("cifar10", {"runs": [{"guidance": 4}]}, ["runs: guidance 4 with data of one class; allowed: 1"]),
+        ("cifar10", {"network": {"norm_groups": 48}}, ["network.norm_groups: 48 does not divide network.channels 128"]),
+        ("digits", {"student": {"training": {"accumulate": 3}}}, ["student.training.accumulate: 3 does not divide"]),
+        ("digits", {"methods": {"ct-gc": {"dropout": 0.1}}}, ["methods.ct-gc.dropout: only for a UNet"]),
+        ("fashion", {"data": {"foldre": "x"}}, ["data.foldre: unknown key", "did you mean 'folder'?"]),
+        ("celeba64", {"data": {"name": "a/b"}}, ["data.name: 'a/b' is not allowed"]),
+    ],
+)
+def test_bad_input_of_downloads_data_and_extractors_is_one_clear_line(preset, overrides, expected):
+    with pytest.raises(ConfigError) as error:
+        config.load_experiment(preset, overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message, message
+
+
+def test_another_repository_does_not_inherit_files_or_hashes():
+    hub = {"repo": "a/b", "revision": "0" * 40, "files": ["*"]}
+    changed = config.load_experiment("sdxl", {"teacher": {"hub": hub}}).teacher.hub
+    assert (changed.files, changed.sha256) == (["*"], {})
+    kept = config.load_experiment("sdxl", {"teacher": {"hub": {"revision": "0" * 40}}}).teacher.hub
+    assert kept.repo == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert len(kept.sha256) == 3

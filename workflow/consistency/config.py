@@ -105,6 +105,9 @@ def _message(name: str, error: ValidationError) -> str:
         return f"{name}: {key}: unknown key; allowed here: {', '.join(allowed)}{nearest(location[-1], allowed)}"
     if first["type"] == "missing":
         return f"{name}: {key}: required key is missing"
+    if first["type"] == "union_tag_invalid":
+        tag, words = first["ctx"]["tag"], [word.strip("'") for word in first["ctx"]["expected_tags"].split(", ")]
+        return f"{name}: {key}.kind: {tag!r} is not allowed; allowed: {', '.join(words)}{nearest(tag, words)}"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "allowed:")
     if allowed := first.get("ctx", {}).get("expected"):
         words = [word.strip("'") for word in str(allowed).replace(" or ", ", ").split(", ")]
