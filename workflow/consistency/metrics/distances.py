@@ -6,7 +6,10 @@ from functools import cached_property
 
 import numpy as np
 
+from ..streams import generator
 from ..transport import squared_distances
+
+LARGEST = 10_000  # points of a set that are compared with every point of another
 
 
 def frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
@@ -51,6 +54,14 @@ class FeatureSet:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @cached_property
+    def paired(self) -> FeatureSet:
+        """What is compared point by point: of more than `LARGEST` points a fixed draw of that many."""
+        if len(self) <= LARGEST:
+            return self
+        chosen = np.sort(generator(0, "halves", 0).permutation(len(self))[:LARGEST])
+        return FeatureSet(self.features[chosen], neighbours=self.neighbours)
 
     @cached_property
     def root(self) -> np.ndarray:
@@ -102,13 +113,14 @@ def frechet_distance(a: FeatureSet, b: FeatureSet) -> float:
 def kernel_distance(a: FeatureSet, b: FeatureSet) -> float:
     """Unbiased squared MMD with the cubic kernel `(x·y/d + 1)³` of the kernel (Inception) distance.
 
-    All samples are used at once, without random subsets, so the value is deterministic. May be
-    slightly negative.
+    All samples (of more than `LARGEST` a fixed draw) are used at once, without random subsets, so the value is
+    deterministic. May be slightly negative.
     """
+    a, b = a.paired, b.paired
     return a.kernel_within + b.kernel_within - 2 * float(_kernel_sum(a.features, b.features) / (len(a) * len(b)))
 
 
-ROWS = 4096  # of one set compared with another at a time: memory is this times the other's size
+ROWS = 2048  # of one set compared with another at a time: memory is this times the other's size
 
 
 def _blocks(a: np.ndarray) -> list[np.ndarray]:
@@ -119,8 +131,10 @@ def precision_recall(samples: FeatureSet, reference: FeatureSet) -> tuple[float,
     """Improved precision and recall (Kynkäänniemi et al. 2019), each in [0, 1].
 
     Precision is the share of samples inside the union of balls around reference points, whose
-    radius is the distance to the k-th nearest neighbour; recall swaps the roles.
+    radius is the distance to the k-th nearest neighbour; recall swaps the roles. Of sets of more than
+    `LARGEST` points a fixed draw is taken.
     """
+    samples, reference = samples.paired, reference.paired
     inside, recalled = [], np.zeros(len(reference), bool)
     for part, radii in zip(_blocks(samples.features), _blocks(samples.radii), strict=True):
         between = squared_distances(part, reference.features)
