@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 
+import tempfile
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CONSISTENCY_CACHE", tempfile.mkdtemp(prefix="consistency-cache-"))
 
 import pytest
 import torch
