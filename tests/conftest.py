@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
