@@ -134,17 +134,20 @@ def estimate(experiment: Experiment, runs: list[Run]) -> dict[str, dict[str, flo
         add("data", 0, {"flops": 0}, "no", pixels)
     sources = [teacher.hub if hub else None, getattr(experiment.data, "download", None)]
     sources += [getattr(experiment.data, "vae", None)] + [getattr(e, "weights", None) for e in experiment.extractors]
-    sizes = [getattr(source, "gigabytes", None) or 0 for source in sources]
-    if sum(sizes):
-        add("download", 0, {"flops": 0}, "no", 1e9 * sum(sizes))
-    if teacher.source == "train" and from_targets:
+    sources += [getattr(e, "aesthetic", None) for e in experiment.extractors]
+    sizes = [source.gigabytes for source in sources if hasattr(source, "gigabytes")]
+    if sizes:
+        add("download", 0, {"flops": 0}, "no", None if None in sizes else 1e9 * sum(sizes))
+    if teacher.source in ("train", "analytic") and from_targets:
         training = teacher.training
         passes = training.steps * training.batch_size
-        add("teacher", passes, built, training.precision, 4 * built.get("parameters", 0), 1 + BACKWARD)
+        add("teacher", passes, built, training.precision, 4 * built["parameters"] if built else None, 1 + BACKWARD)
     for condition, run in {run.condition: run for run in from_targets}.items():
         calls = CALLS.get(run.solver, 1) * (1 if run.guidance == 1 else 2)
         stored = (1 + min(evaluation.start_times, run.n_steps)) * evaluation.count * sample
         add("teacher samples", evaluation.count * run.n_steps * calls, cost, teacher.precision, stored)
+        if experiment.data.kind == "captions":
+            add("decode", evaluation.count, vae, experiment.data.precision, 0)
         for mode in {other.targets for other in from_targets if other.condition == condition}:
             steps = (run.n_steps + 1) / 2 if mode == "paper" else run.n_steps
             kept = 3 if mode == "paper" else run.n_steps + 1
@@ -152,18 +155,19 @@ def estimate(experiment: Experiment, runs: list[Run]) -> dict[str, dict[str, flo
             add("targets", targets.count * steps * calls, cost, teacher.precision, stored)
     for run in runs:
         training = pairs.training if run.from_pairs else student
-        network = built if run.from_pairs else cost
-        weights = 4 * network.get("parameters", 0) * (1 + len(pairs.budgets) * run.from_pairs)
+        network = built if run.from_pairs or teacher.source == "analytic" else cost
+        weights = None if not network else 4 * network["parameters"] * (1 + len(pairs.budgets) * run.from_pairs)
         own_target = run.objective != "direct"
         generated = bool(run.coupling and run.coupling.kind == "generator_induced")
         share = 1 + BACKWARD + own_target + generated + training.gradient_checkpointing
-        weights = weights if run.parameters == "full" else weights / 10
+        weights = weights if run.parameters == "full" or weights is None else weights / 10
         add("students", training.steps * training.batch_size, network, training.precision, weights, share)
-        sets = evaluation.sampling_steps + [1] * (len(pairs.budgets) if run.from_pairs else evaluation.start_times)
+        few = [steps for steps in evaluation.sampling_steps if run.from_pairs or steps <= run.n_steps]
+        sets = few + [1] * (len(pairs.budgets) if run.from_pairs else min(evaluation.start_times, run.n_steps))
         passes = evaluation.count * sum(sets)
         add("samples", passes, network, evaluation.precision, evaluation.count * len(sets) * sample)
         if experiment.data.kind == "captions":
-            add("decode", evaluation.count * len(evaluation.sampling_steps), vae, experiment.data.precision, 0)
+            add("decode", evaluation.count * len(few), vae, experiment.data.precision, 0)
     return stages
 
 

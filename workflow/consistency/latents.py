@@ -65,15 +65,26 @@ def encode_prompts(
 
     ensure_torchvision()
     from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     captions, device = read_json(captions_path), pick_device()
-    options = {"variant": variant(Path(pipeline) / "text_encoder"), "local_files_only": True}
+    classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    options: dict[str, Any] = {"local_files_only": True, "dtype": HALF.get(precision, torch.float32)}
     try:
+        encoders, absent = {}, []
+        for part, cls in classes.items():
+            folder = Path(pipeline) / part
+            encoders[part], report = cls.from_pretrained(
+                folder, variant=variant(folder), output_loading_info=True, **options
+            )
+            absent += sorted(report["missing_keys"])
         pipe = StableDiffusionXLPipeline.from_pretrained(
-            pipeline, unet=None, vae=None, torch_dtype=HALF.get(precision, torch.float32), **options
+            pipeline, unet=None, vae=None, local_files_only=True, **encoders
         )
     except Exception as error:
         raise StorageError(f"{pipeline}: text encoders cannot be loaded ({' '.join(str(error).split())})") from error
+    if absent:  # transformers leaves them random
+        raise StorageError(f"{pipeline}: the text encoders' weights lack {absent[0]} ({len(absent)} missing)")
     for encoder in (pipe.text_encoder, pipe.text_encoder_2):
         place(encoder, device, precision)
     progress, parts = Progress(len(captions), "encode prompts"), []
@@ -135,8 +146,11 @@ def _vae(folder: str | Path, device: Any, precision: str) -> Any:
     ensure_torchvision()
     from diffusers import AutoencoderKL
 
+    from . import models
+
     try:
         network = AutoencoderKL.from_pretrained(folder, variant=variant(folder), local_files_only=True)
     except Exception as error:
         raise StorageError(f"{folder}: VAE cannot be loaded ({' '.join(str(error).split())})") from error
+    models.check_complete(network, folder)
     return place(network.eval().requires_grad_(False), device, precision)

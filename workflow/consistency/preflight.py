@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import glob
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def _data(experiment: Experiment) -> tuple[list[Url], list[str]]:
     if data.kind == "captions" and data.source is None:
         return [data.download], []
     place = getattr(data, "folder", None) or getattr(data, "source", None)
-    if place is None or Path(place).expanduser().exists() or any(sign in place for sign in "*?["):
+    if place is None or glob.glob(str(Path(place).expanduser())) or Path(place).expanduser().exists():
         return [], []
     from_where = f"; get the files from {datasets.IMAGENET_URL}" if data.kind == "imagenet32" else ""
     return [], [f"data: {place} does not exist{from_where}; place the files there, or set data's folder or source"]
@@ -86,4 +86,6 @@ def problems(experiment: Experiment, results: Path) -> list[str]:
 
 
 def _hub_home() -> Any:
-    return os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface"
+    from huggingface_hub import constants
+
+    return constants.HF_HOME

@@ -120,9 +120,11 @@ def train(
         TrainingError: a loss that is not finite; names the step and what was not finite.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     device = pick_device(settings.device)
     check_precision(settings.precision, device)
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of the process's first training
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=settings.precision)
     model.to(accelerator.device).train()
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -69,7 +69,7 @@ def load(folder: str | Path) -> tuple[Classifier, dict]:
     weights_sha256(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
-            network = Classifier.from_pretrained(folder)
+            network = Classifier.from_pretrained(folder, strict=True)
     except Exception as error:
-        raise StorageError(f"{folder}: weights cannot be loaded ({error})") from error
+        raise StorageError(f"{folder}: weights cannot be loaded ({' '.join(str(error).split())[:300]})") from error
     return network.eval().requires_grad_(False), read_json(Path(folder) / "card.json")

@@ -84,7 +84,8 @@ def load(
         weights_sha256(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
-            network = _network_class(kind).from_pretrained(folder)
+            network = _network_class(kind).from_pretrained(folder, **({"strict": True} if kind == "mlp" else {}))
+        check_complete(network, folder)
         if prompts:
             network.read_prompts(prompts)
     except ConsistencyError:
@@ -101,11 +102,21 @@ def load(
     return network.eval().requires_grad_(False)
 
 
+def check_complete(network: nn.Module, folder: str | Path) -> None:
+    """diffusers leaves a weight that the file lacks without a value.
+
+    Raises:
+        StorageError: there is one.
+    """
+    if absent := [name for name, value in network.named_parameters() if value.is_meta]:
+        raise StorageError(f"{folder}: its weights lack {absent[0]} ({len(absent)} missing)")
+
+
 def is_mixture(folder: str | Path) -> bool:
     """Whether the folder holds a mixture of Gaussians rather than a network."""
     return read_json(Path(folder) / "config.json").get("kind") == "mixture"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """An error's message in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -35,6 +36,12 @@ class ResidualMLP(nn.Module, PyTorchModelHubMixin):
         self.outward = nn.Linear(width, size)
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
+
+    def _apply(self, *args: Any, **options: Any) -> ResidualMLP:
+        kept = self.frequencies  # of up to T: in half precision they would be other frequencies
+        super()._apply(*args, **options)
+        self.frequencies = kept.to(self.frequencies.device)
+        return self
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes → like x."""

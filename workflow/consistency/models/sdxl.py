@@ -63,6 +63,13 @@ class SDXLUNet(nn.Module):
                 f"{path}: embeddings of width {width}, the network takes {self.net.config.cross_attention_dim}; "
                 "text encoders and UNet must be of one pipeline"
             )
+        pooled, config = self._prompts["pooled"].shape[-1], self.net.config
+        expected = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        if pooled != expected:
+            raise MismatchError(
+                f"{path}: pooled embeddings of width {pooled}, the network takes {expected}; text encoders and UNet "
+                "must be of one pipeline"
+            )
         self.classes, self._side = len(self._prompts["pooled"]), metadata["side"]
 
     def _embed(self, cond: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,339 @@
+"""Half precision, batches in parts, optimisers, bytes: each may cost a little rounding, and nothing else."""
+
+import logging
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from consistency import data, distances, fitting, models, sampling, students, targets, training
+from consistency.errors import ConfigError
+from consistency.metrics import classifier
+from consistency.noise import normal
+from consistency.schedules import VPSchedule
+from consistency.settings import ConsistencyTraining, Training
+from consistency.storage import load_tensors, save_tensors
+from consistency.teachers import Teacher
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """accelerate keeps the precision of a process, which here is many trainings."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+def one_line(error, *words):
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def apart(a, b):
+    """The distance of two tensors, relative to the second."""
+    return ((a - b).norm() / b.norm()).item()
+
+
+# The teacher
+
+MLP = {"kind": "mlp", "width": 64, "depth": 2}
+UNET = {"kind": "unet", "channels": [16, 32], "layers_per_block": 1, "attention": [4]}
+
+
+def teacher_in(precision, settings=MLP):
+    network = models.build(settings, (1, 8, 8), 10, 1000, 0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():  # what starts at zero shall count too
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return Teacher(network.eval(), VPSchedule(), -1, precision).to(CPU)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("settings", [MLP, UNET], ids=["mlp", "unet"])
+def test_bf16_is_near_float32(settings, guidance):
+    """The time embedding is no rounding error: its frequencies are as exact as in float32."""
+    x, t, cond = normal(0, "noise", range(64), (1, 8, 8)), torch.linspace(1, 1000, 64).long(), torch.arange(64) % 10
+    half, whole = (teacher_in(precision, settings).eps(cond, guidance)(x, t) for precision in ("bf16", "no"))
+    assert half.dtype == whole.dtype == torch.float32
+    assert 1e-4 < apart(half, whole) < 0.02 * (1 + guidance) / 2
+
+
+def test_the_state_that_is_solved_stays_float32(tmp_path):
+    """Only the network is rounded: the noised samples are the same bits, and the ends are no bf16 numbers."""
+    images, labels = normal(1, "noise", range(16), (1, 8, 8)), torch.arange(16) % 10
+    found = {}
+    for precision in ("no", "bf16"):
+        teacher, path = teacher_in(precision, UNET), tmp_path / precision
+        seen = []
+        teacher.network.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].dtype))
+        targets.solve_shard(path, teacher, images, labels, range(24), "paper", "ddim", 10, 4.0, 0, 8)
+        found[precision], _ = load_tensors(path)
+        assert set(seen) == {torch.float32}
+        assert {p.dtype for p in teacher.network.parameters()} == {
+            torch.float32 if precision == "no" else torch.bfloat16
+        }
+    assert torch.equal(found["bf16"]["x_s"], found["no"]["x_s"])
+    for name in ("x_n", "x_0"):
+        half, whole = found["bf16"][name], found["no"][name]
+        assert half.dtype == torch.float32
+        assert (half.bfloat16().float() != half).float().mean() > 0.9
+        assert 1e-6 < apart(half, whole) < 0.05
+
+
+def test_samples_of_a_student_in_bf16(tmp_path, teacher_folder):
+    schedule, noise = VPSchedule(), normal(0, "noise", range(12), (1, 8, 8))
+    labels, found = torch.arange(12) % 10, {}
+    save_tensors(tmp_path / "t", {"points": noise[None].clone(), "times": torch.tensor([1000])})
+    for precision in ("no", "bf16"):
+        student = students.create(teacher_folder, schedule, -1).eval()
+        path = tmp_path / precision
+        sampling.sample_student(path, student, noise, labels, 10, [1, 2], tmp_path / "t", 0, 5, precision)
+        found[precision], _ = load_tensors(path)
+    for name in ("steps_1", "steps_2", "from_1000"):
+        half, whole = found["bf16"][name], found["no"][name]
+        assert half.dtype == torch.float32
+        assert (half.bfloat16().float() != half).float().mean() > 0.9
+        assert 1e-6 < apart(half, whole) < 0.05
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_fp16_on_the_cpu_is_refused(tmp_path, teacher_folder):
+    words = "precision: fp16 needs a GPU; allowed on the CPU: no, bf16"
+    with pytest.raises(ConfigError) as caught:
+        teacher_in("fp16")
+    one_line(caught, words)
+    settings = training.Settings(2, 8, 1e-2, precision="fp16")
+    with pytest.raises(ConfigError) as caught:
+        training.train(Net(), objective, distances.mse, batch_at, settings, 0, tmp_path / "side", {})
+    one_line(caught, words)
+    save_tensors(tmp_path / "t", {"points": torch.zeros(1, 2, 1, 8, 8), "times": torch.tensor([1000])})
+    student = students.create(teacher_folder, VPSchedule(), -1)
+    with pytest.raises(ConfigError) as caught:
+        sampling.sample_student(
+            tmp_path / "s",
+            student,
+            torch.zeros(2, 1, 8, 8),
+            torch.zeros(2).long(),
+            10,
+            [1],
+            tmp_path / "t",
+            0,
+            5,
+            "fp16",
+        )
+    one_line(caught, words)
+    assert not (tmp_path / "s").exists()
+
+
+# The training loop
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def batch_at(step):
+    x = normal(0, "noise", range(step * 8, step * 8 + 8), (4,))
+    return {"x": x, "y": x.flip(1)}
+
+
+def weighted(step):
+    return batch_at(step) | {"weight": normal(1, "noise", range(step * 8, step * 8 + 8), ()).exp()}
+
+
+def objective(model, batch):
+    return model(batch["x"]), batch["y"]
+
+
+def fit(side, batches=batch_at, objective=objective, **changes):
+    settings = {"steps": 30, "batch_size": 8, "learning_rate": 1e-2, "log_every": 1, "clip_norm": 1.0} | changes
+    model = Net()
+    records = training.train(model, objective, distances.mse, batches, training.Settings(**settings), 7, side, {})
+    return {name: value.clone() for name, value in model.state_dict().items()}, records
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_training_in_bf16_is_near_training_in_float32(tmp_path, ema_decay):
+    whole, exact = fit(tmp_path / "a", ema_decay=ema_decay)
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    seen = []
+
+    def watch(model, batch):
+        prediction, target = objective(model, batch)
+        seen.append((prediction.dtype, model.layers[0](batch["x"]).dtype))
+        return prediction, target
+
+    half, rounded = fit(tmp_path / "b", objective=watch, precision="bf16", ema_decay=ema_decay)
+    assert {value.dtype for value in half.values()} == {torch.float32}
+    assert seen[0][0] == torch.float32  # so that the loss is
+    losses = [[record["loss"] for record in records] for records in (rounded, exact)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    for name, value in whole.items():
+        assert 0 < apart(half[name], value) < 0.05, name
+
+
+def test_bf16_resumes_exactly(tmp_path):
+    options = {"precision": "bf16", "ema_decay": 0.9, "checkpoint_every": 10}
+    whole, _ = fit(tmp_path / "whole", **options)
+
+    def cut(step):
+        if step == 17:
+            raise KeyboardInterrupt
+        return batch_at(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "side", cut, **options)
+    resumed, _ = fit(tmp_path / "side", **options)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_two_precisions_in_one_process(tmp_path):
+    """As in a notebook: one training, then another with another precision."""
+    fit(tmp_path / "a", steps=2)
+    fit(tmp_path / "b", steps=2, precision="bf16")
+    fit(tmp_path / "c", steps=2)
+
+
+@pytest.mark.parametrize("batches", [batch_at, weighted], ids=["plain", "weighted"])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_batch_in_parts_is_the_batch(tmp_path, batches, parts):
+    """Also where the parts are of different size, as 3, 3 and 2; the logged loss and norm are the batch's."""
+    whole, expected = fit(tmp_path / "a", batches)
+    sizes = []
+
+    def watch(model, batch):
+        sizes.append(len(batch["x"]))
+        return objective(model, batch)
+
+    split, found = fit(tmp_path / "b", batches, watch, accumulate=parts)
+    assert sizes == ([4, 4] if parts == 2 else [3, 3, 2]) * 30
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, rtol=1e-4, atol=1e-5)
+    for ours, other in zip(found, expected):
+        assert ours["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    if batches is weighted:  # and the weights count
+        assert fit(tmp_path / "c")[1][0]["loss"] != pytest.approx(expected[0]["loss"], rel=0.01)
+
+
+def test_8_bit_adamw_without_its_package(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with caplog.at_level(logging.WARNING, logger="consistency"):
+        fallen, _ = fit(tmp_path / "a", optimizer="adamw8bit", weight_decay=0.1)
+    lines = [record.getMessage() for record in caplog.records if "adamw8bit" in record.getMessage()]
+    assert lines == ["optimizer adamw8bit: bitsandbytes is not installed; using torch's AdamW, in float32"]
+    plain, _ = fit(tmp_path / "b", optimizer="adamw", weight_decay=0.1)
+    assert all(torch.equal(fallen[name], plain[name]) for name in plain)
+    assert caplog.text.count("bitsandbytes") == 1
+
+
+def test_8_bit_adamw_where_it_is_installed(monkeypatch, caplog):
+    class AdamW8bit(torch.optim.SGD):
+        def __init__(self, weights, lr, weight_decay):
+            self.given = lr, weight_decay
+            super().__init__(weights, lr=lr)
+
+    package, optim = ModuleType("bitsandbytes"), ModuleType("bitsandbytes.optim")
+    optim.AdamW8bit = AdamW8bit
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
+    made = training.make_optimizer("adamw8bit", list(Net().parameters()), 0.1, 0.2)
+    assert made.given == (0.1, 0.2)
+    assert "bitsandbytes" not in caplog.text
+
+
+# Bytes
+
+
+def test_bytes_as_numbers():
+    found = data.as_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx([-1.0, -0.6, 1.0], abs=1e-7)
+    images = torch.rand(2, 3)
+    assert data.as_float(images) is images
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, digits):
+    """The same data as bytes and as float32."""
+    tensors, classes = data.load(digits)
+    folder, parts = tmp_path_factory.mktemp("bytes"), ("train_images", "test_images")
+    levels = tensors | {name: ((tensors[name] + 1) * 127.5).round().to(torch.uint8) for name in parts}
+    save_tensors(folder / "uint8", levels, {"name": "digits", "classes": classes})
+    numbers = levels | {name: levels[name].float() / 127.5 - 1 for name in parts}
+    save_tensors(folder / "float32", numbers, {"name": "digits", "classes": classes})
+    return [folder / "uint8", folder / "float32"]
+
+
+def places(folder, name):
+    return folder / name / "model", folder / name / "stats", folder / name / "side"
+
+
+def weights_of(folder):
+    (file,) = folder.glob("*.safetensors")
+    return load_tensors(file)[0]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_teachers_and_classifiers_of_bytes(tmp_path, both):
+    settings = Training(steps=60, batch_size=32, learning_rate=3e-3, warmup_steps=5).model_dump()
+    found = []
+    for path in both:
+        teacher, judge = places(tmp_path, f"teacher-{path.name}"), places(tmp_path, f"judge-{path.name}")
+        network = {"kind": "mlp", "width": 32, "depth": 1}
+        fitting.fit_teacher(*teacher, path, network, {"steps": 1000}, 0.1, settings, 0)
+        fitting.fit_classifier(*judge, path, "judge", 8, 16, settings, 0)
+        found.append((weights_of(teacher[0]), weights_of(judge[0]), classifier.load(judge[0])))
+    assert equal(found[0][0], found[1][0])
+    assert equal(found[0][1], found[1][1])
+    network, card = found[0][2]
+    assert card == found[1][2][1]
+    assert card["held_out_accuracy"] > 0.5  # learned, so that it says something
+    accuracies = []
+    for path in both:
+        tensors, _ = data.load(path)
+        accuracies.append(classifier.accuracy(network, tensors["test_images"], tensors["test_labels"]))
+    assert accuracies == [card["held_out_accuracy"]] * 2
+
+
+def test_pairs_students_of_bytes(tmp_path, both):
+    """With a generator that sees the data, and an average of the weights."""
+    settings = Training(steps=4, batch_size=16, ema_decay=0.9).model_dump()
+    options = ConsistencyTraining(training=settings, budgets=[0.5]).model_dump()
+    coupling = {"kind": "generator_induced", "share": 0.5, "generator": "ema"}
+    found = []
+    for path in both:
+        made = places(tmp_path, path.name)
+        network = {"kind": "mlp", "width": 32, "depth": 1}
+        run = {"run": "x", "seed": 0}
+        fitting.fit_pairs_student(*made, path, run, "consistency_training", coupling, "pair", network, options)
+        found.append(weights_of(made[0]))
+    assert equal(*found)
+
+
+def test_draws_of_bytes(both):
+    drawn = []
+    for path in both:
+        tensors, _ = data.load(path)
+        drawn.append(targets.draw(tensors["train_images"], tensors["train_labels"], range(20), 10, 0))
+    assert equal(*drawn)
+    assert drawn[0]["x"].dtype == torch.float32
+    assert drawn[0]["x"].min() == -1
