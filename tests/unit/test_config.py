@@ -341,6 +341,7 @@ def test_the_average_stays_when_another_key_of_its_training_is_set():
         ("sdxl", {"extractors": [{"kind": "classifier"}]}, ["extractors: classifier needs data with classes"]),
         ("sdxl", {"extractors": [{"kind": "inceptoin-v3"}]}, ["extractors.0", "inceptoin-v3", "mean 'inception-v3'?"]),
         ("digits", {"extractors": [{"kind": "classifier"}] * 2}, ["extractors", "names one twice"]),
+        ("digits", {"classifier": {"name": "inception-v3"}}, ["classifier.name: 'inception-v3' is another extractor's"]),
         (
             "digits",
             {"extractors": [{"kind": "classifier"}, {"kind": "clip", "weights": HUB}]},

@@ -38,6 +38,9 @@ def check_sources(name: str, experiment: Experiment, runs: list[Run]) -> None:
     kinds = [extractor.kind for extractor in experiment.extractors]
     if len(set(kinds)) < len(kinds):
         raise ConfigError(f"{name}: extractors: {kinds} names one twice")
+    taken = ("efficientnet-lite0", "inception-v3", "dinov2", "clip", "aesthetic", "coordinates", "pixels", "latents")
+    if experiment.classifier.name in taken:
+        raise ConfigError(f"{name}: classifier.name: {experiment.classifier.name!r} is another extractor's name")
     if kinds == ["clip"]:
         raise ConfigError(f"{name}: extractors: clip gives scores only; add one that gives features")
     if "clip" in kinds and not captions:
