@@ -36,3 +36,9 @@ def test_couplings_with_the_papers_values_only_on_its_data(metrics, data):
     assert ("Paper B: FID" in text) == (data == "cifar10")
     assert ("5.95 / .26 / 9.10" in text) == (data == "cifar10")
     assert ("reports no values on this data set" in text) == (data == "digits")
+
+
+def test_every_data_set_of_paper_b_has_a_preset_whose_table_shows_its_values():
+    from consistency.config import load_experiment
+
+    assert {load_experiment(name).data_set for name in tables.PAPER_B} == set(tables.PAPER_B)

@@ -188,26 +188,12 @@ def test_the_lora_gives_the_same_images_in_a_plain_pipeline_with_lcm_scheduler(r
     rows = [0, 1, 5]
     captions = json.loads((folder / "captions.json").read_text())
     pipe.set_progress_bar_config(disable=True)
-    found = pipe(
-        [captions[label] for label in noise["labels"][rows].tolist()],
-        latents=noise["noise"][rows],
-        num_inference_steps=1,
-        guidance_scale=1.0,
-        height=32,
-        width=32,
-        output_type="pt",
-    ).images
+    prompts = [captions[label] for label in noise["labels"][rows].tolist()]
+    sizes = {"num_inference_steps": 1, "guidance_scale": 1.0, "height": 32, "width": 32, "output_type": "pt"}
+    found = pipe(prompts, latents=noise["noise"][rows], **sizes).images
     decode = latents.decoder(run["pipeline"] / "vae", 4, "no")
     expected = (decode(ours["steps_1"][rows]) / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     pipe.unload_lora_weights()
-    plain = pipe(
-        [captions[label] for label in noise["labels"][rows].tolist()],
-        latents=noise["noise"][rows],
-        num_inference_steps=1,
-        guidance_scale=1.0,
-        height=32,
-        width=32,
-        output_type="pt",
-    ).images
+    plain = pipe(prompts, latents=noise["noise"][rows], **sizes).images
     assert (plain - found).abs().max() > 1e-3  # the adapters matter

@@ -70,7 +70,7 @@ def check_sources(name: str, experiment: Experiment, runs: list[Run]) -> None:
             raise ConfigError(f"{name}: methods.{run.method}.dropout: only for a UNet that learns from pairs")
 
 
-def check_mixture(name: str, experiment: Experiment, runs: list[Run]) -> None:
+def check_mixture(name: str, experiment: Experiment) -> None:
     """What data of kind mixture and an analytic teacher need.
 
     Raises:
@@ -97,11 +97,6 @@ def check_mixture(name: str, experiment: Experiment, runs: list[Run]) -> None:
             raise ConfigError(
                 f"{where}.covariance: {component.covariance} is not a symmetric positive definite matrix of "
                 f"{data.dimension} × {data.dimension}"
-            )
-    for run in runs:
-        if run.guidance not in (None, 1):
-            raise ConfigError(
-                f"{name}: runs: guidance {run.guidance:g} with an analytic teacher; allowed: 1 (one class)"
             )
     if experiment.network.kind != "mlp":
         raise ConfigError(f"{name}: network.kind: {experiment.network.kind!r} with data.kind mixture; allowed: mlp")

@@ -237,6 +237,9 @@ def log_ratios(metrics: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) ->
     return both["log_ratio"].sort_index().reset_index()
 
 
+DISTANCES = {"inception-v3": "FID", "dinov2": "FD-DINOv2"}  # names of Fréchet distances that have one of their own
+
+
 def by_extractor(metrics: pd.DataFrame, quantity: Quantity) -> list[tuple[str, pd.DataFrame]]:
     """A label for each extractor that measured a quantity, with its rows of metrics.csv; the Fréchet distance in
     Inception-v3 features is called FID there, and nowhere else."""
@@ -246,8 +249,8 @@ def by_extractor(metrics: pd.DataFrame, quantity: Quantity) -> list[tuple[str, p
         label = quantity.label
         if label.startswith("Fréchet distance"):
             rest = label.removeprefix("Fréchet distance")
-            if extractor == "inception-v3":
-                label = f"FID{rest}"
+            if extractor in DISTANCES:
+                label = f"{DISTANCES[extractor]}{rest}"
             elif len(extractors) > 1:
                 label = f"Fréchet distance ({extractor}){rest}"
         found.append((label, metrics[metrics.extractor == extractor]))

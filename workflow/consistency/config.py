@@ -210,7 +210,7 @@ def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets:
                 f"{name}: claims: {claim} compares {', '.join(needed)}; methods has {list(experiment.methods)}"
             )
     checks.check_sources(name, experiment, runs)
-    checks.check_mixture(name, experiment, runs)
+    checks.check_mixture(name, experiment)
     checks.check_pairs(name, experiment, runs)
     return experiment
 

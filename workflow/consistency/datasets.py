@@ -45,7 +45,8 @@ FASHION_GZ = {
     "t10k-images-idx3-ubyte": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
     "t10k-labels-idx1-ubyte": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
 }
-CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_FILE = "cifar-10-binary.tar.gz"
+CIFAR10_URL = f"https://www.cs.toronto.edu/~kriz/{CIFAR10_FILE}"
 # TensorFlow Datasets' url_checksums/cifar10.txt.
 CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 CIFAR10_FILES = {"train": [f"data_batch_{k}.bin" for k in range(1, 6)], "test": ["test_batch.bin"]}
@@ -97,6 +98,18 @@ def read_idx(data: bytes, where: str | Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
+def needs(kind: str, folder: str | None) -> list[dict[str, str]]:
+    """What reading a data set downloads unless it is cached: url, name, sha256 of each file (`downloads.fetch`)."""
+    if kind == "fashion" and folder is None and not FASHION_DEBIAN.is_dir():
+        return [
+            {"url": f"{FASHION_URL}/{name}.gz", "name": f"fashion-mnist-{name}.gz", "sha256": digest}
+            for name, digest in FASHION_GZ.items()
+        ]
+    if kind == "cifar10" and folder is None:
+        return [{"url": CIFAR10_URL, "name": CIFAR10_FILE, "sha256": CIFAR10_SHA256}]
+    return []
+
+
 def fashion(folder: str | None = None) -> dict[str, Split]:
     """Fashion-MNIST, 60,000 + 10,000 grey images, zero-padded from 28 to 32: train and test, (n, 1, 32, 32).
 
@@ -106,16 +119,15 @@ def fashion(folder: str | None = None) -> dict[str, Split]:
     Raises:
         ConsistencyError: a file is missing, cannot be downloaded, or is not the official one when decompressed.
     """
-    arrays = []
-    for name, expected in FASHION_SHA256.items():
-        url = f"{FASHION_URL}/{name}.gz"
-        if folder is None and not FASHION_DEBIAN.is_dir():
-            from . import downloads
+    from . import downloads
 
-            path = downloads.fetch(url, f"fashion-mnist-{name}.gz", FASHION_GZ[name])
+    arrays, place = [], FASHION_DEBIAN if folder is None else Path(folder).expanduser()
+    fetched = {file["name"]: file for file in needs("fashion", folder)}
+    for name, expected in FASHION_SHA256.items():
+        if fetched:
+            path = downloads.fetch(*fetched[f"fashion-mnist-{name}.gz"].values())
         else:
-            place = FASHION_DEBIAN if folder is None else Path(folder).expanduser()
-            path = _find([place / f"{name}.gz", place / name], f"get it from {url}")
+            path = _find([place / f"{name}.gz", place / name], f"get it from {FASHION_URL}/{name}.gz")
         with _reading(path):
             data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         _check(hashlib.sha256(data).hexdigest(), expected, path)
@@ -134,12 +146,12 @@ def cifar10(folder: str | None = None) -> dict[str, Split]:
     Raises:
         ConsistencyError: the archive is missing, cannot be downloaded, or is not the official one.
     """
-    if folder is None:
-        from . import downloads
+    from . import downloads
 
-        path = downloads.fetch(CIFAR10_URL, "cifar-10-binary.tar.gz", CIFAR10_SHA256)
+    if fetched := needs("cifar10", folder):
+        path = downloads.fetch(*fetched[0].values())
     else:
-        path = _find([Path(folder).expanduser() / "cifar-10-binary.tar.gz"], f"get it from {CIFAR10_URL}")
+        path = _find([Path(folder).expanduser() / CIFAR10_FILE], f"get it from {CIFAR10_URL}")
     _check(sha256(path), CIFAR10_SHA256, path)
     files = dict(_members(path, lambda name: name.endswith(".bin")))
     parts = {}

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .preflight import weights
 from .settings import Experiment, Run
 
 FLOPS = Path(__file__).with_name("flops.json")
@@ -132,10 +133,8 @@ def estimate(experiment: Experiment, runs: list[Run]) -> dict[str, dict[str, flo
         add("encode", count, vae, experiment.data.precision, count * 3 * side * side + count * sample)
     else:
         add("data", 0, {"flops": 0}, "no", pixels)
-    sources = [teacher.hub if hub else None, getattr(experiment.data, "download", None)]
-    sources += [getattr(experiment.data, "vae", None)] + [getattr(e, "weights", None) for e in experiment.extractors]
-    sources += [getattr(e, "aesthetic", None) for e in experiment.extractors]
-    sizes = [source.gigabytes for source in sources if hasattr(source, "gigabytes")]
+    sources = [*weights(experiment).values(), getattr(experiment.data, "download", None)]
+    sizes = [source.gigabytes for source in sources if source is not None]
     if sizes:
         add("download", 0, {"flops": 0}, "no", None if None in sizes else 1e9 * sum(sizes))
     if teacher.source in ("train", "analytic") and from_targets:
@@ -156,12 +155,12 @@ def estimate(experiment: Experiment, runs: list[Run]) -> dict[str, dict[str, flo
     for run in runs:
         training = pairs.training if run.from_pairs else student
         network = built if run.from_pairs or teacher.source == "analytic" else cost
-        weights = None if not network else 4 * network["parameters"] * (1 + len(pairs.budgets) * run.from_pairs)
+        stored = None if not network else 4 * network["parameters"] * (1 + len(pairs.budgets) * run.from_pairs)
         own_target = run.objective != "direct"
         generated = bool(run.coupling and run.coupling.kind == "generator_induced")
         share = 1 + BACKWARD + own_target + generated + training.gradient_checkpointing
-        weights = weights if run.parameters == "full" or weights is None else weights / 10
-        add("students", training.steps * training.batch_size, network, training.precision, weights, share)
+        stored = stored if run.parameters == "full" or stored is None else stored / 10
+        add("students", training.steps * training.batch_size, network, training.precision, stored, share)
         few = [steps for steps in evaluation.sampling_steps if run.from_pairs or steps <= run.n_steps]
         sets = few + [1] * (len(pairs.budgets) if run.from_pairs else min(evaluation.start_times, run.n_steps))
         passes = evaluation.count * sum(sets)

@@ -31,6 +31,15 @@ def address(repo: str, revision: str, file: str = "") -> str:
     return public(f"{_arguments()['endpoint']}/{repo}/{place}")
 
 
+def by_hand(repo: str, revision: str, sha256: dict[str, str | None]) -> str:
+    """What a user without network can do: where to get the repository's files, and where to put them."""
+    hashes = "".join(f", sha256 of {name} {value}" for name, value in sha256.items() if value)
+    return (
+        f"run `hf download {repo} --revision {revision}` on a machine with network and copy its HF_HOME to "
+        f"{_client().constants.HF_HOME}, or set teacher.source to the path of a folder with the files{hashes}"
+    )
+
+
 def is_cached(repo: str, revision: str, files: list[str]) -> bool:
     """Whether the client's cache holds all that the patterns name, found out without network.
 
@@ -64,11 +73,9 @@ def download(
     where = f"{repo} ({address(repo, revision)})"
     if offline() and not cached:
         known = {name: pinned.get(name) or recorded_sha256(f"hub:{repo}@{revision}/{name}") for name in files}
-        hashes = "".join(f", sha256 of {name} {value}" for name, value in (pinned | known).items() if value)
         raise DownloadError(
-            f"{where}: {files} not all in the cache, and offline is set ({OFFLINE}); unset it, or run `hf download "
-            f"{repo} --revision {revision}` on a machine with network and copy its HF_HOME to "
-            f"{_client().constants.HF_HOME}, or set teacher.source to the path of a folder with the files{hashes}"
+            f"{where}: {files} not all in the cache, and offline is set ({OFFLINE}); unset it, or "
+            f"{by_hand(repo, revision, pinned | known)}"
         )
     if not offline():
         ask = {"revision": revision, "files_metadata": True, "timeout": downloads.timeout()}

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
-from typing import Any
 
 from . import downloads
 from .settings import Experiment
 from .sources import Hub, Url
-
-Needs = list[tuple[str, Hub | Url]]
 
 
 def weights(experiment: Experiment) -> dict[str, Hub | Url]:
@@ -33,15 +30,8 @@ def _data(experiment: Experiment) -> tuple[list[Url], list[str]]:
     from . import datasets
 
     data = experiment.data
-    if data.kind == "fashion" and data.folder is None and not datasets.FASHION_DEBIAN.is_dir():
-        urls = [
-            {"url": f"{datasets.FASHION_URL}/{name}.gz", "name": f"fashion-mnist-{name}.gz", "sha256": sha256}
-            for name, sha256 in datasets.FASHION_GZ.items()
-        ]
+    if urls := datasets.needs(data.kind, getattr(data, "folder", None)):
         return [Url(**url) for url in urls], []
-    if data.kind == "cifar10" and data.folder is None:
-        name = datasets.CIFAR10_URL.rsplit("/", 1)[1]
-        return [Url(url=datasets.CIFAR10_URL, name=name, sha256=datasets.CIFAR10_SHA256)], []
     if data.kind == "captions" and data.source is None:
         return [data.download], []
     place = getattr(data, "folder", None) or getattr(data, "source", None)
@@ -59,7 +49,7 @@ def problems(experiment: Experiment, results: Path) -> list[str]:
     """
     from . import hub
 
-    found, needs = [], [(part, source) for part, source in weights(experiment).items()]
+    found, needs = [], list(weights(experiment).items())
     if not any((results / name).exists() for name in ("data.safetensors", "images.safetensors")):
         urls, missing = _data(experiment)
         needs, found = needs + [("data", url) for url in urls], missing
@@ -73,19 +63,9 @@ def problems(experiment: Experiment, results: Path) -> list[str]:
         else:
             url = hub.address(source.repo, source.revision)
             here = hub.is_cached(source.repo, source.revision, source.files)
-            pins = "".join(f", sha256 of {name} {value}" for name, value in source.sha256.items())
-            advice = (
-                f"run `hf download {source.repo} --revision {source.revision}` on a machine with network and copy its "
-                f"HF_HOME to {_hub_home()}{pins}"
-            )
+            advice = hub.by_hand(source.repo, source.revision, source.sha256)
         if here or (not downloads.offline() and downloads.reachable(url)):
             continue
         why = "offline is set" if downloads.offline() else "no network"
         found.append(f"{part}: not in the cache and {why}: {downloads.public(url)}; {advice}")
     return found
-
-
-def _hub_home() -> Any:
-    from huggingface_hub import constants
-
-    return constants.HF_HOME

@@ -342,6 +342,11 @@ class Experiment(Strict):
     gpu: NonNegativeInt = Field(0, description="GPUs that each job on a network asks Snakemake for (resource gpu)")
     claims: list[Claim] = Field([], description="claims decided on this experiment")
 
+    @property
+    def data_set(self) -> str:
+        """The data set's name, as in tables: of images and captions their own, else their kind."""
+        return getattr(self.data, "name", self.data.kind)
+
 
 class Run(Strict):
     """One row of the table of runs. A run from pairs has neither solver, N, w nor targets."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from .claims import CLAIMS, is_overall, t_interval
+from .claims import CLAIMS, DISTANCES, is_overall, t_interval
 from .storage import atomic, write_text
 
 METHOD_LABELS = {
@@ -106,7 +106,7 @@ def unit_of(summary: pd.DataFrame) -> str:
 
 def distance_label(extractor: str) -> str:
     """What a Fréchet distance in an extractor's features is called: FID for Inception-v3 alone."""
-    return {"inception-v3": "FID", "dinov2": "FD-DINOv2"}.get(extractor, "Fréchet")
+    return DISTANCES.get(extractor, "Fréchet")
 
 
 def _headings(columns: dict, extractor: str) -> dict:

@@ -77,7 +77,7 @@ rule table_couplings:
     params:
         runs=lambda w: pairs_rows(w.experiment),
         title=lambda w: preset(w).title,
-        data=lambda w: preset(w).data.kind,
+        data=lambda w: preset(w).data_set,
     script:
         "../scripts/table_couplings.py"
 

@@ -70,19 +70,14 @@ def extract(
     images, _ = load_tensors(source)
     chosen = [name for name in images if any(name == s or (s.endswith("_") and name.startswith(s)) for s in sets)]
     out: dict[str, torch.Tensor] = {}
+    lasting = [e for e in found if e.fingerprint] if cache else []
+    digest = sha256(source) if lasting else ""
     for name in chosen:
-        asked, missing = {}, found
-        if cache:
-            digest = sha256(source)
-            asked = {
-                e: cache_folder() / "features" / f"{_key(digest, name, e.fingerprint)}.safetensors"
-                for e in found
-                if e.fingerprint
-            }
-            kept = {e: load_tensors(file)[0] for e, file in asked.items() if file.is_file()}
-            missing = [e for e in found if e not in kept]
-            for e, tensors in kept.items():
-                out |= {f"{e.name}/{name}.{what}": value for what, value in tensors.items()}
+        asked = {e: cache_folder() / "features" / f"{_key(digest, name, e.fingerprint)}.safetensors" for e in lasting}
+        kept = {e: load_tensors(file)[0] for e, file in asked.items() if file.is_file()}
+        missing = [e for e in found if e not in kept]
+        for e, tensors in kept.items():
+            out |= {f"{e.name}/{name}.{what}": value for what, value in tensors.items()}
         parts: dict[_Extractor, list[dict[str, torch.Tensor]]] = {e: [] for e in missing}
         for first in range(0, len(images[name]) if missing else 0, batch_size):
             batch = as_float(images[name][first : first + batch_size])
@@ -126,7 +121,7 @@ class _Extractor:
 
     def __init__(self, options: dict[str, Any], device: torch.device):
         self.kind, folder, self.aesthetic = options["kind"], options.get("folder"), None
-        self.fingerprint = ""  # of pretrained extractors, whose features may be kept between workflows
+        self.fingerprint = ""  # of pretrained extractors, whose features of an image may be kept between workflows
         if self.kind == "classifier":
             from . import classifier
 
@@ -137,7 +132,7 @@ class _Extractor:
             from . import extractors
 
             self.network = extractors.load(self.kind, folder).to(device)
-            self.fingerprint = self.network.fingerprint
+            self.fingerprint = self.network.fingerprint if self.kind != "clip" else ""  # a score is of a prompt too
             self.card = {
                 "name": self.network.name,
                 "weights_sha256": self.network.sha256,
@@ -145,10 +140,7 @@ class _Extractor:
             }
             if options.get("aesthetic"):
                 self.aesthetic = extractors.load("aesthetic", options["aesthetic"]).to(device)
-                self.fingerprint = ""
                 self.card["aesthetic_sha256"] = self.aesthetic.sha256
-        if self.kind == "clip":
-            self.fingerprint = ""  # a score is of image and prompt
         self.name, self.device = self.card["name"], device
 
     def __call__(self, images: torch.Tensor, texts: list[str] | None) -> dict[str, torch.Tensor]:
