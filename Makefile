@@ -11,6 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from-requirements.lock
+TESTING := $(VENV)/installed-from-requirements-test.lock
 
 .PHONY: help reproduce test lint schemas clean
 
@@ -24,14 +25,18 @@ $(STAMP): requirements.lock
 	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.lock
 	@cp requirements.lock $(STAMP)
 
+$(TESTING): $(STAMP) requirements-test.lock
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-test.lock
+	@cp requirements-test.lock $(TESTING)
+
 reproduce: $(STAMP)
 	$(BIN)/snakemake --cores $(CORES)
 	@$(BIN)/python workflow/scripts/summary.py
 
-test: $(STAMP)
+test: $(TESTING)
 	$(BIN)/python -m pytest tests
 
-lint: $(STAMP)
+lint: $(TESTING)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check .
