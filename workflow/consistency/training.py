@@ -125,9 +125,9 @@ def train(
     device = pick_device(settings.device)
     check_precision(settings.precision, device)
     AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of the process's first training
-    # Networks have no buffers that change. Gradients are summed in an order that is the same in every step (which
-    # torch otherwise chooses anew after the first step of a process), so that a resumed training gives the same bits.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    # With this flag gradients are summed in the same order in every step. Without it torch settles on another order
+    # after a process's first step, and a training of three or more that was resumed would differ in the last bits.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=settings.precision, kwargs_handlers=[ddp])
     ranks, rank, main = accelerator.num_processes, accelerator.process_index, accelerator.is_main_process
     if settings.batch_size % ranks:
