@@ -30,7 +30,7 @@ COLUMNS = ("experiment", "training", "step", "of", "%", "loss", "grad norm", "sa
 
 @dataclass(frozen=True)
 class Training:
-    """One that has begun, and whose outputs are not written yet. None: it has not said so yet.
+    """One that has begun, and whose outputs are not written yet. What has no record yet is None.
 
     Attributes:
         left: seconds that the other steps take at the last record's rate.
@@ -41,7 +41,7 @@ class Training:
     experiment: str
     run: str
     step: int
-    steps: int | None
+    steps: int
     loss: float | None
     grad_norm: float | None
     samples_per_s: float | None
@@ -109,12 +109,11 @@ def _last_records(stats: Path, size: int = 4096) -> list[dict[str, Any]]:
 
 def finished(results: str | Path) -> dict[str, dict[str, int]]:
     """Experiment → stage → number of outputs that are there."""
-    folders = sorted({path.parents[depth] for depth, pattern in _patterns() for path in Path(results).glob(pattern)})
-    return {f.name: {stage: len(list(f.glob(pattern))) for stage, pattern in STAGES.items()} for f in folders}
-
-
-def _patterns() -> list[tuple[int, str]]:
-    return [(pattern.count("/"), f"*/{pattern}") for pattern in STAGES.values()]
+    counts = {
+        folder.name: {stage: len(list(folder.glob(pattern))) for stage, pattern in STAGES.items()}
+        for folder in sorted(Path(results).glob("*"))
+    }
+    return {experiment: stages for experiment, stages in counts.items() if any(stages.values())}
 
 
 def table(results: str | Path) -> str:
