@@ -19,3 +19,7 @@ class MismatchError(ConsistencyError):
 
 class TrainingError(ConsistencyError):
     """Training that cannot go on (a loss that is not finite)."""
+
+
+class LockedError(ConsistencyError):
+    """A file or folder that another process is working on."""

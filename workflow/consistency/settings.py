@@ -340,6 +340,11 @@ class Experiment(Strict):
     analysis: Analysis = Analysis()
     mem_mb: PositiveInt = Field(2000, description="memory that each job on a network asks Snakemake for, in MB")
     gpu: NonNegativeInt = Field(0, description="GPUs that each job on a network asks Snakemake for (resource gpu)")
+    runtime: PositiveInt = Field(
+        60,
+        description="minutes after which a cluster ends a job on a network; a second attempt has twice as many, "
+        "a third three times, and training continues from its checkpoint",
+    )
     claims: list[Claim] = Field([], description="claims decided on this experiment")
 
     @property

@@ -28,9 +28,11 @@ def job(snakemake: Any, network: bool = False) -> Iterator[None]:
     if not network:
         os.environ["HF_HUB_OFFLINE"] = "1"
     from consistency.errors import ConsistencyError
+    from consistency.locks import hold
 
     log = snakemake.log[0]
-    logging.basicConfig(filename=log, filemode="w", level=logging.INFO, format="%(asctime)s %(message)s")
+    # Whoever has the log writes the outputs: a job that outlived its snakemake is waited for, not written over.
+    logging.basicConfig(stream=hold(log, wait=True), level=logging.INFO, format="%(asctime)s %(message)s")
     logging.captureWarnings(True)
     try:
         yield
