@@ -6,21 +6,23 @@ As root, with Debian's slurm-wlm and munge; no systemd, no cgroups, no accountin
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue")
+TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "setpriv")
 # Clients that a job starts know no other place: the plug-in takes SLURM's variables out of a job's environment.
 PLACE = Path("/etc/slurm")
 
-# SLURM warns jobs and ends them in steps of 30 s and a minute. MinJobAge: how long squeue shows ended jobs.
+# MinJobAge: how long squeue shows ended jobs. cred_expire: how long a job that was put back into the queue waits there.
 CONFIGURATION = """
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
@@ -29,7 +31,7 @@ SlurmdPort={ports[1]}
 SlurmUser=root
 SlurmdUser=root
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -52,9 +54,9 @@ OverTimeLimit=0
 MinJobAge=3600
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=64000 Gres=gpu:2 State=UNKNOWN
-PartitionName=cpu Nodes={host} Default=YES PriorityTier=10 State=UP
-PartitionName=gpu Nodes={host} PriorityTier=10 State=UP
-PartitionName=urgent Nodes={host} PriorityTier=20 State=UP
+PartitionName=cpu Nodes={host} Default=YES PriorityTier=1 State=UP
+PartitionName=gpu Nodes={host} PriorityTier=1 State=UP
+PartitionName=urgent Nodes={host} PriorityTier=2 State=UP
 """
 GPUS = "AutoDetect=off\nNodeName={host} Name=gpu File=/dev/null\nNodeName={host} Name=gpu File=/dev/zero\n"
 
@@ -94,12 +96,15 @@ class Cluster:
             return f"{absent[0]} is not installed (Debian: slurm-wlm and munge)"
         if os.geteuid():
             return "a SLURM on loopback needs root"
-        for name in ("slurm.conf", "gres.conf"):
-            if (PLACE / name).exists():
-                return f"{PLACE / name}: this machine has a SLURM of its own"
+        file = PLACE / "slurm.conf"
+        if file.exists() and "ClusterName=loopback" not in file.read_text():
+            return f"{file}: this machine has a SLURM of its own"
         return None
 
     def __enter__(self) -> Cluster:
+        PLACE.mkdir(exist_ok=True)
+        self.lock = open(Path(tempfile.gettempdir()) / "loopback-slurm.lock", "w")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)  # one at a time
         try:
             self._start()
         except BaseException:
@@ -108,20 +113,22 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for daemon in reversed(self.daemons):
-            if daemon.args[0] == "slurmd":
-                subprocess.run(["scancel", "--user=root", "--full", "--signal=KILL"], capture_output=True)
+        try:
+            if len(self.daemons) == 3:
                 subprocess.run(["scancel", "--user=root"], capture_output=True)
-            daemon.send_signal(signal.SIGTERM)
-            try:
-                daemon.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
-        self.daemons.clear()
-        for name in ("slurm.conf", "gres.conf"):
-            if (PLACE / name).is_symlink() and (PLACE / name).readlink() == self.folder / name:
-                (PLACE / name).unlink()
+                wait_until(lambda: not ask("squeue", "--noheader"), 60, "jobs don't end")
+        finally:
+            for daemon in reversed(self.daemons):
+                daemon.terminate()
+                try:
+                    daemon.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    daemon.kill()
+                    daemon.wait()
+            self.daemons.clear()
+            for name in ("slurm.conf", "gres.conf"):
+                (PLACE / name).unlink(missing_ok=True)
+            self.lock.close()
 
     def _start(self) -> None:
         for name in ("munge", "state", "spool"):
@@ -132,8 +139,8 @@ class Cluster:
         key, munge = self.folder / "munge/key", self.folder / "munge"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
-        PLACE.mkdir(exist_ok=True)
         for name in ("slurm.conf", "gres.conf"):
+            (PLACE / name).unlink(missing_ok=True)  # of a cluster whose test was killed
             (PLACE / name).symlink_to(self.folder / name)
         self._daemon(
             ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge / 'socket'}"]
@@ -146,16 +153,15 @@ class Cluster:
 
     def _daemon(self, command: list[str]) -> None:
         with open(self.folder / f"{command[0]}.out", "wb") as output:
-            # a session of its own: Ctrl-C in a terminal is for the test, which ends the daemons in order
-            self.daemons.append(
-                subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True)
-            )
+            # They die with this process, but Ctrl-C is not for them: they are ended in order.
+            options = {"stdout": output, "stderr": output, "stdin": subprocess.DEVNULL, "start_new_session": True}
+            self.daemons.append(subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command], **options))
 
     def _idle(self) -> bool:
         for daemon in self.daemons:
             if daemon.poll() is not None:
-                said = (self.folder / f"{daemon.args[0]}.out").read_text(errors="replace")
-                raise AssertionError(f"{daemon.args[0]} ended: {said[-500:]}")
+                said = (self.folder / f"{daemon.args[3]}.out").read_text(errors="replace")
+                raise AssertionError(f"{daemon.args[3]} ended: {said[-500:]}")
         state = subprocess.run(["sinfo", "-h", "-o", "%T", "-p", "cpu"], capture_output=True, text=True)
         return state.stdout.strip() == "idle"
 
@@ -172,6 +178,8 @@ def free_ports(count: int) -> list[int]:
 if __name__ == "__main__":
     if reason := Cluster.hindrance():
         sys.exit(reason)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit())
     with Cluster(Path(sys.argv[1]).resolve()):
         print(ask("sinfo"), flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.pause()

@@ -28,7 +28,7 @@ def hold(path: str | os.PathLike, wait: bool = False, share: bool = False) -> IO
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a", encoding="utf-8", buffering=1)
+    file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
     kind = fcntl.LOCK_SH if share else fcntl.LOCK_EX
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)

@@ -61,6 +61,7 @@ def end_what_is_left() -> None:
     for process in scripts:
         print(f"resume: ends process {process.pid}: {Path(process.info['cmdline'][1]).name}", flush=True)
         process.terminate()
+        process.resume()  # one that was stopped would not notice
     _, scripts = psutil.wait_procs(scripts, timeout=max(end - time.monotonic(), 0))
     if scripts:
         sys.exit(f"resume: processes {[process.pid for process in scripts]} don't end; nothing was started")
