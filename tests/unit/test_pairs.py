@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from consistency import couplings, distances, models, objectives, pairs, training, transport
+from consistency import couplings, distances, models, objectives, optimizers, pairs, training, transport
 from consistency.errors import ConfigError
 from consistency.models.mixture import Mixture
 from consistency.pairs import PairSource, Steps
@@ -481,7 +481,7 @@ def test_optimisers_take_their_step(name):
     """Two steps with gradients g and −0.2 g, at rate 0.1 and decay 0.5, from the optimisers' papers."""
     start, gradient = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([0.5, 0.5, -4.0])
     weight = torch.nn.Parameter(start.clone())
-    optimizer = training.make_optimizer(name, [weight], 0.1, 0.5)
+    optimizer = optimizers.make_optimizer(name, [weight], 0.1, 0.5)
     weight.grad = gradient.clone()
     optimizer.step()
     decayed = start * (1 - 0.1 * 0.5)

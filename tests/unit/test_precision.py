@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from consistency import data, distances, fitting, models, sampling, students, targets, training
+from consistency import data, distances, fitting, models, optimizers, sampling, students, targets, training
 from consistency.errors import ConfigError
 from consistency.metrics import classifier
 from consistency.noise import normal
@@ -252,7 +252,7 @@ def test_8_bit_adamw_where_it_is_installed(monkeypatch, caplog):
     optim.AdamW8bit = AdamW8bit
     monkeypatch.setitem(sys.modules, "bitsandbytes", package)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
-    made = training.make_optimizer("adamw8bit", list(Net().parameters()), 0.1, 0.2)
+    made = optimizers.make_optimizer("adamw8bit", list(Net().parameters()), 0.1, 0.2)
     assert made.given == (0.1, 0.2)
     assert "bitsandbytes" not in caplog.text
 

@@ -58,6 +58,11 @@ def check_sources(name: str, experiment: Experiment, runs: list[Run]) -> None:
                 f"{name}: {section}.training.accumulate: {training.accumulate} does not divide batch_size "
                 f"{training.batch_size}"
             )
+        if experiment.gpu and training.batch_size % experiment.gpu:
+            raise ConfigError(
+                f"{name}: gpu: {experiment.gpu} processes cannot share {section}.training.batch_size "
+                f"{training.batch_size} evenly; allowed: a divisor of it"
+            )
     network = experiment.network
     if network.kind == "unet":
         for channels in network.channels:

@@ -18,6 +18,9 @@ Tensor = torch.Tensor
 Generate = Callable[[Tensor, Tensor, Tensor], Tensor]
 Coupled = tuple[Tensor, Tensor]
 
+# Couplings that look at each sample alone. Of a batch that several processes share, each then couples its own rows.
+PER_SAMPLE = ("independent", "generator_induced")
+
 
 def independent(x: Tensor, z: Tensor, sigma: Tensor, cond: Tensor, generate: Generate) -> Coupled:
     """IC: as drawn."""

@@ -1,5 +1,10 @@
 """Errors meant for the user: one line that says what, where, and what is allowed."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 
 class ConsistencyError(Exception):
     """Base of all errors that are the input's fault, not the program's."""
@@ -23,3 +28,40 @@ class TrainingError(ConsistencyError):
 
 class LockedError(ConsistencyError):
     """A file or folder that another process is working on."""
+
+
+class Preempted(ConsistencyError):
+    """Training that was asked by a signal to stop; its checkpoint is written."""
+
+
+class MemoryShortage(ConsistencyError):
+    """More memory asked for than the GPU or the machine has."""
+
+
+@contextmanager
+def memory_advice(advice: str, where: Callable[[], str] = str) -> Iterator[None]:
+    """Turn an out-of-memory error of torch or NumPy inside into one line; also a decorator.
+
+    Args:
+        advice: what the user can change, at the line's end.
+        where: gives the line's beginning, when there is something to say.
+
+    Raises:
+        MemoryShortage: there was no memory.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_memory_shortage(error):
+            raise
+        said = str(error).split("\n", maxsplit=1)[0].strip()[:200] or type(error).__name__
+        raise MemoryShortage(f"{where()}out of memory ({said}); {advice}") from error
+
+
+def is_memory_shortage(error: Exception) -> bool:
+    """Whether an error says that there is no memory; torch says it on the CPU, and sometimes of CUDA, by text alone."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")

@@ -1,5 +1,7 @@
 """What is trained: the classifier, the teacher, the students. Each is data and an objective for
-the one loop of `training`."""
+the one loop of `training`.
+
+With several processes every one calls these functions, and the first writes the outputs (`training.train`)."""
 
 from __future__ import annotations
 
@@ -70,6 +72,8 @@ def fit_classifier(
         fingerprint,
         "train classifier",
     )
+    if records is None:
+        return
     card = {
         "name": name,
         "held_out_accuracy": accuracy(network, tensors["test_images"], tensors["test_labels"]),
@@ -129,6 +133,8 @@ def fit_teacher(
     records = training.train(
         model, denoise, distances.mse, batch_at, options, seed, side_folder, fingerprint, "train teacher"
     )
+    if records is None:
+        return
     models.save(model, folder)
     training.write_stats(stats, records)
     training.finish(side_folder)
@@ -239,6 +245,8 @@ def fit_student(
         {**resolved, **inputs},
         f"train {run['run']}",
     )
+    if records is None:
+        return
     card = {
         "settings": resolved,
         "inputs": inputs,
@@ -335,7 +343,10 @@ def fit_pairs_student(
         f"train {run['run']}",
         source.prepare,
         {files[name]: step for name, step in names.items()},
+        source.together,
     )
+    if records is None:
+        return
     card = {"settings": resolved, "inputs": inputs, "environment": environment(str(device))}
     students.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)}, files)
     training.write_stats(stats, records)

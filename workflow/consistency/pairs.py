@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .couplings import Generate
+from .couplings import PER_SAMPLE, Generate
 from .data import as_float
 from .schedules import VESchedule, curriculum, spread, step_probabilities
 from .streams import generator
@@ -103,6 +103,7 @@ class PairSource:
         self.images, self.labels, self.schedule, self.steps, self.total = images, labels, schedule, steps, total
         self.batch_size, self.seed, self.coupling, self.share = batch_size, seed, coupling, share
         self.generator_model, self.velocity = generator_model, velocity
+        self.together = coupling not in PER_SAMPLE  # whether `prepare` needs a whole batch
         self._levels, self._sigmas, self._edges = 0, torch.empty(0), torch.empty(0)
 
     def __call__(self, step: int) -> Batch:

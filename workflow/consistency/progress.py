@@ -1,10 +1,13 @@
-"""Progress of long work: a bar on a terminal, log lines with rate and ETA otherwise."""
+"""Progress of long work: a bar on a terminal, log lines with rate and ETA otherwise; TensorBoard for those who ask."""
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import sys
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -43,3 +46,40 @@ class Progress:
         extra = "".join(f", {k} {v:.4g}" for k, v in facts.items())
         share = 100 * self.done // max(self.total, 1)
         log.info("%s: %d/%d (%d%%), %.1f/s, ETA %s%s", self.what, self.done, self.total, share, rate, left, extra)
+
+
+class Board:
+    """A training's records in TensorBoard's format."""
+
+    def __init__(self, folder: Path, first: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        if first == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier training with this name
+        self._writer = SummaryWriter(str(folder), purge_step=first + 1)
+
+    @classmethod
+    def beside(cls, side_folder: Path, first: int) -> Board | None:
+        """For a training at step `first` whose side folder is `…/checkpoints/{run}`: in `…/tensorboard/{run}`.
+
+        None unless the environment variable CONSISTENCY_TENSORBOARD is 1, which no result depends on, or where
+        TensorBoard is not installed.
+        """
+        if os.environ.get("CONSISTENCY_TENSORBOARD") != "1":
+            return None
+        try:
+            return cls(side_folder.parent.with_name("tensorboard") / side_folder.name, first)
+        except ImportError:
+            log.warning("tensorboard: not installed, nothing is logged for it (pip install tensorboard==2.21.0)")
+            return None
+
+    def add(self, record: dict[str, float]) -> None:
+        """Log a record's values at its step."""
+        for name, value in record.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, int(record["step"]))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()

@@ -339,7 +339,9 @@ class Experiment(Strict):
     runs: list[Grid] = Field(min_length=1, description="the table of runs, as grids")
     analysis: Analysis = Analysis()
     mem_mb: PositiveInt = Field(2000, description="memory that each job on a network asks Snakemake for, in MB")
-    gpu: NonNegativeInt = Field(0, description="GPUs that each job on a network asks Snakemake for (resource gpu)")
+    gpu: NonNegativeInt = Field(
+        0, description="GPUs that each job on a network asks Snakemake for; a training takes a process on each of them"
+    )
     runtime: PositiveInt = Field(
         60,
         description="minutes after which a cluster ends a job on a network; a second attempt has twice as many, "
@@ -398,4 +400,5 @@ class Config(Strict):
 
     experiments: list[str] = Field(min_length=1, description="presets to run, a list or a comma list")
     results: str = Field("results", description="folder of all outputs")
+    tensorboard: bool = Field(False, description="trainings also log to results/{experiment}/tensorboard")
     overrides: dict[str, dict[str, Any]] = Field({}, description="experiment → keys of its preset to change")

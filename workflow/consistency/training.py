@@ -2,6 +2,9 @@
 
 All randomness of step k is a function of (seed, k), and the checkpoint holds weights, optimiser,
 EMA and step, so a run that was killed and resumed ends bit for bit as an undisturbed one (on CPU).
+
+Several processes (`parallel`) share each batch: every one draws the whole batch, computes its own rows, and accelerate
+averages the gradients, so weights, optimiser and EMA are the same in all of them. The first alone writes files.
 """
 
 from __future__ import annotations
@@ -10,10 +13,10 @@ import io
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .compat import without_compiler
 from .devices import check_precision, pick_device
-from .errors import TrainingError
-from .progress import Progress
-from .storage import atomic, save_tensors
+from .errors import ConfigError, Preempted, TrainingError, memory_advice
+from .optimizers import make_optimizer
+from .preemption import SIGNALS, StopRequest, name_of
+from .progress import Board, Progress
+from .storage import atomic, save_tensors, write_json
 from .streams import generator
 
 log = logging.getLogger("consistency")
@@ -34,6 +38,12 @@ Batch = dict[str, torch.Tensor]
 Objective = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
 Forward = Callable[..., torch.Tensor]
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+MEMORY_ADVICE = (
+    "lower training.batch_size, or with the same result raise training.accumulate; a GPU is also spared by "
+    "training.gradient_checkpointing and training.precision bf16"
+)
 
 
 @dataclass(frozen=True)
@@ -65,25 +75,7 @@ class Settings:
         return self.learning_rate * warm * decay
 
 
-def make_optimizer(name: str, weights: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
-    """AdamW, RAdam (torch's, with decoupled decay), Lion (lion-pytorch) or 8-bit AdamW (bitsandbytes)."""
-    without_compiler(torch.optim.RAdam if name == "radam" else torch.optim.AdamW)
-    if name == "adamw8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-
-            return AdamW8bit(weights, lr=rate, weight_decay=decay)
-        except ImportError:
-            log.warning("optimizer adamw8bit: bitsandbytes is not installed; using torch's AdamW, in float32")
-    if name == "lion":
-        from lion_pytorch import Lion
-
-        return Lion(weights, lr=rate, weight_decay=decay)
-    if name == "radam":
-        return torch.optim.RAdam(weights, lr=rate, weight_decay=decay, decoupled_weight_decay=True)
-    return torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=True)
-
-
+@memory_advice(MEMORY_ADVICE)
 def train(
     model: nn.Module,
     objective: Objective,
@@ -96,7 +88,8 @@ def train(
     what: str = "train",
     prepare: Callable[[Batch, Forward, Forward], Batch] | None = None,
     snapshots: dict[Path, int] | None = None,
-) -> list[dict[str, float]]:
+    together: bool = True,
+) -> list[dict[str, float]] | None:
     """Train `model` in place.
 
     Args:
@@ -106,26 +99,39 @@ def train(
             the batch's `weight` (B,) where there is one.
         batch_at: step → batch of CPU tensors; a pure function of the step.
         seed: of dropout and the like, reseeded every step.
-        side_folder: holds checkpoint and stats while training; removed by `finish`.
-        fingerprint: what the result depends on; a checkpoint with another one is not resumed.
+        side_folder: holds checkpoint, stats and `training.json` (what, steps) while training; removed by `finish`.
+        fingerprint: what the result depends on; a checkpoint with another one is not resumed. The number of processes
+            is not of it: it changes the rounding of sums, and which dropout masks are drawn.
         prepare: (batch on the device, the model, its average) → batch, before the objective; without
             EMA the average is the model itself. Both are called without gradient and without dropout.
         snapshots: file → step after which the trained parameters (the average, where there is one) are written to it.
+        together: whether `prepare` needs all of the batch's samples together; if not, each of several processes
+            prepares its own rows.
 
     Returns:
         One record per `log_every` steps: step, loss (mean since the last), grad_norm, lr, samples_per_s,
-        seconds (of training so far, over all resumes).
+        seconds (of training so far, over all resumes). None in all but the first of several processes: they have
+        nothing to write.
 
     Raises:
         TrainingError: a loss that is not finite; names the step and what was not finite.
+        Preempted: SIGTERM, SIGUSR1 or, in a job, Ctrl-C; the step was finished and the checkpoint written.
+        MemoryShortage: names the step and the keys to change.
+        ConfigError: the batch cannot be split evenly among the processes.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
 
     device = pick_device(settings.device)
     check_precision(settings.precision, device)
     AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the precision of the process's first training
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=settings.precision)
+    # With this flag gradients are summed in the same order in every step. Without it torch settles on another order
+    # after a process's first step, and a training of three or more that was resumed would differ in the last bits.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=settings.precision, kwargs_handlers=[ddp])
+    ranks, rank, main = accelerator.num_processes, accelerator.process_index, accelerator.is_main_process
+    if settings.batch_size % ranks:
+        raise ConfigError(f"{what}: training.batch_size {settings.batch_size} cannot be shared by {ranks} processes")
     model.to(accelerator.device).train()
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(weights.values())
@@ -133,7 +139,7 @@ def train(
     average = {k: v.detach().clone() for k, v in weights.items()} if settings.ema_decay else None
     # One process in float32 has nothing to prepare, scale or unscale, and looking for it in every step costs
     # accelerate a fifth of a small network's step, and a second of imports.
-    plain = accelerator.num_processes == 1 and settings.precision == "no"
+    plain = ranks == 1 and settings.precision == "no"
     prepared, optimizer = (model, optimizer) if plain else accelerator.prepare(model, optimizer)
     backward = torch.Tensor.backward if plain else accelerator.backward
     clip = torch.nn.utils.clip_grad_norm_ if plain else accelerator.clip_grad_norm_
@@ -145,9 +151,10 @@ def train(
     if state is not None and any(at <= state["step"] and not file.exists() for file, at in (snapshots or {}).items()):
         log.warning("%s: a snapshot from before its step is missing; training starts from the beginning", checkpoint)
         state = None
-    first, records = 0, []
+    first, records, total, norms, seen, elapsed = 0, [], 0.0, 0.0, 0, 0.0
     if state is not None:
         first, records = state["step"], state["records"]
+        total, norms, seen, elapsed = state.get("unrecorded", (0.0, 0.0, 0, 0.0))
         with torch.no_grad():
             for name, value in state["weights"].items():
                 weights[name].copy_(value)
@@ -157,6 +164,10 @@ def train(
         if average is not None:
             average = {k: v.to(accelerator.device) for k, v in state["average"].items()}
         log.info("%s: resumed at step %d of %d from %s", what, first, settings.steps, checkpoint)
+    if main:
+        write_json(side / "training.json", {"what": what, "steps": settings.steps})
+        write_stats(side / "stats.jsonl", records)  # without what was recorded after the checkpoint
+    board = Board.beside(side, first) if main else None
 
     def current(*args: Any) -> torch.Tensor:
         model.eval()
@@ -170,56 +181,87 @@ def train(
         model.train()
         return output
 
-    progress = Progress(settings.steps, what, start=first)
+    progress = Progress(settings.steps, what, start=first) if main else None
     spent = records[-1]["seconds"] if records else 0.0
-    total, norms, seen, began = 0.0, 0.0, 0, time.monotonic()
-    for step in range(first, settings.steps):
-        _reseed(int(generator(seed, "step", step).integers(2**63 - 1)))
-        batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch_at(step).items()}
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate_at(step)
-        if prepare is not None:
-            with torch.no_grad():
-                batch = prepare(batch, current, averaged)
-        value = 0.0
-        for part in _parts(batch, settings.accumulate):
-            prediction, target = objective(prepared, part)
-            losses = distance(prediction, target)
-            loss = (losses * part["weight"]).mean() if "weight" in part else losses.mean()
-            loss = loss * (len(losses) / len(next(iter(batch.values()))))
-            value += loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(_diagnose(what, step, value, part, prediction, target, model))
-            backward(loss)
-        norm = clip(parameters, settings.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        if average is not None:
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.values()), parameters, 1 - settings.ema_decay)
+    began, step = time.monotonic() - elapsed, first
+    with memory_advice(MEMORY_ADVICE, lambda: f"{what}: step {step}: "), StopRequest() as stop:
+        for step in range(first, settings.steps):
+            _reseed(int(generator(seed, "step", step, *[rank] * (rank > 0)).integers(2**63 - 1)))
+            whole = batch_at(step)
+            if prepare is None or not together:
+                whole = _rows(whole, rank, ranks)
+            batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in whole.items()}
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate_at(step)
+            if prepare is not None:
+                with torch.no_grad():
+                    batch = prepare(batch, current, averaged)
+                batch = _rows(batch, rank, ranks) if together else batch
+            value = 0.0
+            parts = _parts(batch, settings.accumulate)
+            for number, part in enumerate(parts, start=1):
+                # gradients of several processes are averaged once a step, with the last part
+                with accelerator.no_sync(prepared) if ranks > 1 and number < len(parts) else nullcontext():
+                    prediction, target = objective(prepared, part)
+                    losses = distance(prediction, target)
+                    loss = (losses * part["weight"]).mean() if "weight" in part else losses.mean()
+                    loss = loss * (len(losses) / len(next(iter(batch.values()))))
+                    value += loss.item()
+                    if not math.isfinite(value):
+                        raise TrainingError(_diagnose(what, step, value, part, prediction, target, model))
+                    backward(loss)
+            norm = clip(parameters, settings.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            if average is not None:
+                with torch.no_grad():
+                    torch._foreach_lerp_(list(average.values()), parameters, 1 - settings.ema_decay)
 
-        total, norms, seen, done = total + value, norms + float(norm), seen + 1, step + 1
-        if done % settings.log_every == 0 or done == settings.steps:
-            elapsed = max(time.monotonic() - began, 1e-9)
-            spent += elapsed
-            records.append(
-                {
-                    "step": done,
-                    "loss": total / seen,
-                    "grad_norm": norms / seen,
-                    "lr": settings.rate_at(step),
-                    "samples_per_s": seen * settings.batch_size / elapsed,
-                    "seconds": spent,
-                }
-            )
-            write_stats(side / "stats.jsonl", records[-1:], append=True)
-            total, norms, seen, began = 0.0, 0.0, 0, time.monotonic()
-        for file in (name for name, at in (snapshots or {}).items() if at == done):
-            save_tensors(file, {k: v.detach().cpu() for k, v in (average or weights).items()}, {"step": done})
-        if done % settings.checkpoint_every == 0 or done == settings.steps:
-            _write_checkpoint(checkpoint, done, weights, optimizer, average, records, fingerprint, scaler)
-        progress.update(1, loss=value)
+            stopping = stop.signal
+            if ranks > 1:
+                value, stopping = _agree(value, stopping, accelerator)
+            total, norms, seen, done = total + value, norms + float(norm), seen + 1, step + 1
+            if done % settings.log_every == 0 or done == settings.steps:
+                elapsed = max(time.monotonic() - began, 1e-9)
+                spent += elapsed
+                records.append(
+                    {
+                        "step": done,
+                        "loss": total / seen,
+                        "grad_norm": norms / seen,
+                        "lr": settings.rate_at(step),
+                        "samples_per_s": seen * settings.batch_size / elapsed,
+                        "seconds": spent,
+                    }
+                )
+                if main:
+                    write_stats(side / "stats.jsonl", records[-1:], append=True)
+                if board is not None:
+                    board.add(records[-1])
+                total, norms, seen, began = 0.0, 0.0, 0, time.monotonic()
+            for file in (name for name, at in (snapshots or {}).items() if main and at == done):
+                save_tensors(file, {k: v.detach().cpu() for k, v in (average or weights).items()}, {"step": done})
+            if main and (done % settings.checkpoint_every == 0 or done == settings.steps or stopping):
+                unrecorded = total, norms, seen, time.monotonic() - began
+                _write_checkpoint(
+                    checkpoint, done, weights, optimizer, average, records, fingerprint, scaler, unrecorded
+                )
+            if stopping:
+                if ranks > 1:  # nobody ends, and has the others ended, before the checkpoint is written
+                    accelerator.wait_for_everyone()
+                raise Preempted(
+                    f"{what}: stopped by {name_of(stopping)} at step {done} of {settings.steps}; the checkpoint is in "
+                    f"{checkpoint}; run again to continue"
+                )
+            if progress is not None:
+                progress.update(1, loss=value)
 
+    if board is not None:
+        board.close()
+    if ranks > 1:
+        accelerator.end_training()
+    if not main:
+        return None
     if average is not None:
         with torch.no_grad():
             for name, value in average.items():
@@ -234,6 +276,19 @@ def _parts(batch: Batch, number: int) -> list[Batch]:
         return [batch]
     split = {name: value.chunk(number) for name, value in batch.items()}
     return [{name: values[i] for name, values in split.items()} for i in range(len(next(iter(split.values()))))]
+
+
+def _rows(batch: Batch, rank: int, ranks: int) -> Batch:
+    """One process's share of the batch."""
+    return batch if ranks == 1 else {name: value.chunk(ranks)[rank] for name, value in batch.items()}
+
+
+def _agree(value: float, number: int, accelerator: Any) -> tuple[float, int]:
+    """The mean of the processes' losses; a signal that any of them was sent, or 0."""
+    mine = [value, *(float(number == known) for known in SIGNALS)]
+    summed = torch.tensor(mine, dtype=torch.float64, device=accelerator.device)
+    loss, *told = accelerator.reduce(summed, "sum").tolist()
+    return loss / accelerator.num_processes, next((n for n, count in zip(SIGNALS, told, strict=True) if count), 0)
 
 
 def finish(side_folder: str | Path) -> None:
@@ -272,7 +327,9 @@ def _write_checkpoint(
     records: list[dict[str, float]],
     fingerprint: dict[str, Any],
     scaler: Any = None,
+    unrecorded: tuple[float, float, int, float] = (0.0, 0.0, 0, 0.0),
 ) -> None:
+    """`unrecorded`: sums of losses and norms, steps and seconds since the last record."""
     state = {
         "step": step,
         "weights": {k: v.detach().cpu() for k, v in weights.items()},
@@ -280,6 +337,7 @@ def _write_checkpoint(
         "average": {k: v.cpu() for k, v in average.items()} if average is not None else {},
         "scaler": scaler.state_dict() if scaler is not None else {},
         "records": records,
+        "unrecorded": unrecorded,
         "fingerprint": json.dumps(fingerprint, sort_keys=True),
     }
     content = io.BytesIO()  # torch.save to a file hides what the operating system says of a full disk
@@ -290,7 +348,6 @@ def _write_checkpoint(
 
 def _read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
     """The checkpoint's state; None where there is none, it is damaged, or it is of other settings."""
-    stats = path.with_name("stats.jsonl")
     state = None
     if path.is_file():
         try:
@@ -300,11 +357,6 @@ def _read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] 
         if state is not None and state["fingerprint"] != json.dumps(fingerprint, sort_keys=True):
             log.warning("%s: checkpoint of other settings or inputs; training starts from the beginning", path)
             state = None
-    if stats.exists():
-        if state is None:
-            os.unlink(stats)
-        else:
-            write_stats(stats, state["records"])
     return state
 
 

@@ -1,5 +1,6 @@
 # Configuration, and the look-ups that rules use. Settings reach a job through its params alone, key
 # by key, so that a change reruns the jobs that use the key and no others.
+import os
 import re
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ except ConsistencyError as error:
 
 RESULTS = CONFIG.results
 LIVING = []  # what is held as long as this process lives
+if CONFIG.tensorboard:
+    os.environ["CONSISTENCY_TENSORBOARD"] = "1"  # not a param, which would train again
 if workflow.output_settings.dryrun:
     for name, experiment in EXPERIMENTS.items():
         logger.info(estimates.table(name, experiment, list(RUNS[name].values())))

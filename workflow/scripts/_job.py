@@ -1,10 +1,11 @@
-"""What every script shares: the library's path, threads, the log file, one-line errors."""
+"""What every script shares: the library's path, threads, the log file, one-line errors, several processes."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -16,38 +17,63 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 @contextmanager
-def job(snakemake: Any, network: bool = False) -> Iterator[None]:
+def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterator[None]:
     """Run a script's body: progress goes to the rule's log, an error to log and terminal as one line.
 
     Threads are set through the environment, so that torch and NumPy, imported in the body, see them. No job but
-    those with `network` asks the Hugging Face hub for anything.
+    those with `network` asks the Hugging Face hub for anything. A `training` with several GPUs runs its script again
+    in a process for each, and the body in those alone.
     """
     gc.set_threshold(100_000, 20, 20)  # importing torch makes objects, not garbage
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(snakemake.threads)
     if not network:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    from consistency import parallel
     from consistency.errors import ConsistencyError
     from consistency.locks import hold
+    from consistency.preemption import SIGNALS, name_of
 
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(max(1, snakemake.threads // parallel.count()))
     log = snakemake.log[0]
-    # Whoever has the log writes the outputs: a job that outlived its snakemake is waited for, not written over.
-    logging.basicConfig(stream=hold(log, wait=True), level=logging.INFO, format="%(asctime)s %(message)s")
+    if parallel.is_worker():
+        parallel.follow_parent()
+        logging.basicConfig(level=logging.INFO if parallel.is_first() else logging.WARNING, format=FORMAT)
+    else:
+        # Whoever has the log writes the outputs: a job that outlived its snakemake is waited for, not written over.
+        logging.basicConfig(stream=hold(log, wait=True), level=logging.INFO, format=FORMAT)
+        for number in SIGNALS:  # while it trains they mean something else
+            signal.signal(number, lambda n, _: sys.exit(f"\n{snakemake.rule}: stopped by {name_of(n)}"))
     logging.captureWarnings(True)
+
+    def fail(line: str) -> None:
+        if parallel.is_worker():
+            parallel.report(line)
+        else:
+            print(f"\n{snakemake.rule}: {line}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
     try:
-        yield
+        processes = 1 if parallel.is_worker() or not training else parallel.processes_for(snakemake.resources.gpu)
+        if processes == 1:
+            yield
+        else:
+            failed = parallel.launch(sys.argv[0], processes, log)
+            if failed:
+                fail(failed)
     except (ConsistencyError, OSError, MemoryError) as error:
         line = " ".join(str(error).split()) or type(error).__name__
         logging.error(line)
-        print(f"\n{snakemake.rule}: {line}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        fail(line)
     except Exception:
         logging.error(traceback.format_exc())
-        print(f"\n{snakemake.rule}: unexpected error, see {log}", file=sys.stderr, flush=True)
-        traceback.print_exc()
-        sys.exit(1)
+        if not parallel.is_worker():
+            traceback.print_exc()
+        fail(f"unexpected error, see {log}")
     # Everything is written. Taking torch apart, object by object, costs another half second a job.
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+FORMAT = "%(asctime)s %(message)s"

@@ -1,6 +1,6 @@
 from _job import job
 
-with job(snakemake):
+with job(snakemake, training=True):
     from consistency.fitting import fit_pairs_student
 
     params = snakemake.params

@@ -1,0 +1,123 @@
+"""Several processes for one training, a GPU each: a job's script runs again, in each of them, under `accelerate launch`.
+
+The job itself, the parent, neither trains nor writes results. It passes signals on to the processes and says the first
+one's error, once. What the processes print goes to the job's log.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .errors import ConfigError
+from .preemption import SIGNALS, StopRequest
+
+WORKER = "CONSISTENCY_WORKER"  # set in the processes: the file that the first one to fail writes its error to
+CPU_FOR_GPU = "CONSISTENCY_CPU_FOR_GPU"
+
+
+def processes_for(gpus: int) -> int:
+    """Processes of a training that was given so many GPUs: one on each.
+
+    Without CUDA it is one on the CPU; or, with CONSISTENCY_CPU_FOR_GPU=1 in the environment, one for each of the GPUs
+    that are not there, which is how tests run several.
+
+    Raises:
+        ConfigError: fewer GPUs than were asked for.
+    """
+    if gpus < 2:
+        return 1
+    import torch
+
+    if not torch.cuda.is_available():
+        return gpus if os.environ.get(CPU_FOR_GPU) == "1" else 1
+    if torch.cuda.device_count() < gpus:
+        raise ConfigError(f"gpu: {gpus} asked for, but torch sees {torch.cuda.device_count()} here")
+    return gpus
+
+
+def is_worker() -> bool:
+    """Whether this is one of the processes."""
+    return WORKER in os.environ
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes."""
+    return os.environ.get("RANK") == "0"
+
+
+def count() -> int:
+    """Number of processes, 1 outside of them."""
+    return int(os.environ["WORLD_SIZE"]) if is_worker() else 1
+
+
+def launch(script: str | Path, processes: int, log: str | Path) -> str | None:
+    """Run a Python file in so many processes and wait for them.
+
+    Args:
+        log: the file that what they print is appended to.
+
+    Returns:
+        None, or what went wrong: the line given to `report`, or that there is none.
+    """
+    with tempfile.TemporaryDirectory() as folder, open(log, "ab") as output, StopRequest() as stop:
+        error = Path(folder) / "error"
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+        command += ["--num_processes", str(processes), "--main_process_port", "0", "--gpu_ids", "all"]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(script)]
+        # The launcher outlives the signals, or nobody would wait for the checkpoint.
+        environment = os.environ | {WORKER: str(error), "PET_SIGNALS_TO_HANDLE": "SIGQUIT"}
+        launcher = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=_prepare
+        )
+        while launcher.poll() is None:
+            if stop.signal:
+                _pass_on(launcher.pid, stop.signal)
+            try:
+                launcher.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                continue
+        if launcher.returncode == 0:
+            return None
+        return (
+            error.read_text(encoding="utf-8") if error.exists() else f"one of {processes} processes failed, see {log}"
+        )
+
+
+def report(line: str) -> None:
+    """Tell the parent why this process fails; only the first to do so is heard, others follow from it."""
+    try:
+        with open(os.environ[WORKER], "x", encoding="utf-8") as file:
+            file.write(line)
+    except FileExistsError:
+        pass
+
+
+def follow_parent() -> None:
+    """Have this process killed when its parent is (on Linux), so that none is left that writes beside the next try."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _prepare() -> None:
+    """Between fork and exec of the launcher: ignored signals stay so there, and in the processes until they train."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    follow_parent()
+
+
+def _pass_on(launcher: int, number: int) -> None:
+    """Send a signal to the processes; again and again, as one that is not training yet does not hear it."""
+    import psutil
+
+    try:
+        for child in psutil.Process(launcher).children():
+            child.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
