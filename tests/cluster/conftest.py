@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -56,7 +57,6 @@ class Student(Project):
         self.log = folder / f"results/logs/digits/train_student-{run}.log"
         self.side = folder / f"results/digits/checkpoints/{run}"
         self.output = folder / "snakemake.out"
-        self.log.unlink()
 
     def start(self, command: list[str], **variables: str) -> subprocess.Popen:
         """Start a command here; what it says is added to `output`."""
@@ -78,8 +78,7 @@ class Student(Project):
 
     def trainer(self) -> psutil.Process:
         """The process that trains the student, by its own word."""
-        words = wait_until(lambda: self.log.exists() and self.log.read_text().split(), 120, "training has no log")
-        return psutil.Process(int(words[1]))
+        return psutil.Process(int(Path(f"{self.log}.lock").read_text().split()[1]))
 
     def stop(self) -> psutil.Process:
         """Stop training in its middle, as a node or a file system that hangs would."""
@@ -162,6 +161,7 @@ def student(finished, environment, tmp_path_factory):
 def undisturbed(student):
     """undisturbed(run) → hash of the weights that training reaches without any trouble, here and alone."""
 
+    @functools.cache
     def train(run: str) -> str:
         quiet = student(run)
         quiet.snakemake(quiet.target)

@@ -1,4 +1,4 @@
-"""Locks on files, held by a living process: the kernel releases them when it ends, whatever ends it."""
+"""Lock files, held by a living process: the kernel releases them when it ends, whatever ends it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,41 @@ from .errors import LockedError
 
 
 def hold(path: str | os.PathLike, wait: bool = False, share: bool = False) -> IO[str]:
-    """The file, open for appending after a line on this process; it is held until it is closed.
+    """Hold a lock file until it is closed or this process ends; a line in it says who holds it.
 
-    The file itself is locked, so nothing is left over. On a shared file system the lock counts on every machine; where
-    the file system has no locks, a line on stderr says so, and nothing is held.
+    On a shared file system the lock counts on every machine. Where the file system has no locks, a line on stderr says
+    so, and nothing is held.
 
     Args:
         wait: for whoever holds it, with a line on stderr; otherwise that is an error.
-        share: hold it beside others that share it; lines are added. Otherwise alone, and the file begins anew.
+        share: hold it beside others that share it.
 
     Raises:
-        LockedError: it is held already; says by whom, as far as the file tells.
+        LockedError: it is held already; says by whom.
         OSError: it cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
     kind = fcntl.LOCK_SH if share else fcntl.LOCK_EX
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        other = next((line for line in _lines(path) if line.startswith("process ")), "another process")
-        if not wait:
-            file.close()
-            raise LockedError(f"{path} is held by {other}") from None
-        print(f"waiting for {other}, which holds {path}", file=sys.stderr, flush=True)
-        fcntl.flock(file, kind)
-    except OSError as error:
-        print(f"{path}: no lock ({error.strerror}); nothing keeps a second process away", file=sys.stderr, flush=True)
+    while True:
+        file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = ([*_lines(path), "another process"])[0]
+            if not wait:
+                file.close()
+                raise LockedError(f"{path} is held by {other}") from None
+            print(f"waiting for {other}, which holds {path}", file=sys.stderr, flush=True)
+            fcntl.flock(file, kind)
+        except OSError as error:
+            print(
+                f"{path}: no lock ({error.strerror}); nothing keeps a second process out", file=sys.stderr, flush=True
+            )
+            return file
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # `release` removed it in between
     if not share:
         file.truncate(0)
     job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
@@ -48,6 +55,15 @@ def hold(path: str | os.PathLike, wait: bool = False, share: bool = False) -> IO
     return file
 
 
+def release(file: IO[str]) -> None:
+    """Remove a lock file that this process holds alone, and let it go."""
+    Path(file.name).unlink(missing_ok=True)
+    file.close()
+
+
 def _lines(path: Path) -> list[str]:
-    """The file's lines, the last one first."""
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()[::-1]
+    """What the file says of its holders, the last one first."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[::-1]
+    except FileNotFoundError:
+        return []
