@@ -1,4 +1,6 @@
 # make reproduce   environment, the default experiments, the claims table
+# make resume      after a kill or a reboot: ends what was left running, then goes on
+# make install     the environment alone
 # make test        environment, every test that this machine can run
 # make lint        ruff, snakefmt, snakemake --lint
 # make schemas     write the JSON schemas after a new key, method or solver
@@ -7,14 +9,16 @@
 
 PYTHON ?= python3
 CORES ?= all
+# On a cluster: make reproduce PROFILE=slurm; more arguments of snakemake: ARGS="--config experiments=fashion"
+HOW = $(if $(PROFILE),--workflow-profile $(PROFILE),--cores $(CORES)) $(ARGS)
 # Modules are compiled on first import (see below), which this variable would forbid.
 unexport PYTHONDONTWRITEBYTECODE
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from-requirements.lock
 TESTING := $(VENV)/installed-from-requirements-test.lock
 
-.PHONY: help reproduce test lint schemas status clean
+.PHONY: help install reproduce resume test lint schemas status clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -30,9 +34,14 @@ $(TESTING): $(STAMP) requirements-test.lock
 	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-test.lock
 	@cp requirements-test.lock $(TESTING)
 
+install: $(STAMP)
+
 reproduce: $(STAMP)
-	$(BIN)/snakemake --cores $(CORES)
+	$(BIN)/snakemake $(HOW)
 	@$(BIN)/python workflow/scripts/summary.py
+
+resume: $(STAMP)
+	$(BIN)/python workflow/scripts/resume.py $(HOW)
 
 test: $(TESTING)
 	$(BIN)/python -m pytest tests

@@ -31,8 +31,9 @@ localrules:
     paper,
 
 
-# Before any job: whether the files that are needed are here, or can be had.
+# Before any job: a sign of life for `make resume`; whether the files that are needed are here, or can be had.
 onstart:
+    LIVING.append(hold(".snakemake/running", share=True))
     missing = [
         f"{name}: {line}" for name, e in EXPERIMENTS.items() for line in preflight.problems(e, Path(RESULTS) / name)
     ]

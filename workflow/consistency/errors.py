@@ -26,6 +26,10 @@ class TrainingError(ConsistencyError):
     """Training that cannot go on (a loss that is not finite)."""
 
 
+class LockedError(ConsistencyError):
+    """A file or folder that another process is working on."""
+
+
 class Preempted(ConsistencyError):
     """Training that was asked by a signal to stop; its checkpoint is written."""
 

@@ -342,6 +342,11 @@ class Experiment(Strict):
     gpu: NonNegativeInt = Field(
         0, description="GPUs that each job on a network asks Snakemake for; a training takes a process on each of them"
     )
+    runtime: PositiveInt = Field(
+        60,
+        description="minutes after which a cluster ends a job on a network; a second attempt has twice as many, "
+        "a third three times, and training continues from its checkpoint",
+    )
     claims: list[Claim] = Field([], description="claims decided on this experiment")
 
     @property

@@ -13,6 +13,7 @@ from snakemake.logging import logger
 from consistency import config as settings
 from consistency import estimates, preflight
 from consistency.errors import ConsistencyError
+from consistency.locks import hold
 from consistency.settings import condition
 from consistency.storage import check_writable
 
@@ -24,11 +25,19 @@ except ConsistencyError as error:
     raise WorkflowError(f"configuration: {error}") from None
 
 RESULTS = CONFIG.results
+LIVING = []  # what is held as long as this process lives
 if CONFIG.tensorboard:
     os.environ["CONSISTENCY_TENSORBOARD"] = "1"  # not a param, which would train again
 if workflow.output_settings.dryrun:
     for name, experiment in EXPERIMENTS.items():
         logger.info(estimates.table(name, experiment, list(RUNS[name].values())))
+GPUS = getattr(workflow.global_resources.get("gpu"), "value", None)
+for name, experiment in EXPERIMENTS.items():
+    if GPUS is not None and experiment.gpu > GPUS:  # such a job would get less and not know it
+        raise WorkflowError(
+            f"{name}: a job needs gpu={experiment.gpu}, but --resources allows gpu={GPUS} (as profiles/default does): "
+            "allow more, or name a cluster's profile with --workflow-profile, which takes the default's place"
+        )
 FROM_TARGETS = {name: {run: row for run, row in runs.items() if not row.from_pairs} for name, runs in RUNS.items()}
 FROM_PAIRS = {name: {run: row for run, row in runs.items() if row.from_pairs} for name, runs in RUNS.items()}
 CAPTIONS = [path.stem for path in sorted((Path(workflow.basedir) / "workflow/report").glob("*.rst"))]
@@ -213,6 +222,11 @@ def memory(wildcards):
 def gpus(wildcards):
     """GPUs of a job that runs a network."""
     return preset(wildcards).gpu
+
+
+def minutes(wildcards, attempt):
+    """Time limit of a job that runs a network, on a cluster."""
+    return preset(wildcards).runtime * attempt
 
 
 def network_of(wildcards):

@@ -17,6 +17,7 @@ rule measure_data:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         run=lambda w: {"run": "data", "method": "data"},
         reference=lambda w: "test_images" if preset(w).data.kind == "mixture" else "train_images",
@@ -46,6 +47,7 @@ rule measure_teacher:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         run=lambda w: {"run": f"teacher-{w.condition}", "method": "teacher", **condition_of(w)},
         neighbours=lambda w: preset(w).evaluation.neighbours,
@@ -81,6 +83,7 @@ rule measure_student:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         run=lambda w: row_of(run_of(w)),
         neighbours=lambda w: preset(w).evaluation.neighbours,
@@ -113,6 +116,7 @@ rule measure_pairs_student:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         run=lambda w: row_of(run_of(w)),
         neighbours=lambda w: preset(w).evaluation.neighbours,
@@ -172,6 +176,7 @@ rule collect_metrics:
         f"{RESULTS}/{{experiment}}/metrics.csv",
     log:
         f"{RESULTS}/logs/{{experiment}}/collect_metrics.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:

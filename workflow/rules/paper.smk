@@ -1,4 +1,4 @@
-# Claims, figures, tables, report.
+# Claims, figures, tables, report: seconds each, so local on a cluster too.
 
 
 rule check_claims:
@@ -8,6 +8,7 @@ rule check_claims:
         f"{RESULTS}/{{experiment}}/claims.csv",
     log:
         f"{RESULTS}/logs/{{experiment}}/check_claims.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -27,6 +28,7 @@ rule join_tables:
         f"{RESULTS}/logs/join_{{table}}.log",
     wildcard_constraints:
         table="metrics|claims",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     script:
@@ -48,6 +50,7 @@ rule table_main:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/table_main.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -72,6 +75,7 @@ rule table_couplings:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/table_couplings.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -96,6 +100,7 @@ rule table_claims:
         ),
     log:
         f"{RESULTS}/logs/table_claims.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     script:
@@ -121,6 +126,7 @@ rule figure_tradeoff:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_tradeoff.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -144,6 +150,7 @@ rule figure_sampling_steps:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_sampling_steps.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -167,6 +174,7 @@ rule figure_start_times:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_start_times.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -190,6 +198,7 @@ rule figure_training:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_training.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -215,6 +224,7 @@ rule figure_samples:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_samples.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -243,6 +253,7 @@ rule figure_points:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_points.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -267,6 +278,7 @@ rule figure_convergence:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_convergence.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -290,6 +302,7 @@ rule figure_share:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_share.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -313,6 +326,7 @@ rule figure_discrepancy:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_discrepancy.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -336,6 +350,7 @@ rule figure_transport:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_transport.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -359,6 +374,7 @@ rule figure_trajectories:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_trajectories.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:
@@ -382,6 +398,7 @@ rule figure_orders:
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_orders.log",
+    localrule: True
     conda:
         "../../envs/paper.yaml"
     params:

@@ -20,6 +20,7 @@ rule sample_student:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
@@ -49,6 +50,7 @@ rule sample_pairs_student:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         edm=lambda w: dump(preset(w).consistency_training.edm),
         budgets=lambda w: preset(w).consistency_training.budgets,

@@ -33,6 +33,7 @@ rule teacher_samples:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         condition=condition_of,
         schedule=lambda w: dump(preset(w).schedule),
@@ -81,6 +82,7 @@ rule solve_targets:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         condition=condition_of,
         schedule=lambda w: dump(preset(w).schedule),

@@ -1,4 +1,4 @@
-# Data, feature classifier, teacher; what is downloaded.
+# Data, feature classifier, teacher; what is downloaded. What needs the network is local: nodes of a cluster often have none.
 
 
 rule prepare_data:
@@ -8,6 +8,7 @@ rule prepare_data:
         f"{RESULTS}/logs/{{experiment}}/prepare_data.log",
     wildcard_constraints:
         experiment=with_data("captions", but=True),
+    localrule: True
     conda:
         "../../envs/train.yaml"
     params:
@@ -30,6 +31,7 @@ rule train_classifier:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         classifier=lambda w: dump(preset(w).classifier),
         side=f"{RESULTS}/{{experiment}}/checkpoints/classifier",
@@ -54,6 +56,7 @@ rule train_teacher:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         # how the teacher is called later is not how it is trained
         teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset", "precision", "hub", "subfolder"}),
@@ -72,6 +75,7 @@ rule download_teacher:
     wildcard_constraints:
         experiment=with_teacher("hub"),
     priority: 20
+    localrule: True
     conda:
         "../../envs/train.yaml"
     params:
@@ -88,6 +92,7 @@ rule download_weights:
     wildcard_constraints:
         part="vae|inception-v3|dinov2|clip|aesthetic",
     priority: 20
+    localrule: True
     conda:
         "../../envs/train.yaml"
     params:
@@ -154,6 +159,7 @@ rule train_initial:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         # how the teacher is called later is not how it is trained
         teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset", "precision", "hub", "subfolder"}),
@@ -175,6 +181,7 @@ rule prepare_captions:
         f"{RESULTS}/logs/{{experiment}}/prepare_captions.log",
     wildcard_constraints:
         experiment=with_data("captions"),
+    localrule: True
     conda:
         "../../envs/train.yaml"
     params:
@@ -201,6 +208,7 @@ rule encode_prompts:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         side=lambda w: preset(w).data.side,
         batch_size=lambda w: preset(w).data.batch_size,
@@ -225,6 +233,7 @@ rule encode_images:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         batch_size=lambda w: preset(w).data.batch_size,
         precision=lambda w: preset(w).data.precision,

@@ -20,6 +20,7 @@ rule train_student:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         run=lambda w: row_of(run_of(w)),
         objective=lambda w: run_of(w).objective,
@@ -52,6 +53,7 @@ rule train_pairs_student:
     resources:
         mem_mb=memory,
         gpu=gpus,
+        runtime=minutes,
     params:
         run=lambda w: row_of(run_of(w)),
         objective=lambda w: run_of(w).objective,

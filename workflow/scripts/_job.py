@@ -29,6 +29,7 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
         os.environ["HF_HUB_OFFLINE"] = "1"
     from consistency import parallel
     from consistency.errors import ConsistencyError
+    from consistency.locks import hold, release
     from consistency.preemption import SIGNALS, name_of
 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -38,6 +39,8 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
         parallel.follow_parent()
         logging.basicConfig(level=logging.INFO if parallel.is_first() else logging.WARNING, format=FORMAT)
     else:
+        # A job of an earlier snakemake, killed since, may still write the same files: it is waited for.
+        lock = hold(f"{log}.lock", wait=True)
         Path(log).write_bytes(b"")
         logging.basicConfig(filename=log, level=logging.INFO, format=FORMAT)  # appends, as processes do
         for number in SIGNALS:  # while it trains they mean something else
@@ -66,6 +69,8 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
             os._exit(1)  # the parent says where to look
         traceback.print_exc()
         fail(f"unexpected error, see {log}")
+    if not parallel.is_worker():
+        release(lock)
     # Everything is written. Taking torch apart, object by object, costs another half second a job.
     logging.shutdown()
     sys.stdout.flush()

@@ -1,0 +1,40 @@
+"""The same on one machine, without SLURM: what a killed snakemake leaves running never writes beside its successor."""
+
+from __future__ import annotations
+
+import sys
+
+from cluster.conftest import succeeded
+from cluster.slurm import wait_until
+
+LOCAL = [sys.executable, "-m", "snakemake", "--cores", "2"]
+
+
+def test_a_job_that_outlived_its_snakemake_is_waited_for(student, undisturbed):
+    one = student("cm-ddim-n5-w1-s0")
+    process = one.start([*LOCAL, one.target])
+    trainer = one.stop()
+    process.kill()
+    process.wait()
+    one.snakemake("--unlock")
+    again = one.start([*LOCAL, one.target])
+    line = f"waiting for process {trainer.pid} on "
+    wait_until(lambda: line in one.output.read_text(), 120, "the second job doesn't wait")
+    assert not (one.folder / one.target).exists()
+    trainer.resume()
+    succeeded(again, one)
+    assert one.model() == undisturbed(one.run)
+
+
+def test_resume_ends_what_was_left_and_continues(student, undisturbed, watch):
+    one = student("cm-ddim-n5-w1-s0")
+    process = one.start([*LOCAL, one.target])
+    trainer = one.stop()
+    process.kill()
+    process.wait()
+    counted = watch(one)
+    said = succeeded(one.resume(""), one)
+    assert f"resume: ends process {trainer.pid}: " in said
+    assert counted.most == 1
+    assert "resumed at step" in one.log.read_text()
+    assert one.model() == undisturbed(one.run)

@@ -1,0 +1,133 @@
+"""The profile on a real SLURM: what happens to a student's training when the cluster, or the user, interferes.
+
+Training is caught in its middle by stopping its process, as if the node hung; that takes no time of the machine.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from cluster.conftest import succeeded
+from cluster.slurm import ask, wait_until
+
+# SLURM ends jobs after whole minutes, looking every 30 s. The warning is set for 10 s before the end: it comes after 20 s.
+SOON = ("--set-resources", "train_student:slurm_extra='--signal=TERM@10'")
+
+
+def resumed_at(student) -> int:
+    return int(re.search(r"resumed at step (\d+) of", student.log.read_text())[1])
+
+
+def pending(process: psutil.Process, number: int) -> bool:
+    """Whether a stopped process has been sent a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    masks = re.findall(r"^S[ih][gd]Pnd:\s*(\w+)$", status, re.MULTILINE)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+
+
+@pytest.fixture(scope="module")
+def limited(cluster, student):
+    """Two students with a minute of time each, stopped; they wait for their limit while other tests go on.
+
+    There is no checkpoint but the one that is written because of a signal.
+    """
+    changes = {"runtime": 1, "training": {"checkpoint_every": 10**6}}
+    late, warned = student("direct-ddim-n5-w4-s0", **changes), student("direct-ddim-n5-w4-s1", **changes)
+    found = {}
+    for name, one in (("late", late), ("warned", warned)):
+        process = one.submit(*SOON)
+        found[name] = (one, process, one.stop())
+    return found
+
+
+def test_a_cancelled_job_is_tried_again_and_continues(limited, student, undisturbed):
+    one = student("cm-ddim-n5-w1-s0")
+    process = one.submit()
+    one.stop()
+    refused = subprocess.run(
+        [sys.executable, "workflow/scripts/resume.py"], cwd=one.folder, capture_output=True, text=True
+    )
+    assert refused.returncode == 1
+    assert re.fullmatch(r"resume: a snakemake lives in this folder; .*process \d+ on .*\)\n", refused.stderr)
+    subprocess.run(["scancel", one.jobs()[0]["id"]], check=True)
+    succeeded(process, one)
+    assert one.states() == ["CANCELLED", "COMPLETED"]
+    assert resumed_at(one) > 0
+    assert one.model() == undisturbed(one.run)
+
+
+def test_a_killed_snakemake_is_resumed_and_no_two_jobs_write_the_same(limited, student, undisturbed, watch):
+    one = student("cm-ddim-n5-w1-s1")
+    process = one.submit()
+    one.stop()
+    process.kill()
+    process.wait()
+    counted = watch(one)
+    assert one.states() == ["RUNNING"]  # nobody waits for it any more
+    said = succeeded(one.resume("slurm", *one.quickly), one)
+    assert f"resume: cancels 1 SLURM jobs of an earlier snakemake: {one.jobs()[0]['id']}" in said
+    assert one.states() == ["CANCELLED", "COMPLETED"]
+    assert counted.most == 1
+    assert resumed_at(one) > 0
+    assert one.model() == undisturbed(one.run)
+    assert "Nothing to be done" in succeeded(one.resume("slurm"), one)
+
+
+def test_a_preempted_job_is_started_again_by_slurm_and_continues(limited, student):
+    one = student("cm-ddim-n5-w4-s0")
+    process = one.submit()
+    one.stop()
+    subprocess.run(["sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true"], check=True)
+    succeeded(process, one)
+    assert one.states() == ["COMPLETED"]
+    assert "Restarts=1" in ask("scontrol", "show", "job", one.jobs()[0]["id"])
+    assert resumed_at(one) > 0
+
+
+def test_two_gpus_and_a_drained_node(cluster, student, tmp_path):
+    """The job waits for the node, gets its partition and its GPUs, and its script starts once."""
+    partitions = tmp_path / "partitions.yaml"
+    partitions.write_text("partitions:\n  cpu: {max_threads: 4}\n  gpu: {max_threads: 4, max_gpu: 2}\n")
+    one = student("cm-ddim-n5-w4-s1", gpu=2)
+    node = ask("sinfo", "--noheader", "--format=%n")
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=drain", "reason=test"], check=True)
+    try:
+        process = one.submit(SNAKEMAKE_SLURM_PARTITIONS=str(partitions))
+        wait_until(lambda: any("DRAIN" in job["reason"] for job in one.jobs()), 60, "no job waits for the node")
+        assert process.poll() is None
+    finally:
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=True)
+    job = one.jobs()[0]
+    wait_until(lambda: one.states() == ["RUNNING"], 60, "the job doesn't start")
+    told = ask("scontrol", "--details", "show", "job", job["id"])
+    assert re.search(r"TresPerJob=gres:gpu:2\b", told)
+    assert re.search(r"GRES=gpu:2\(IDX:0-1\)", told)
+    assert job["partition"] == "gpu"
+    succeeded(process, one)
+    assert one.states() == ["COMPLETED"]
+    logs = [path.read_text() for path in one.folder.glob(".snakemake/slurm_logs/rule_train_student/*/*.log")]
+    assert len(logs) == 1
+    assert logs[0].count("localrule train_student:") == 1
+
+
+def test_training_is_warned_before_its_limit_and_continues(limited):
+    one, process, trainer = limited["warned"]
+    wait_until(lambda: pending(trainer, signal.SIGTERM), 120, "no signal before the limit")
+    assert one.states() == ["RUNNING"]
+    trainer.resume()
+    succeeded(process, one)
+    assert [(job["state"], job["limit"]) for job in one.jobs()] == [("FAILED", "1:00"), ("COMPLETED", "2:00")]
+    assert resumed_at(one) > 0
+
+
+def test_a_job_out_of_time_is_tried_with_more_and_continues(limited, undisturbed):
+    one, process, _ = limited["late"]
+    succeeded(process, one)
+    assert [(job["state"], job["limit"]) for job in one.jobs()] == [("TIMEOUT", "1:00"), ("COMPLETED", "2:00")]
+    assert resumed_at(one) > 0

@@ -1,0 +1,81 @@
+"""Go on after a snakemake that was killed or lost its machine: what it left running ends first, then snakemake starts.
+
+usage: resume.py SNAKEMAKE-ARGUMENTS, in the folder of the run; the same arguments as before.
+"""
+
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from consistency.errors import LockedError
+from consistency.locks import hold
+
+SECONDS = 300  # for what was left to end; SLURM itself kills 30 s (KillWait) after its first signal
+
+
+def jobs_left() -> list[str]:
+    """SLURM jobs that an earlier snakemake submitted from this folder, by id."""
+    if shutil.which("squeue") is None:
+        return []
+    command = ["squeue", f"--user={getpass.getuser()}", "--noheader", "--format=%i|%k|%Z"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"resume: {' '.join(command)}: {done.stderr.strip()}")
+    rows = [line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") > 1]
+    here = os.path.realpath(".")  # the plug-in's comment tells its jobs from others of this folder
+    return [job for job, comment, folder in rows if comment.startswith("rule_") and os.path.realpath(folder) == here]
+
+
+def scripts_left() -> list[psutil.Process]:
+    """Scripts of this folder that run on this machine."""
+    place = os.path.realpath(".snakemake/scripts") + os.sep
+    found = []
+    for process in psutil.process_iter(["cmdline", "username"]):
+        words = process.info["cmdline"] or []
+        mine = process.info["username"] == getpass.getuser() and "python" in "".join(words[:1])
+        if mine and any(word.startswith(place) for word in words):
+            found.append(process)
+    return found
+
+
+def end_what_is_left() -> None:
+    """Cancel jobs, end scripts (training writes a checkpoint), and wait until they are gone."""
+    jobs = jobs_left()
+    if jobs:
+        print(f"resume: cancels {len(jobs)} SLURM jobs of an earlier snakemake: {' '.join(jobs)}", flush=True)
+        subprocess.run(["scancel", *jobs], check=False)
+    end = time.monotonic() + SECONDS
+    while jobs := jobs_left():
+        if time.monotonic() > end:
+            sys.exit(f"resume: SLURM jobs {' '.join(jobs)} don't end (squeue says why); nothing was started")
+        time.sleep(1)
+    scripts = scripts_left()
+    for process in scripts:
+        print(f"resume: ends process {process.pid}: {Path(process.info['cmdline'][1]).name}", flush=True)
+        process.terminate()
+        process.resume()  # one that was stopped would not notice
+    _, scripts = psutil.wait_procs(scripts, timeout=max(end - time.monotonic(), 0))
+    if scripts:
+        sys.exit(f"resume: processes {[process.pid for process in scripts]} don't end; nothing was started")
+
+
+if __name__ == "__main__":
+    try:
+        alone = hold(".snakemake/running")
+    except LockedError as error:
+        sys.exit(f"resume: a snakemake lives in this folder; let it go on, or end it first ({error})")
+    end_what_is_left()
+    alone.close()
+    snakemake = [sys.executable, "-m", "snakemake", *sys.argv[1:]]
+    unlocked = subprocess.run([*snakemake, "--unlock"], check=False, capture_output=True, text=True)
+    if unlocked.returncode:
+        sys.exit(unlocked.stderr.strip())
+    os.execv(sys.executable, [*snakemake, "--rerun-incomplete"])
