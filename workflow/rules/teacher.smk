@@ -8,10 +8,12 @@ rule prepare_data:
         f"{RESULTS}/logs/{{experiment}}/prepare_data.log",
     wildcard_constraints:
         experiment=with_data("captions", but=True),
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     params:
         data=lambda w: dump(preset(w).data),
+        identity=identity("prepare_data", data=True),
     script:
         "../scripts/prepare_data.py"
 
@@ -24,6 +26,7 @@ rule train_classifier:
         stats=f"{RESULTS}/{{experiment}}/stats/classifier.jsonl",
     log:
         f"{RESULTS}/logs/{{experiment}}/train_classifier.log",
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).classifier.training.threads
@@ -32,7 +35,7 @@ rule train_classifier:
         gpu=gpus,
     params:
         classifier=lambda w: dump(preset(w).classifier),
-        side=f"{RESULTS}/{{experiment}}/checkpoints/classifier",
+        identity=identity("train_classifier"),
     script:
         "../scripts/train_classifier.py"
 
@@ -48,6 +51,7 @@ rule train_teacher:
     wildcard_constraints:
         experiment=with_teacher("train"),
     priority: 10
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).teacher.training.threads
@@ -59,7 +63,7 @@ rule train_teacher:
         teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset", "precision", "hub", "subfolder"}),
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
-        side=f"{RESULTS}/{{experiment}}/checkpoints/teacher",
+        identity=identity("train_teacher"),
     script:
         "../scripts/train_teacher.py"
 
@@ -108,13 +112,16 @@ rule import_teacher:
     wildcard_constraints:
         experiment=with_teacher("path", "hub"),
     priority: 10
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     resources:
         mem_mb=memory,
     params:
         timesteps=lambda w: preset(w).schedule.steps,
+        folder=lambda w: preset(w).teacher.path,
         subfolder=lambda w: preset(w).teacher.subfolder,
+        identity=identity("import_teacher"),
     script:
         "../scripts/import_teacher.py"
 
@@ -126,10 +133,12 @@ rule write_analytic_teacher:
         f"{RESULTS}/logs/{{experiment}}/write_analytic_teacher.log",
     wildcard_constraints:
         experiment=with_teacher("analytic"),
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     params:
         data=lambda w: dump(preset(w).data),
+        identity=identity("write_analytic_teacher"),
     script:
         "../scripts/write_analytic_teacher.py"
 
@@ -148,6 +157,7 @@ rule train_initial:
     wildcard_constraints:
         experiment=with_teacher("analytic"),
     priority: 10
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).teacher.training.threads
@@ -159,7 +169,7 @@ rule train_initial:
         teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset", "precision", "hub", "subfolder"}),
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
-        side=f"{RESULTS}/{{experiment}}/checkpoints/initial",
+        identity=identity("train_teacher"),
     script:
         "../scripts/train_teacher.py"
 
@@ -175,12 +185,14 @@ rule prepare_captions:
         f"{RESULTS}/logs/{{experiment}}/prepare_captions.log",
     wildcard_constraints:
         experiment=with_data("captions"),
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     params:
         data=lambda w: preset(w).data.model_dump(
             include={"name": True, "source": True, "side": True, "download": {"url", "name", "sha256"}}
         ),
+        identity=identity("prepare_captions", data=True),
     script:
         "../scripts/prepare_captions.py"
 
@@ -195,6 +207,7 @@ rule encode_prompts:
         f"{RESULTS}/logs/{{experiment}}/encode_prompts.log",
     wildcard_constraints:
         experiment=with_data("captions"),
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -202,9 +215,11 @@ rule encode_prompts:
         mem_mb=memory,
         gpu=gpus,
     params:
+        folder=lambda w: preset(w).teacher.path,
         side=lambda w: preset(w).data.side,
         batch_size=lambda w: preset(w).data.batch_size,
         precision=lambda w: preset(w).data.precision,
+        identity=identity("encode_prompts"),
     script:
         "../scripts/encode_prompts.py"
 
@@ -212,13 +227,14 @@ rule encode_prompts:
 rule encode_images:
     input:
         images=f"{RESULTS}/{{experiment}}/images.safetensors",
-        vae=lambda w: vae_of(w)["folder"],
+        vae=decoder_of,
     output:
         f"{RESULTS}/{{experiment}}/data.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/encode_images.log",
     wildcard_constraints:
         experiment=with_data("captions"),
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -226,7 +242,9 @@ rule encode_images:
         mem_mb=memory,
         gpu=gpus,
     params:
+        folder=lambda w: preset(w).data.vae if isinstance(preset(w).data.vae, str) else None,
         batch_size=lambda w: preset(w).data.batch_size,
         precision=lambda w: preset(w).data.precision,
+        identity=identity("encode_images"),
     script:
         "../scripts/encode_images.py"
