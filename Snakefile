@@ -41,7 +41,6 @@ onstart:
 
 
 rule all:
-    default_target: True
     input:
         paper_outputs,
         f"{RESULTS}/report.html",
