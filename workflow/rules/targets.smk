@@ -59,8 +59,8 @@ rule solve_truth:
         f"{RESULTS}/logs/{{experiment}}/solve_truth.log",
     wildcard_constraints:
         experiment=with_teacher("analytic"),
-    priority: 5
     cache: CACHED
+    priority: 5
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -80,8 +80,8 @@ rule solve_targets:
         f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}/shard-{{shard}}.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/solve_targets-{{mode}}-{{condition}}-{{shard}}.log",
-    priority: 5
     cache: CACHED
+    priority: 5
     conda:
         "../../envs/train.yaml"
     threads: 1

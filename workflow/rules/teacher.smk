@@ -50,8 +50,8 @@ rule train_teacher:
         f"{RESULTS}/logs/{{experiment}}/train_teacher.log",
     wildcard_constraints:
         experiment=with_teacher("train"),
-    priority: 10
     cache: CACHED
+    priority: 10
     conda:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).teacher.training.threads
@@ -111,8 +111,8 @@ rule import_teacher:
         f"{RESULTS}/logs/{{experiment}}/import_teacher.log",
     wildcard_constraints:
         experiment=with_teacher("path", "hub"),
-    priority: 10
     cache: CACHED
+    priority: 10
     conda:
         "../../envs/train.yaml"
     resources:
@@ -156,8 +156,8 @@ rule train_initial:
         f"{RESULTS}/logs/{{experiment}}/train_initial.log",
     wildcard_constraints:
         experiment=with_teacher("analytic"),
-    priority: 10
     cache: CACHED
+    priority: 10
     conda:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).teacher.training.threads
