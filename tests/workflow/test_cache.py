@@ -116,7 +116,7 @@ def test_without_the_flag_nothing_of_it_shows(first, cache):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        (None, "None is not allowed; set it to a folder's absolute path"),
+        (None, "'' is not allowed; set it to a folder's absolute path"),
         ("../cache", "'../cache' is not allowed; set it to a folder's absolute path"),
         ("/nowhere/cache", "/nowhere/cache is no folder that can be written; make it"),
     ],
@@ -226,8 +226,11 @@ def test_the_users_files_are_told_apart(tmp_path):
     assert provenance.listing(str(tmp_path / "nothing")) == []
 
 
-def test_a_cache_elsewhere_than_on_disk_is_snakemakes_affair(tmp_path):
-    provenance.check_shared("s3://bucket/cache")
-    provenance.check_shared(str(tmp_path))
-    with pytest.raises(ConfigError, match="absolute path"):
-        provenance.check_shared("")
+def test_a_cache_elsewhere_than_on_disk_is_snakemakes_affair(monkeypatch, tmp_path):
+    for place in ("s3://bucket/cache", str(tmp_path)):
+        monkeypatch.setenv("SNAKEMAKE_OUTPUT_CACHE", place)
+        provenance.check_shared()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SNAKEMAKE_OUTPUT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="no folder that can be written"):
+        provenance.check_shared()

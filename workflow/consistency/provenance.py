@@ -90,18 +90,19 @@ def _imports(path: Path) -> Iterator[Path]:
                 yield from (file for file in (module.with_suffix(".py"), module / "__init__.py") if file.is_file())
 
 
-def check_shared(folder: str | None) -> None:
-    """Whether results can be kept for other checkouts in `folder`, before a job has run for one.
+def check_shared() -> None:
+    """Whether the folder SNAKEMAKE_OUTPUT_CACHE can keep results for other checkouts, before a job runs for one.
 
     Raises:
         ConfigError: none is named, it is relative (links into it would lead nowhere), or it cannot be written.
     """
-    if folder and "://" in folder:
-        return
-    if not folder or not Path(folder).is_absolute():
-        raise ConfigError(f"SNAKEMAKE_OUTPUT_CACHE: {folder!r} is not allowed; set it to a folder's absolute path")
+    name, folder = "SNAKEMAKE_OUTPUT_CACHE", os.environ.get("SNAKEMAKE_OUTPUT_CACHE", "")
+    if "://" in folder:
+        return  # of a storage plug-in
+    if not Path(folder).is_absolute():
+        raise ConfigError(f"{name}: {folder!r} is not allowed; set it to a folder's absolute path")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"SNAKEMAKE_OUTPUT_CACHE: {folder} is no folder that can be written; make it")
+        raise ConfigError(f"{name}: {folder} is no folder that can be written; make it")
 
 
 def listing(place: str) -> list[tuple[str, int, int]]:

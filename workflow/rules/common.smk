@@ -17,7 +17,7 @@ if isinstance(HERE, HostingProviderFile):
     for file in COMMIT.tree["workflow"].traverse(lambda item, depth: item.type == "blob"):
         workflow.source_path(f"../../{file.path}")
     WORKFLOW = Path(workflow.source_path("common.smk")).parents[1]
-    os.environ["CONSISTENCY_COMMIT"] = COMMIT.hexsha
+    os.environ.update(CONSISTENCY_COMMIT=COMMIT.hexsha)
 elif isinstance(HERE, LocalSourceFile):
     WORKFLOW = Path(HERE.path).parent
 else:
@@ -52,7 +52,7 @@ PAPER = workflow.modifier.modify_rulename("paper")
 CACHED = workflow.workflow_settings.cache is not None
 if CACHED:
     try:
-        provenance.check_shared(os.environ.get("SNAKEMAKE_OUTPUT_CACHE"))
+        provenance.check_shared()
     except ConsistencyError as error:
         raise WorkflowError(f"--cache: {error}") from None
 
