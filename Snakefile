@@ -42,7 +42,6 @@ onstart:
 
 
 rule all:
-    default_target: True
     input:
         paper_outputs,
         f"{RESULTS}/report.html",

@@ -1,19 +1,33 @@
-"""What a number was made with: versions, device, commit, time."""
+"""What a number was made with: versions, device, commit, code."""
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
+from glob import glob
 from pathlib import Path
 from typing import Any
 
+from .errors import ConfigError
+
+_LIBRARY = Path(__file__).parent
 _PACKAGES = ("torch", "diffusers", "accelerate", "peft", "safetensors", "numpy", "scipy", "scikit-learn", "clean-fid")
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this file is in, with `-dirty` where tracked files changed; None outside git."""
+    """The commit of the checkout that this file is in, with `-dirty` where tracked files changed; None outside git.
+
+    CONSISTENCY_COMMIT names it where these files are copies of a repository's.
+    """
+    if commit := os.environ.get("CONSISTENCY_COMMIT"):
+        return commit
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         here = Path(__file__).parent
@@ -22,18 +36,81 @@ def git_commit() -> str | None:
         return None
 
 
-def environment(device: str = "cpu") -> dict[str, Any]:
-    """Package versions, Python, platform, device and git commit."""
-    versions = {}
+def versions() -> dict[str, str]:
+    """Package → version, of those that make results."""
+    found = {}
     for package in _PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    return found
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Package versions, Python, platform, device and git commit."""
     return {
-        "packages": versions,
+        "packages": versions(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "device": device,
         "git_commit": git_commit(),
     }
+
+
+@cache
+def code_sha256(script: Path) -> str:
+    """One sha256 over a script and every file of this library that it imports, directly or through others."""
+    digest, waiting, seen = hashlib.sha256(), [script], {script}
+    while waiting:
+        new = sorted(set(_imports(waiting.pop())) - seen)
+        seen.update(new)
+        waiting += new
+    for path in sorted(seen, key=lambda path: path.relative_to(script.parents[1])):
+        digest.update(f"{path.relative_to(script.parents[1])}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _imports(path: Path) -> Iterator[Path]:
+    """The library's files, and those beside a script, that a file's import statements name, wherever they stand."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parent = path.parents[node.level - 1].relative_to(_LIBRARY.parent).parts if node.level else ()
+            module = ".".join([*parent, *filter(None, [node.module])])
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            folder = _LIBRARY.parent if parts[0] == _LIBRARY.name else path.parent
+            for depth in range(1, len(parts) + 1):
+                module = folder.joinpath(*parts[:depth])
+                yield from (file for file in (module.with_suffix(".py"), module / "__init__.py") if file.is_file())
+
+
+def check_shared() -> None:
+    """Whether the folder SNAKEMAKE_OUTPUT_CACHE can keep results for other checkouts, before a job runs for one.
+
+    Raises:
+        ConfigError: none is named, it is relative (links into it would lead nowhere), or it cannot be written.
+    """
+    name, folder = "SNAKEMAKE_OUTPUT_CACHE", os.environ.get("SNAKEMAKE_OUTPUT_CACHE", "")
+    if "://" in folder:
+        return  # of a storage plug-in
+    if not Path(folder).is_absolute():
+        raise ConfigError(f"{name}: {folder!r} is not allowed; set it to a folder's absolute path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{name}: {folder} is no folder that can be written; make it")
+
+
+def listing(place: str) -> list[tuple[str, int, int]]:
+    """Name, size in bytes and time of change (ns) of a file, or of all files in a folder or of a pattern."""
+    found = []
+    for path in map(Path, sorted(glob(str(Path(place).expanduser())))):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                stat = file.stat()
+                found.append((str(file.relative_to(path.parent)), stat.st_size, stat.st_mtime_ns))
+    return found

@@ -5,13 +5,27 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
-
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.sourcecache import HostingProviderFile, LocalSourceFile
+
+# The folder workflow/. As a module from github(…) or gitlab(…), of whose clone Snakemake hands out single files, all
+# of its files are asked for: they come to lie side by side in Snakemake's cache.
+HERE = workflow.current_basedir
+if isinstance(HERE, HostingProviderFile):
+    COMMIT = HERE.hosted_repo.repo.commit(HERE.ref)
+    for file in COMMIT.tree["workflow"].traverse(lambda item, depth: item.type == "blob"):
+        workflow.source_path(f"../../{file.path}")
+    WORKFLOW = Path(workflow.source_path("common.smk")).parents[1]
+    os.environ.update(CONSISTENCY_COMMIT=COMMIT.hexsha)
+elif isinstance(HERE, LocalSourceFile):
+    WORKFLOW = Path(HERE.path).parent
+else:
+    raise WorkflowError(f"{HERE}: as a module the workflow is a folder, github(…) or gitlab(…)")
+sys.path.insert(0, str(WORKFLOW))
 
 from consistency import config as settings
-from consistency import estimates, preflight
+from consistency import estimates, preflight, provenance
 from consistency.errors import ConsistencyError
 from consistency.locks import hold
 from consistency.settings import condition
@@ -19,7 +33,9 @@ from consistency.storage import check_writable
 
 try:
     CONFIG, EXPERIMENTS = settings.load(config)
-    check_writable(CONFIG.results)
+    # Seen from the working directory: as a module's, outputs are under its prefix, which params don't get by themselves.
+    PLACE = str(workflow.modifier.modify_path(CONFIG.results))
+    check_writable(PLACE)
     RUNS = {name: {run.run: run for run in settings.expand(name, e)} for name, e in EXPERIMENTS.items()}
 except ConsistencyError as error:
     raise WorkflowError(f"configuration: {error}") from None
@@ -40,7 +56,39 @@ for name, experiment in EXPERIMENTS.items():
         )
 FROM_TARGETS = {name: {run: row for run, row in runs.items() if not row.from_pairs} for name, runs in RUNS.items()}
 FROM_PAIRS = {name: {run: row for run, row in runs.items() if row.from_pairs} for name, runs in RUNS.items()}
-CAPTIONS = [path.stem for path in sorted((Path(workflow.basedir) / "workflow/report").glob("*.rst"))]
+CAPTIONS = [path.stem for path in sorted((WORKFLOW / "report").glob("*.rst"))]
+PAPER = workflow.modifier.modify_rulename("paper")
+
+# Snakemake's between-workflow cache (--cache), where the other checkouts' results are: docs/reuse.md.
+CACHED = workflow.workflow_settings.cache is not None
+if CACHED:
+    try:
+        provenance.check_shared()
+    except ConsistencyError as error:
+        raise WorkflowError(f"--cache: {error}") from None
+
+
+def identity(script, data=False):
+    """What a cached result depends on besides its rule's script, params and inputs: wildcards, the library's code,
+    packages, and with `data` the user's own files. A function of `input`, which Snakemake hashes into the cache's key
+    but does not compare with the last run's."""
+
+    def of(wildcards, input):
+        if not CACHED:
+            return None
+        settings = preset(wildcards).data
+        place = getattr(settings, "folder", None) or getattr(settings, "source", None)
+        files = provenance.listing(place) if data and place else []
+        code = provenance.code_sha256(WORKFLOW / "scripts" / f"{script}.py")
+        return [dict(wildcards.items()), code, provenance.versions(), files]
+
+    return of
+
+
+def files_in(folder):
+    """The files of a user's folder, as inputs: Snakemake's cache hashes files only. A missing one stays, to be named."""
+    files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    return [local(str(path)) for path in files or [folder]]
 
 
 def preset(wildcards):
@@ -139,9 +187,9 @@ def download_of(experiment, part):
     return preflight.weights(EXPERIMENTS[experiment])[part].model_dump(exclude={"gigabytes"})
 
 
-def extractors_of(wildcards):
+def extractors_of(wildcards, root=PLACE):
     """The extractors with the folders of their weights; a mixture's features are its coordinates."""
-    settings, folder = preset(wildcards), f"{RESULTS}/{wildcards.experiment}"
+    settings, folder = preset(wildcards), f"{root}/{wildcards.experiment}"
     found = []
     for extractor in settings.extractors if settings.data.kind != "mixture" else []:
         places = {"classifier": f"{folder}/classifier", "efficientnet-lite0": None}
@@ -157,9 +205,8 @@ def extractors_of(wildcards):
 
 def weights_of(wildcards):
     """The folders of the extractors' weights, and of the VAE that decodes."""
-    found = [options.get(key) for options in extractors_of(wildcards) for key in ("folder", "aesthetic")]
-    decoder = [vae_of(wildcards)["folder"]] if in_latents(wildcards) else []
-    return [folder for folder in found if folder] + decoder
+    found = [options.get(key) for options in extractors_of(wildcards, RESULTS) for key in ("folder", "aesthetic")]
+    return [folder for folder in found if folder] + (decoder_of(wildcards) if in_latents(wildcards) else [])
 
 
 def measuring(wildcards):
@@ -177,14 +224,20 @@ def vae_of(wildcards):
     if not in_latents(wildcards):
         return None
     data = preset(wildcards).data
-    folder = data.vae if isinstance(data.vae, str) else f"{RESULTS}/{wildcards.experiment}/downloads/vae"
+    folder = data.vae if isinstance(data.vae, str) else f"{PLACE}/{wildcards.experiment}/downloads/vae"
     return {"folder": folder, "batch_size": data.batch_size, "precision": data.precision}
 
 
+def decoder_of(wildcards):
+    """The VAE as inputs: the folder that is downloaded, or the files of the user's own."""
+    vae = preset(wildcards).data.vae
+    return files_in(vae) if isinstance(vae, str) else [f"{RESULTS}/{wildcards.experiment}/downloads/vae"]
+
+
 def pipeline_of(wildcards):
-    """The folder that the teacher comes from."""
-    teacher = preset(wildcards).teacher
-    return teacher.path if teacher.source == "path" else f"{RESULTS}/{wildcards.experiment}/downloads/teacher"
+    """Where the teacher comes from, as inputs: the folder that is downloaded, or the files of the user's own."""
+    path = preset(wildcards).teacher.path
+    return files_in(path) if path else [f"{RESULTS}/{wildcards.experiment}/downloads/teacher"]
 
 
 def prompts_of(wildcards):

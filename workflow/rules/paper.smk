@@ -419,7 +419,9 @@ rule report:
     conda:
         "../../envs/report.yaml"
     params:
-        config=dump(CONFIG),
+        # as a module: of the workflow that uses it
+        target=PAPER,
+        config=lambda w: workflow.config,
         snakefile=lambda w: str(workflow.main_snakefile),
     script:
         "../scripts/report.py"

@@ -8,11 +8,13 @@ rule draw_noise:
         f"{RESULTS}/{{experiment}}/noise.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/draw_noise.log",
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     params:
         n_samples=lambda w: preset(w).evaluation.count,
         seed=lambda w: preset(w).evaluation.seed,
+        identity=identity("draw_noise"),
     script:
         "../scripts/draw_noise.py"
 
@@ -27,6 +29,7 @@ rule teacher_samples:
         f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/teacher_samples-{{condition}}.log",
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -42,6 +45,7 @@ rule teacher_samples:
         starts=lambda w: preset(w).evaluation.start_times,
         n_samples=lambda w: preset(w).evaluation.count,
         batch_size=lambda w: preset(w).evaluation.batch_size,
+        identity=identity("teacher_samples"),
     script:
         "../scripts/teacher_samples.py"
 
@@ -56,12 +60,14 @@ rule solve_truth:
         f"{RESULTS}/logs/{{experiment}}/solve_truth.log",
     wildcard_constraints:
         experiment=with_teacher("analytic"),
+    cache: CACHED
     priority: 5
     conda:
         "../../envs/train.yaml"
     threads: 1
     params:
         schedules=true_ends,
+        identity=identity("solve_truth"),
     script:
         "../scripts/solve_truth.py"
 
@@ -75,6 +81,7 @@ rule solve_targets:
         f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}/shard-{{shard}}.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/solve_targets-{{mode}}-{{condition}}-{{shard}}.log",
+    cache: CACHED
     priority: 5
     conda:
         "../../envs/train.yaml"
@@ -89,6 +96,7 @@ rule solve_targets:
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
         precision=lambda w: preset(w).teacher.precision,
         targets=lambda w: preset(w).targets.model_dump(exclude={"mode"}),
+        identity=identity("solve_targets"),
     script:
         "../scripts/solve_targets.py"
 
@@ -104,11 +112,13 @@ rule gather_targets:
         f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}/manifest.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/gather_targets-{{mode}}-{{condition}}.log",
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     params:
         condition=condition_of,
         n_draws=lambda w: preset(w).targets.count,
         seed=lambda w: preset(w).targets.seed,
+        identity=identity("gather_targets"),
     script:
         "../scripts/gather_targets.py"

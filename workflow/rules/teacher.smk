@@ -9,10 +9,12 @@ rule prepare_data:
     wildcard_constraints:
         experiment=with_data("captions", but=True),
     localrule: True
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     params:
         data=lambda w: dump(preset(w).data),
+        identity=identity("prepare_data", data=True),
     script:
         "../scripts/prepare_data.py"
 
@@ -25,6 +27,7 @@ rule train_classifier:
         stats=f"{RESULTS}/{{experiment}}/stats/classifier.jsonl",
     log:
         f"{RESULTS}/logs/{{experiment}}/train_classifier.log",
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).classifier.training.threads
@@ -34,7 +37,7 @@ rule train_classifier:
         runtime=minutes,
     params:
         classifier=lambda w: dump(preset(w).classifier),
-        side=f"{RESULTS}/{{experiment}}/checkpoints/classifier",
+        identity=identity("train_classifier"),
     script:
         "../scripts/train_classifier.py"
 
@@ -49,6 +52,7 @@ rule train_teacher:
         f"{RESULTS}/logs/{{experiment}}/train_teacher.log",
     wildcard_constraints:
         experiment=with_teacher("train"),
+    cache: CACHED
     priority: 10
     conda:
         "../../envs/train.yaml"
@@ -62,7 +66,7 @@ rule train_teacher:
         teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset", "precision", "hub", "subfolder"}),
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
-        side=f"{RESULTS}/{{experiment}}/checkpoints/teacher",
+        identity=identity("train_teacher"),
     script:
         "../scripts/train_teacher.py"
 
@@ -112,6 +116,7 @@ rule import_teacher:
         f"{RESULTS}/logs/{{experiment}}/import_teacher.log",
     wildcard_constraints:
         experiment=with_teacher("path", "hub"),
+    cache: CACHED
     priority: 10
     conda:
         "../../envs/train.yaml"
@@ -119,7 +124,9 @@ rule import_teacher:
         mem_mb=memory,
     params:
         timesteps=lambda w: preset(w).schedule.steps,
+        folder=lambda w: preset(w).teacher.path,
         subfolder=lambda w: preset(w).teacher.subfolder,
+        identity=identity("import_teacher"),
     script:
         "../scripts/import_teacher.py"
 
@@ -131,10 +138,12 @@ rule write_analytic_teacher:
         f"{RESULTS}/logs/{{experiment}}/write_analytic_teacher.log",
     wildcard_constraints:
         experiment=with_teacher("analytic"),
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     params:
         data=lambda w: dump(preset(w).data),
+        identity=identity("write_analytic_teacher"),
     script:
         "../scripts/write_analytic_teacher.py"
 
@@ -152,6 +161,7 @@ rule train_initial:
         f"{RESULTS}/logs/{{experiment}}/train_initial.log",
     wildcard_constraints:
         experiment=with_teacher("analytic"),
+    cache: CACHED
     priority: 10
     conda:
         "../../envs/train.yaml"
@@ -165,7 +175,7 @@ rule train_initial:
         teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset", "precision", "hub", "subfolder"}),
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
-        side=f"{RESULTS}/{{experiment}}/checkpoints/initial",
+        identity=identity("train_teacher"),
     script:
         "../scripts/train_teacher.py"
 
@@ -182,12 +192,14 @@ rule prepare_captions:
     wildcard_constraints:
         experiment=with_data("captions"),
     localrule: True
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     params:
         data=lambda w: preset(w).data.model_dump(
             include={"name": True, "source": True, "side": True, "download": {"url", "name", "sha256"}}
         ),
+        identity=identity("prepare_captions", data=True),
     script:
         "../scripts/prepare_captions.py"
 
@@ -202,6 +214,7 @@ rule encode_prompts:
         f"{RESULTS}/logs/{{experiment}}/encode_prompts.log",
     wildcard_constraints:
         experiment=with_data("captions"),
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -210,9 +223,11 @@ rule encode_prompts:
         gpu=gpus,
         runtime=minutes,
     params:
+        folder=lambda w: preset(w).teacher.path,
         side=lambda w: preset(w).data.side,
         batch_size=lambda w: preset(w).data.batch_size,
         precision=lambda w: preset(w).data.precision,
+        identity=identity("encode_prompts"),
     script:
         "../scripts/encode_prompts.py"
 
@@ -220,13 +235,14 @@ rule encode_prompts:
 rule encode_images:
     input:
         images=f"{RESULTS}/{{experiment}}/images.safetensors",
-        vae=lambda w: vae_of(w)["folder"],
+        vae=decoder_of,
     output:
         f"{RESULTS}/{{experiment}}/data.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/encode_images.log",
     wildcard_constraints:
         experiment=with_data("captions"),
+    cache: CACHED
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -235,7 +251,9 @@ rule encode_images:
         gpu=gpus,
         runtime=minutes,
     params:
+        folder=lambda w: preset(w).data.vae if isinstance(preset(w).data.vae, str) else None,
         batch_size=lambda w: preset(w).data.batch_size,
         precision=lambda w: preset(w).data.precision,
+        identity=identity("encode_images"),
     script:
         "../scripts/encode_images.py"

@@ -30,7 +30,6 @@ rule train_student:
         training=lambda w: dump(preset(w).student.training),
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
-        side=f"{RESULTS}/{{experiment}}/checkpoints/{{run}}",
     script:
         "../scripts/train_student.py"
 
@@ -63,6 +62,5 @@ rule train_pairs_student:
         options=lambda w: dump(preset(w).consistency_training) | {"loss": dump(run_of(w).loss)},
         schedule=lambda w: dump(preset(w).schedule) if asks_a_network(w) else None,
         timestep_offset=lambda w: preset(w).teacher.timestep_offset if asks_a_network(w) else None,
-        side=f"{RESULTS}/{{experiment}}/checkpoints/{{run}}",
     script:
         "../scripts/train_pairs_student.py"

@@ -16,6 +16,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
+def checkpoints(snakemake: Any) -> Path:
+    """Where a training's checkpoints are: outside its outputs, which Snakemake deletes when the job fails.
+
+    Not a param: the key of a cached result shall not hold where it was made.
+    """
+    stats = Path(snakemake.output.stats)
+    return stats.parents[1] / "checkpoints" / stats.stem
+
+
 @contextmanager
 def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterator[None]:
     """Run a script's body: progress goes to the rule's log, an error to log and terminal as one line.

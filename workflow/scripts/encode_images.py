@@ -4,4 +4,5 @@ with job(snakemake):
     from consistency import latents
 
     given, params = snakemake.input, snakemake.params
-    latents.encode_images(snakemake.output[0], given.images, given.vae, params.batch_size, params.precision)
+    vae = params.folder or given.vae[0]
+    latents.encode_images(snakemake.output[0], given.images, vae, params.batch_size, params.precision)

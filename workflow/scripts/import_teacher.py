@@ -5,5 +5,10 @@ with job(snakemake):
 
     given, params = snakemake.input, snakemake.params
     import_teacher(
-        snakemake.output.model, given.source, given.data, params.timesteps, params.subfolder, given.prompts or None
+        snakemake.output.model,
+        params.folder or given.source[0],
+        given.data,
+        params.timesteps,
+        params.subfolder,
+        given.prompts or None,
     )

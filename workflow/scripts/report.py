@@ -16,7 +16,7 @@ with job(snakemake):
     with tempfile.TemporaryDirectory() as folder, atomic(snakemake.output[0]) as page:
         settings = Path(folder) / "config.json"
         settings.write_text(json.dumps(snakemake.params.config), encoding="utf-8")
-        command = [sys.executable, "-m", "snakemake", "paper", "--report", str(page), "--nolock"]
+        command = [sys.executable, "-m", "snakemake", snakemake.params.target, "--report", str(page), "--nolock"]
         command += ["--snakefile", snakemake.params.snakefile, "--configfile", str(settings)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         logging.info(done.stdout + done.stderr)

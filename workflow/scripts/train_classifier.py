@@ -1,4 +1,4 @@
-from _job import job
+from _job import checkpoints, job
 
 with job(snakemake, training=True):
     from consistency.fitting import fit_classifier
@@ -7,7 +7,7 @@ with job(snakemake, training=True):
     fit_classifier(
         snakemake.output.model,
         snakemake.output.stats,
-        snakemake.params.side,
+        checkpoints(snakemake),
         snakemake.input.data,
         options["name"],
         options["channels"],

@@ -1,4 +1,4 @@
-from _job import job
+from _job import checkpoints, job
 
 with job(snakemake, training=True):
     from consistency.fitting import fit_student
@@ -7,7 +7,7 @@ with job(snakemake, training=True):
     fit_student(
         snakemake.output.model,
         snakemake.output.stats,
-        params.side,
+        checkpoints(snakemake),
         snakemake.input.teacher,
         snakemake.input.manifest,
         params.run,

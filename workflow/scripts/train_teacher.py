@@ -1,4 +1,4 @@
-from _job import job
+from _job import checkpoints, job
 
 with job(snakemake, training=True):
     from consistency.fitting import fit_teacher
@@ -7,7 +7,7 @@ with job(snakemake, training=True):
     fit_teacher(
         snakemake.output.model,
         snakemake.output.stats,
-        snakemake.params.side,
+        checkpoints(snakemake),
         snakemake.input.data,
         snakemake.params.network,
         snakemake.params.schedule,
