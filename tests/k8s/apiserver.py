@@ -39,7 +39,7 @@ class Pod:
                 assert mount["mountPath"] == container["workingDir"]
             else:
                 assert Path(mount["mountPath"]).is_dir(), mount
-        environment = dict(image)
+        environment = image | {"HOSTNAME": self.name}
         for variable in container.get("env", []):
             reference = variable["valueFrom"]["secretKeyRef"]
             environment[variable["name"]] = base64.b64decode(secrets[reference["name"]]["data"][reference["key"]]).decode()

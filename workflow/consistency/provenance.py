@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -13,13 +14,16 @@ _PACKAGES = ("torch", "diffusers", "accelerate", "peft", "safetensors", "numpy",
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this file is in, with `-dirty` where tracked files changed; None outside git."""
+    """The commit of the checkout that this file is in, with `-dirty` where tracked files changed.
+
+    Outside git (in a container, in a pod) it is the one that CONSISTENCY_COMMIT names; without that None.
+    """
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         here = Path(__file__).parent
         return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("CONSISTENCY_COMMIT") or None
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
