@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -32,6 +33,7 @@ class Pod:
         self.manifest, self.name = manifest, manifest["metadata"]["name"]
         spec = manifest["spec"]["template"]["spec"]
         (container,) = spec["containers"]
+        self.command = container["args"][-1]
         self.workdir = tempfile.TemporaryDirectory()
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         for mount in container["volumeMounts"]:
@@ -42,8 +44,10 @@ class Pod:
         environment = image | {"HOSTNAME": self.name}
         for variable in container.get("env", []):
             reference = variable["valueFrom"]["secretKeyRef"]
-            environment[variable["name"]] = base64.b64decode(secrets[reference["name"]]["data"][reference["key"]]).decode()
-        self.output = tempfile.TemporaryFile()
+            environment[variable["name"]] = base64.b64decode(
+                secrets[reference["name"]]["data"][reference["key"]]
+            ).decode()
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [*container["command"], *container["args"]],
             cwd=self.workdir.name,
@@ -58,6 +62,12 @@ class Pod:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+    def remove(self) -> None:
+        """End it, and with it what it has in its own folders."""
+        self.kill()
+        self.workdir.cleanup()
+        shutil.rmtree(f"/tmp/snakemake-{self.name}", ignore_errors=True)  # as the profile names it
 
     def job(self) -> dict:
         """The Job's status."""
@@ -85,13 +95,13 @@ class Cluster(ThreadingHTTPServer):
 
     def __init__(self, image: dict[str, str], evict=lambda pod: None):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.image, self.evict, self.secrets, self.pods = image, evict, {}, []
+        self.image, self.evict, self.secrets, self.pods, self.namespaces = image, evict, {}, [], set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
         """End every pod and the server."""
         for pod in self.pods:
-            pod.kill()
+            pod.remove()
         self.shutdown()
         self.server_close()
 
@@ -142,14 +152,16 @@ class Handler(BaseHTTPRequestHandler):
     """HTTP to `Cluster.answer`."""
 
     protocol_version = "HTTP/1.1"
-    PLACE = re.compile(r"/apis?/(?:batch/)?v1/namespaces/[\w-]+/(\w+)(?:/([\w.-]+))?(?:/(\w+))?")
+    PLACE = re.compile(r"/apis?/(?:batch/)?v1/namespaces/([\w-]+)/(\w+)(?:/([\w.-]+))?(?:/(\w+))?")
 
     def _any(self) -> None:
         url = urlsplit(self.path)
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
         found = self.PLACE.fullmatch(url.path)
         try:
-            status, reply = self.server.answer(self.command, *(part or "" for part in found.groups()), url.query, body)
+            namespace, *parts = (part or "" for part in found.groups())
+            self.server.namespaces.add(namespace)
+            status, reply = self.server.answer(self.command, *parts, url.query, body)
         except Exception as error:  # the client shall see it
             status, reply = 422, {"kind": "Status", "message": f"{type(error).__name__}: {error}", "code": 422}
         content = reply.encode() if isinstance(reply, str) else json.dumps(reply).encode()
