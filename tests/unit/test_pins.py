@@ -1,13 +1,20 @@
 """The pins of pyproject.toml, envs/ and requirements.lock are the same."""
 
+import ast
+import importlib.util
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-import yaml
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("generate", ROOT / "envs" / "generate.py")
+generate = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(generate)
 
 
 def lock():
@@ -17,14 +24,80 @@ def lock():
     return {name.lower().replace("_", "-"): version for name, version in pins.items()}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_environments(path):
-    environment = yaml.safe_load(path.read_text(encoding="utf-8"))
-    pins = environment["dependencies"][-1]["pip"]
-    assert pins
-    for pin in pins:
-        name, version = pin.split("==")
-        assert lock()[name] == version
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "envs").glob("*.yaml")))
+def test_environments_are_those_of_the_lock(name):
+    assert (ROOT / "envs" / f"{name}.yaml").read_text(encoding="utf-8") == generate.text(name), "run `make envs`"
+
+
+def test_the_lock_must_name_what_an_environment_needs():
+    pins = generate.lock()
+    assert "sympy" in generate.closure(["torch"], pins)
+    del pins["sympy"]
+    with pytest.raises(SystemExit, match="does not pin sympy"):
+        generate.closure(["torch"], pins)
+
+
+def imported(path, deep):
+    """Modules that a file imports: when it is imported itself or, with `deep`, anywhere in it."""
+    todo = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    package = ".".join(path.relative_to(ROOT / "workflow").parent.parts)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] + "." if node.level else ""
+            base = (base + (node.module or "")).strip(".")
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+        elif deep and isinstance(node, ast.Call) and ast.unparse(node.func) == "_package":
+            yield node.args[0].value  # extractors import their packages by name
+        elif deep or not isinstance(node, ast.FunctionDef | ast.Lambda):
+            todo += ast.iter_child_nodes(node)
+
+
+def needed(files, deep):
+    """Packages outside the standard library that these files import, through the library's modules."""
+    todo, seen, found = list(files), set(), set()
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in imported(path, deep):
+            parts = name.split(".")
+            if parts[0] not in ("consistency", "_job"):
+                found.add(parts[0])
+            for end in range(1, len(parts) + 1):
+                place = (ROOT / "workflow").joinpath(*parts[:end])
+                todo += [file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()]
+    return found - sys.stdlib_module_names
+
+
+SCRIPTS, LIBRARY = ROOT / "workflow" / "scripts", ROOT / "workflow" / "consistency"
+# Reached from train's scripts, but optional, or in a function that only collect_metrics calls.
+NOT_IN_TRAIN = {"bitsandbytes", "pandas"}
+
+
+@pytest.mark.parametrize("name", ["train", "paper", "report"])
+def test_environments_hold_what_their_scripts_import(name):
+    rules = [
+        rule for path in (ROOT / "workflow/rules").glob("*.smk") for rule in re.split(r"\n(?=rule )", path.read_text())
+    ]
+    files = {SCRIPTS / re.search(r"scripts/(\w+\.py)", rule)[1] for rule in rules if f"envs/{name}.yaml" in rule}
+    files |= {SCRIPTS / "_job.py"}
+    if name == "paper":
+        files |= set((LIBRARY / "figures").glob("*.py"))  # figure.py imports the one of its rule
+    if name == "report":
+        files |= {ROOT / "workflow/rules/common.smk"}  # it starts a Snakemake
+    assert len(files) > 1
+    modules = needed(files, deep=name == "train") - (NOT_IN_TRAIN if name == "train" else set())
+    assert {"train": "torch", "paper": "seaborn", "report": "snakemake"}[name] in modules
+    pins = set(re.findall(r"- ([\w-]+)==", (ROOT / "envs" / f"{name}.yaml").read_text()))
+    places = packages_distributions()
+    lacking = {m for m in modules if not pins & {canonicalize_name(package) for package in places[m]}}
+    assert not lacking, f"name them in envs/generate.py, for {name}"
 
 
 def test_pyproject():

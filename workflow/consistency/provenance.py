@@ -24,7 +24,7 @@ _PACKAGES = ("torch", "diffusers", "accelerate", "peft", "safetensors", "numpy",
 def git_commit() -> str | None:
     """The commit of the checkout that this file is in, with `-dirty` where tracked files changed; None outside git.
 
-    CONSISTENCY_COMMIT names it where these files are copies of a repository's.
+    CONSISTENCY_COMMIT names it where these files are copies: in a container, in a pod, of a hosted repository.
     """
     if commit := os.environ.get("CONSISTENCY_COMMIT"):
         return commit

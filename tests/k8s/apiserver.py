@@ -1,0 +1,177 @@
+"""A stand-in for a Kubernetes cluster on loopback: what the executor plug-in asks of the API, and nothing else.
+
+A Job that is submitted is held against Kubernetes' own schema; its container's command then runs as a process of this
+machine, in a fresh folder as `emptyDir`, with the environment that the manifest gives it and the image would. There
+is no image and no isolation: a claim has to be mounted where it is a folder of this machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import kubernetes_validate
+import yaml
+
+SCHEMA = "1.32"
+
+
+class Pod:
+    """The one container of a Job."""
+
+    def __init__(self, manifest: dict, secrets: dict, image: dict[str, str]):
+        self.manifest, self.name = manifest, manifest["metadata"]["name"]
+        spec = manifest["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        self.command = container["args"][-1]
+        self.workdir = tempfile.TemporaryDirectory()
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        for mount in container["volumeMounts"]:
+            if "emptyDir" in volumes[mount["name"]]:
+                assert mount["mountPath"] == container["workingDir"]
+            else:
+                assert Path(mount["mountPath"]).is_dir(), mount
+        environment = image | {"HOSTNAME": self.name}
+        for variable in container.get("env", []):
+            reference = variable["valueFrom"]["secretKeyRef"]
+            environment[variable["name"]] = base64.b64decode(
+                secrets[reference["name"]]["data"][reference["key"]]
+            ).decode()
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [*container["command"], *container["args"]],
+            cwd=self.workdir.name,
+            env=environment,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def kill(self) -> None:
+        """End it as an eviction or a lost node does."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def remove(self) -> None:
+        """End it, and with it what it has in its own folders."""
+        self.kill()
+        self.workdir.cleanup()
+        shutil.rmtree(f"/tmp/snakemake-{self.name}", ignore_errors=True)  # as the profile names it
+
+    def job(self) -> dict:
+        """The Job's status."""
+        code = self.process.poll()
+        status = {"active": 1} if code is None else {"succeeded": 1} if code == 0 else {"failed": 1}
+        return self.manifest | {"status": status}
+
+    def pod(self) -> dict:
+        """The Pod's status."""
+        code = self.process.poll()
+        state = {"running": {}} if code is None else {"terminated": {"exitCode": code % 256}}
+        container = {"name": "snakemake", "state": state, "image": "", "imageID": "", "ready": False, "restartCount": 0}
+        return {"metadata": {"name": f"{self.name}-pod"}, "status": {"containerStatuses": [container]}}
+
+    def log(self) -> str:
+        """What it has printed."""
+        self.output.seek(0)
+        return self.output.read().decode(errors="replace")
+
+
+class Cluster(ThreadingHTTPServer):
+    """The API server. `pods` holds every pod ever started, in order; `evict` is called with each one that is new."""
+
+    daemon_threads = True
+
+    def __init__(self, image: dict[str, str], evict=lambda pod: None):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.image, self.evict, self.secrets, self.pods, self.namespaces = image, evict, {}, [], set()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        """End every pod and the server."""
+        for pod in self.pods:
+            pod.remove()
+        self.shutdown()
+        self.server_close()
+
+    def kubeconfig(self, path: Path) -> Path:
+        """Write the client's settings."""
+        settings = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{self.server_port}"}}],
+            "users": [{"name": "me", "user": {}}],
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+            "current-context": "here",
+        }
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    def answer(self, method: str, kind: str, name: str, part: str, query: str, body: dict) -> tuple[int, dict | str]:
+        """Status and body for a call on an object."""
+        pods = {pod.name: pod for pod in self.pods}
+        match method, kind, part:
+            case "POST", "secrets", "":
+                self.secrets[body["metadata"]["name"]] = body
+                return 201, body
+            case "DELETE", "secrets", "":
+                return 200, {"status": "Success"} if self.secrets.pop(name, None) else {}
+            case "POST", "jobs", "":
+                kubernetes_validate.validate({"apiVersion": "batch/v1", "kind": "Job"} | body, SCHEMA, strict=True)
+                pod = Pod(body, self.secrets, self.image)
+                self.pods.append(pod)
+                threading.Thread(target=self.evict, args=[pod], daemon=True).start()
+                return 201, body
+            case "GET", "jobs", "status":
+                return 200, pods[name].job()
+            case "DELETE", "jobs", "":
+                pods[name].kill()
+                return 200, {"status": "Success"}
+            case "GET", "pods", "":
+                wanted = re.search(r"job-name=([^&]+)", unquote(query))[1]
+                return 200, {"kind": "PodList", "items": [pods[wanted].pod()]}
+            case "GET", "pods", "log":
+                return 200, pods[name.removesuffix("-pod")].log()
+            case "DELETE", "pods", "":
+                return 200, {"metadata": {"name": name}}
+        return 404, {"kind": "Status", "reason": "NotFound", "code": 404}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """HTTP to `Cluster.answer`."""
+
+    protocol_version = "HTTP/1.1"
+    PLACE = re.compile(r"/apis?/(?:batch/)?v1/namespaces/([\w-]+)/(\w+)(?:/([\w.-]+))?(?:/(\w+))?")
+
+    def _any(self) -> None:
+        url = urlsplit(self.path)
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+        found = self.PLACE.fullmatch(url.path)
+        try:
+            namespace, *parts = (part or "" for part in found.groups())
+            self.server.namespaces.add(namespace)
+            status, reply = self.server.answer(self.command, *parts, url.query, body)
+        except Exception as error:  # the client shall see it
+            status, reply = 422, {"kind": "Status", "message": f"{type(error).__name__}: {error}", "code": 422}
+        content = reply.encode() if isinstance(reply, str) else json.dumps(reply).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain" if isinstance(reply, str) else "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_DELETE = _any  # noqa: N815
+
+    def log_message(self, *_) -> None:
+        """Say nothing."""

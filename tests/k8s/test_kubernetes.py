@@ -1,0 +1,138 @@
+"""The Kubernetes profile: Snakemake's executor and storage plug-ins for real, against a stand-in cluster; the image."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import apiserver
+import kubernetes_validate
+import pytest
+import yaml
+from helpers import ROOT, Project, missing, require
+
+BIN = Path(sys.executable).parent
+SETTINGS = {
+    "CONSISTENCY_IMAGE": "registry.example/consistency:1",
+    "CONSISTENCY_NAMESPACE": "lab",
+    "CONSISTENCY_CLAIM": "lab-data",
+}
+CHANGES = {
+    "gpu": 1,
+    "mem_mb": 3000,
+    "classifier": {"training": {"steps": 4000, "checkpoint_every": 100}},
+    "evaluation": {"count": 32},
+}
+
+
+def project(folder):
+    """A checkout under git, as the driver needs it."""
+    project = Project(folder)
+    project.configure(CHANGES)
+    for command in ("init --quiet", "add --all", "-c user.name=a -c user.email=a@b.c commit --quiet --message a"):
+        subprocess.run(["git", *command.split()], cwd=folder, check=True)
+    return project
+
+
+def snakemake(folder, *arguments, **variables):
+    """Snakemake as the driver starts it."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "KUBECONFIG")} | SETTINGS | variables
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("profile", [("--workflow-profile", "kubernetes"), ("--profile", "profiles/kubernetes")])
+def test_dry_run(tmp_path, profile):
+    folder = project(tmp_path).folder
+    done = snakemake(folder, *profile, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout + done.stderr
+    assert f"output: {folder}/results/digits/data.safetensors (send to storage)" in printed
+    assert "mem_mb=3000" in printed
+    assert "gpu=1" in printed
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A run in a cluster that takes the first pod of train_classifier away in the middle of its training."""
+    require("git")
+    require("rsync")
+    folder = project(tmp_path_factory.mktemp("claim")).folder
+    checkpoint = folder / "results/digits/checkpoints/classifier/checkpoint.pt"
+    evicted = []
+
+    def evict(pod):
+        if "train_classifier" in pod.command and not evicted:
+            while not checkpoint.exists() and pod.process.poll() is None:
+                time.sleep(0.05)
+            pod.kill()
+            evicted.append(pod)
+
+    image = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": os.environ["HOME"], "PIP_NO_DEPS": "1"}
+    cluster = apiserver.Cluster(image, evict)
+    kubeconfig = cluster.kubeconfig(tmp_path_factory.mktemp("home") / "config")
+    arguments = ["--workflow-profile", "kubernetes", "--seconds-between-status-checks", "1"]
+    done = snakemake(folder, *arguments, "results/digits/metrics/data.json", KUBECONFIG=str(kubeconfig))
+    cluster.stop()
+    assert done.returncode == 0, done.stdout + done.stderr + "".join(pod.log() for pod in cluster.pods)
+    return folder, cluster, done.stdout + done.stderr
+
+
+def test_a_pod_that_is_taken_away_continues_from_its_checkpoint(ran):
+    folder, cluster, printed = ran
+    rules = [re.search(r"--allowed-rules (\w+)", pod.command)[1] for pod in cluster.pods]
+    assert rules == ["prepare_data", "train_classifier", "train_classifier", "measure_data"]
+    assert [pod.process.returncode for pod in cluster.pods] == [0, -9, 0, 0]
+    assert "Trying to restart job" in printed
+    log = (folder / "results/logs/digits/train_classifier.log").read_text()
+    assert re.search(r"resumed at step \d+ of 4000", log)
+    assert not cluster.secrets  # none is left behind
+
+
+def test_results_are_on_the_claim_and_traced_to_the_commit(ran):
+    folder, *_ = ran
+    metrics = json.loads((folder / "results/digits/metrics/data.json").read_text())
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
+    assert metrics["environment"]["git_commit"].removesuffix("-dirty") == commit
+    assert (folder / "results/digits/classifier/model.safetensors").is_file()
+    assert not (folder / "results/digits/checkpoints/classifier").exists()
+    assert not (folder / ".snakemake/storage").exists()  # copies are the pods' own
+
+
+def test_what_a_pod_is_given(ran):
+    folder, cluster, _ = ran
+    (prepare, _, train, _) = [pod.manifest["spec"]["template"]["spec"] for pod in cluster.pods]
+    (container,) = train["containers"]
+    assert container["image"] == SETTINGS["CONSISTENCY_IMAGE"]
+    asked = {"memory": "3000M", "nvidia.com/gpu": "1", "ephemeral-storage": "20000M"}
+    for part in ("requests", "limits"):
+        assert {key: container["resources"][part][key] for key in asked} == asked
+    assert {"name": "lab-data", "mountPath": str(folder)} in container["volumeMounts"]
+    assert {"name": "lab-data", "persistentVolumeClaim": {"claimName": "lab-data"}} in train["volumes"]
+    assert train["tolerations"][0]["key"] == "nvidia.com/gpu"
+    assert "nvidia.com/gpu" not in prepare["containers"][0]["resources"]["limits"]
+    assert cluster.namespaces == {"lab"}
+
+
+def test_image_file():
+    hadolint = shutil.which("hadolint", path=f"{BIN}:{os.environ['PATH']}")
+    if hadolint is None:
+        missing("hadolint is not installed")
+    checked = subprocess.run([hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    # every package that it installs beyond the lock is pinned by the other one
+    pins = (ROOT / "requirements-test.lock").read_text()
+    installed = re.findall(r"snakemake-(?:executor|storage)-plugin-\w+", (ROOT / "Dockerfile").read_text())
+    assert installed
+    assert all(f"{name}==" in pins for name in installed)
+
+
+def test_driver_manifest():
+    documents = list(yaml.safe_load_all((ROOT / "workflow/profiles/kubernetes/driver.yaml").read_text()))
+    assert {d["kind"] for d in documents} == {"PersistentVolumeClaim", "ServiceAccount", "Role", "RoleBinding", "Job"}
+    for document in documents:
+        kubernetes_validate.validate(document, apiserver.SCHEMA, strict=True)
