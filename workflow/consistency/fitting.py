@@ -3,7 +3,6 @@ the one loop of `training`."""
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from .metrics.classifier import Classifier, accuracy, classify
 from .pairs import PairSource, Steps
 from .provenance import environment
 from .schedules import VESchedule, VPSchedule
-from .storage import atomic, sha256, weights_sha256
+from .storage import atomic, sha256, weights_sha256, write_json, write_records
 from .streams import generator
 from .teachers import Teacher, network_time
 
@@ -78,8 +77,8 @@ def fit_classifier(
     with atomic(folder) as temporary:
         network.save_pretrained(temporary)
         card["weights_sha256"] = weights_sha256(temporary)
-        (temporary / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    training.write_stats(stats, records)
+        write_json(temporary / "card.json", card)
+    write_records(stats, records)
     training.finish(side_folder)
 
 
@@ -130,7 +129,7 @@ def fit_teacher(
         model, denoise, distances.mse, batch_at, options, seed, side_folder, fingerprint, "train teacher"
     )
     models.save(model, folder)
-    training.write_stats(stats, records)
+    write_records(stats, records)
     training.finish(side_folder)
 
 
@@ -245,7 +244,7 @@ def fit_student(
         "environment": environment(str(pick_device(options.device))),
     }
     students.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)})
-    training.write_stats(stats, records)
+    write_records(stats, records)
     training.finish(side_folder)
 
 
@@ -338,5 +337,5 @@ def fit_pairs_student(
     )
     card = {"settings": resolved, "inputs": inputs, "environment": environment(str(device))}
     students.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)}, files)
-    training.write_stats(stats, records)
+    write_records(stats, records)
     training.finish(side)

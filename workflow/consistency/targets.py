@@ -239,8 +239,8 @@ class TargetReader:
     def _tensors(self, shard: int) -> dict[str, torch.Tensor]:
         if self._open is None or self._open[0] != shard:
             entry = self.manifest["shards"][shard]
-            expected = None if shard in self._verified else entry["sha256"]
+            path, check = self.folder / entry["file"], shard not in self._verified
             self._open = None  # unmapped before the next one is mapped
-            self._open = shard, load_tensors(self.folder / entry["file"], expected_sha256=expected)[0]
+            self._open = shard, load_tensors(path, expected_sha256=entry["sha256"], check=check)[0]
             self._verified.add(shard)
         return self._open[1]

@@ -25,7 +25,7 @@ from .compat import without_compiler
 from .devices import check_precision, pick_device
 from .errors import TrainingError
 from .progress import Progress
-from .storage import atomic, save_tensors
+from .storage import atomic, check_sealed, save_tensors, write_sealed
 from .streams import generator
 
 log = logging.getLogger("consistency")
@@ -284,8 +284,7 @@ def _write_checkpoint(
     }
     content = io.BytesIO()  # torch.save to a file hides what the operating system says of a full disk
     torch.save(state, content)
-    with atomic(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    write_sealed(path, content.getbuffer())  # what a zip file's own checksums would tell, torch doesn't look at
 
 
 def _read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
@@ -294,6 +293,7 @@ def _read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] 
     state = None
     if path.is_file():
         try:
+            check_sealed(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             log.warning("%s: damaged checkpoint (%s); training starts from the beginning", path, type(error).__name__)
