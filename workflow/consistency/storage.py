@@ -1,40 +1,42 @@
-"""Files: written atomically, hashed, checked before use, memory-mapped when read.
+"""Files: written atomically, each with its sha256 (`hashes`), checked before use, memory-mapped when read.
 
 Everything is written to a temporary name in the same folder, fsynced and renamed, so a reader sees either the whole
-file or none. And everything carries a sha256, so that a flipped bit is found before it becomes a number:
-
-    safetensors, JSON, JSON lines   inside: the sha256 of the file with these 64 digits replaced by zeros
-    CSV, which has no room for it   beside it, in NAME.csv.sha256, as `sha256sum -c` reads it
-    folders                         in their file SHA256SUMS, over all other files
-    checkpoints                     as the last line of the file
-
-Inside, because Snakemake moves, caches and deletes a file without what lies beside it.
+file or none.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from .errors import StorageError
+from .errors import MismatchError, StorageError
+from .hashes import (  # noqa: F401 (one door for users)
+    AGAIN,
+    ZEROS,
+    check_folder,
+    check_seal,
+    check_sealed,
+    read_bytes,
+    same,
+    sha256,
+    weights_file,
+    weights_sha256,
+    write_sums,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import torch
-
-SUMS = "SHA256SUMS"  # of a folder
-_ZEROS = "0" * 64
-_AGAIN = "delete it and run again"
 
 
 def _explain(error: BaseException, path: Path) -> str:
@@ -42,7 +44,7 @@ def _explain(error: BaseException, path: Path) -> str:
     code = getattr(error, "errno", None)
     text = str(error)
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "os error 28" in text:
-        free = shutil.disk_usage(path.parent).free / 1e6
+        free = shutil.disk_usage(next(place for place in path.parents if place.exists())).free / 1e6
         return f"{path}: disk full while writing ({free:.1f} MB free); free some space and run again"
     if code in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"{path}: cannot be written ({os.strerror(code)}); choose a writable results folder"
@@ -58,6 +60,23 @@ def _fsync(path: Path) -> None:
 
 
 @contextmanager
+def explained(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what the operating system or safetensors says while `path` is written into one line.
+
+    Raises:
+        StorageError: the folder is not writable, the disk is full, ….
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(_explain(error, Path(path))) from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            raise StorageError(_explain(error, Path(path))) from error
+        raise
+
+
+@contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success fsync and rename it, on failure remove it.
 
@@ -67,30 +86,42 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         StorageError: the folder is not writable or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".tmp-{os.uname().nodename}-{os.getpid()}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if temporary.is_dir():
-            _write_sums(temporary)
-            for file in temporary.rglob("*"):
-                _fsync(file)
-            if path.exists():
-                shutil.rmtree(path)
-        _fsync(temporary)
-        os.replace(temporary, path)
-        _fsync(path.parent)
-    except OSError as error:
-        raise StorageError(_explain(error, path)) from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise StorageError(_explain(error, path)) from error
-        raise
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
+            yield temporary
+            if temporary.is_dir():
+                write_sums(temporary)
+                for file in temporary.rglob("*"):
+                    _fsync(file)
+                if path.exists():
+                    shutil.rmtree(path)
+            _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine that were killed while they wrote `path` have left."""
+    for left in path.parent.glob(f".tmp-{os.uname().nodename}-*-{glob.escape(path.name)}"):
+        writer = left.name.removesuffix(f"-{path.name}").rpartition("-")[2]
+        try:
+            os.kill(int(writer), 0)
+        except (ProcessLookupError, ValueError):
+            _remove(left)
+        except OSError:  # another user's, and alive
+            pass
 
 
 def check_writable(folder: str | os.PathLike) -> None:
@@ -111,105 +142,10 @@ def check_writable(folder: str | os.PathLike) -> None:
         ) from error
 
 
-def sha256(path: str | os.PathLike) -> str:
-    """Hex sha256 of a file's bytes.
-
-    Raises:
-        StorageError: the file is missing or unreadable.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
-
-
-def weights_file(folder: str | Path) -> Path:
-    """The folder's one safetensors file.
-
-    Raises:
-        StorageError: none or several of them.
-    """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if len(files) != 1:
-        raise StorageError(f"{folder}: one .safetensors file expected, found {len(files)}")
-    return files[0]
-
-
-def weights_sha256(folder: str | Path) -> str:
-    """sha256 of the folder's one safetensors file, which must be as the folder's SHA256SUMS says, where there is one.
-
-    Raises:
-        StorageError: none or several of them, or a damaged one.
-    """
-    file = weights_file(folder)
-    return _same(file, sha256(file), _sums(folder).get(file))
-
-
-def _same(path: Path, found: str, recorded: str | None, again: str = _AGAIN) -> str:
-    if recorded is not None and found != recorded:
-        raise StorageError(f"{path}: damaged: sha256 is {found[:12]}…, recorded was {recorded[:12]}…; {again}")
-    return found
-
-
-def _write_sums(folder: Path) -> None:
-    files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in files if name != SUMS]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
-def _sums(folder: str | Path) -> dict[Path, str]:
-    """What the SHA256SUMS of the folder, or of the folder above it (of a pipeline), says of the folder's files."""
-    folder = Path(folder)
-    for place in (folder, folder.parent):
-        if (place / SUMS).is_file():
-            lines = _bytes(place / SUMS).decode(errors="replace").splitlines()
-            parts = [line.partition("  ") for line in lines]
-            if not lines or not all(re.fullmatch("[0-9a-f]{64}", digest) and name for digest, _, name in parts):
-                raise StorageError(f"{place / SUMS}: damaged: no list of sha256sum; delete {place} and run again")
-            found = {place / name: digest for digest, _, name in parts}
-            return {file: digest for file, digest in found.items() if file.is_relative_to(folder)}
-    return {}
-
-
-def check_folder(folder: str | Path, without: tuple[str, ...] = ()) -> None:
-    """Compare the folder's files with its SHA256SUMS; a folder from elsewhere, which has none, is not checked.
-
-    Args:
-        without: sub-folders that are not going to be read.
-
-    Raises:
-        StorageError: a file that is missing or damaged.
-    """
-    for file, recorded in _sums(folder).items():
-        if file.relative_to(folder).parts[0] not in without:
-            if not file.is_file():
-                raise StorageError(f"{file}: no such file, which {SUMS} names; delete {folder} and run again")
-            _same(file, sha256(file), recorded, f"delete {folder} and run again")
-
-
-def _bytes(path: str | os.PathLike) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
-
-
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` (UTF-8) atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _check_seal(path: str | os.PathLike, content: bytes, sealed: Any, rest: BinaryIO | None = None) -> None:
-    """Raise unless `content`, and what is left of the file `rest`, has the sha256 that `sealed` states."""
-    stated = sealed.get("sha256") if isinstance(sealed, dict) else None
-    if not isinstance(stated, str) or not re.fullmatch("[0-9a-f]{64}", stated) or content.count(stated.encode()) != 1:
-        raise StorageError(f"{path}: damaged, or not written by this pipeline: it states no sha256; {_AGAIN}")
-    digest = hashlib.sha256(content.replace(stated.encode(), _ZEROS.encode()))
-    if rest is not None:
-        digest = hashlib.file_digest(rest, lambda: digest)
-    _same(Path(path), digest.hexdigest(), stated)
 
 
 def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
@@ -218,7 +154,7 @@ def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
     def text(digest: str) -> str:
         return json.dumps(value | {"sha256": digest}, indent=2, sort_keys=True) + "\n"
 
-    write_text(path, text(hashlib.sha256(text(_ZEROS).encode()).hexdigest()))
+    write_text(path, text(hashlib.sha256(text(ZEROS).encode()).hexdigest()))
 
 
 def read_json(path: str | os.PathLike, sealed: bool = True) -> dict[str, Any]:
@@ -230,10 +166,10 @@ def read_json(path: str | os.PathLike, sealed: bool = True) -> dict[str, Any]:
     Raises:
         StorageError: the file is missing, damaged, or is not a JSON object.
     """
-    content = _bytes(path)
+    content = read_bytes(path)
     value = _parse(path, content)
     if sealed:
-        _check_seal(path, content, value)
+        check_seal(path, content, value)
         del value["sha256"]
     return value
 
@@ -242,9 +178,9 @@ def _parse(path: str | os.PathLike, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        raise StorageError(f"{path}: is not valid JSON ({error}); {_AGAIN}") from error
+        raise StorageError(f"{path}: is not valid JSON ({error}); {AGAIN}") from error
     if not isinstance(value, dict):
-        raise StorageError(f"{path}: is not a JSON object; {_AGAIN}")
+        raise StorageError(f"{path}: is not a JSON object; {AGAIN}")
     return value
 
 
@@ -254,7 +190,7 @@ def write_records(path: str | os.PathLike, records: list[dict[str, Any]]) -> Non
     def text(digest: str) -> str:
         return "".join(json.dumps(record) + "\n" for record in [*records[:-1], records[-1] | {"sha256": digest}])
 
-    write_text(path, text(hashlib.sha256(text(_ZEROS).encode()).hexdigest()))
+    write_text(path, text(hashlib.sha256(text(ZEROS).encode()).hexdigest()))
 
 
 def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -263,9 +199,9 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
         StorageError: the file is missing or damaged.
     """
-    content = _bytes(path)
+    content = read_bytes(path)
     records = [_parse(path, line) for line in content.splitlines()]
-    _check_seal(path, content, records[-1] if records else None)
+    check_seal(path, content, records[-1] if records else None)
     del records[-1]["sha256"]
     return records
 
@@ -285,14 +221,14 @@ def read_table(path: str | os.PathLike, **options: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
-    content, beside = _bytes(path), Path(f"{path}.sha256")
+    content, beside = read_bytes(path), Path(f"{path}.sha256")
     if beside.is_file():
-        recorded = _bytes(beside).decode(errors="replace").partition(" ")[0]
-        _same(Path(path), hashlib.sha256(content).hexdigest(), recorded, f"delete it and {beside.name} and run again")
+        recorded = read_bytes(beside).decode(errors="replace").partition(" ")[0]
+        same(Path(path), hashlib.sha256(content).hexdigest(), recorded, f"delete it and {beside.name} and run again")
     try:
         return pd.read_csv(io.BytesIO(content), **options)
     except ValueError as error:
-        raise StorageError(f"{path}: is not a readable table ({' '.join(str(error).split())}); {_AGAIN}") from error
+        raise StorageError(f"{path}: is not a readable table ({' '.join(str(error).split())}); {AGAIN}") from error
 
 
 def write_sealed(path: str | os.PathLike, content: bytes | memoryview) -> None:
@@ -302,23 +238,16 @@ def write_sealed(path: str | os.PathLike, content: bytes | memoryview) -> None:
         file.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
 
 
-def check_sealed(path: str | os.PathLike) -> None:
-    """Compare a file of `write_sealed` with its last line.
-
-    Raises:
-        StorageError: the file is missing or damaged.
-    """
-    digest, last = hashlib.sha256(), b""
-    try:
-        with open(path, "rb") as file:
-            while piece := file.read(1 << 20):
-                whole = last + piece
-                digest.update(whole[:-65])
-                last = whole[-65:]
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
-    if last != digest.hexdigest().encode() + b"\n":
-        raise StorageError(f"{path}: damaged: sha256 is {digest.hexdigest()[:12]}…, its last line says otherwise")
+def _check_finite(path: str | os.PathLike, name: str, value: Any, light: bool) -> None:
+    if light:
+        from numpy import isfinite
+    else:
+        from torch import isfinite
+    if (finite := isfinite(value)).all():
+        return
+    rows = finite.reshape(len(value) if value.ndim else 1, -1).all(1)
+    first, bad = rows.tolist().index(False), len(rows) - int(rows.sum())
+    raise MismatchError(f"{path}: not written: {name} is not finite in {bad} of {len(rows)} rows, first in row {first}")
 
 
 def save_tensors(
@@ -330,10 +259,16 @@ def save_tensors(
 
     `metadata`, and the file's own sha256, are stored as one JSON string: safetensors writes several keys in a random
     order, and equal content shall give equal bytes.
+
+    Raises:
+        MismatchError: a number that is not finite; no later stage shall average over it.
     """
-    header = {"json": json.dumps((metadata or {}) | {"sha256": _ZEROS}, sort_keys=True)}
+    header = {"json": json.dumps((metadata or {}) | {"sha256": ZEROS}, sort_keys=True)}
+    light = all(type(v).__module__ == "numpy" for v in tensors.values())
+    for name, value in tensors.items():
+        _check_finite(path, name, value, light)
     with atomic(path) as temporary:
-        if all(type(v).__module__ == "numpy" for v in tensors.values()):
+        if light:
             from numpy import ascontiguousarray
             from safetensors.numpy import save_file
 
@@ -344,7 +279,7 @@ def save_tensors(
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=header)
         with open(temporary, "r+b") as file:
             key = rb"\"sha256\": \""
-            place = 8 + file.read(int.from_bytes(file.read(8), "little")).index(key + _ZEROS.encode()) + len(key)
+            place = 8 + file.read(int.from_bytes(file.read(8), "little")).index(key + ZEROS.encode()) + len(key)
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(place)
@@ -361,11 +296,11 @@ def check_tensors(path: str | os.PathLike) -> None:
         with open(path, "rb") as file:
             length = file.read(8)
             if int.from_bytes(length, "little") > os.fstat(file.fileno()).st_size - 8:
-                raise StorageError(f"{path}: not a readable safetensors file (truncated or damaged); {_AGAIN}")
+                raise StorageError(f"{path}: not a readable safetensors file (truncated or damaged); {AGAIN}")
             header = file.read(int.from_bytes(length, "little"))
             metadata = _parse(path, header).get("__metadata__")
             text = metadata.get("json") if isinstance(metadata, dict) else None
-            _check_seal(path, length + header, _parse(path, text.encode()) if isinstance(text, str) else None, file)
+            check_seal(path, length + header, _parse(path, text.encode()) if isinstance(text, str) else None, file)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
 
@@ -394,7 +329,7 @@ def load_tensors(
     if not Path(path).is_file():
         raise StorageError(f"{path}: no such file; it is made by an earlier stage, run that first")
     if check and expected_sha256 is not None:
-        _same(Path(path), sha256(path), expected_sha256, "delete the file and run again")
+        same(Path(path), sha256(path), expected_sha256, "delete the file and run again")
     elif check:
         check_tensors(path)
     try:

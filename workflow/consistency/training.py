@@ -25,7 +25,7 @@ from .compat import without_compiler
 from .devices import check_precision, pick_device
 from .errors import TrainingError
 from .progress import Progress
-from .storage import atomic, check_sealed, save_tensors, write_sealed
+from .storage import atomic, check_sealed, explained, save_tensors, write_sealed
 from .streams import generator
 
 log = logging.getLogger("consistency")
@@ -247,9 +247,10 @@ def write_stats(path: str | Path, records: list[dict[str, float]], append: bool 
     """Write records as JSON lines; whole and atomic, or appended while training."""
     text = "".join(json.dumps(record) + "\n" for record in records)
     if append:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
+        with explained(path):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text)
     else:
         with atomic(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

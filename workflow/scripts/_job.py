@@ -32,6 +32,7 @@ def job(snakemake: Any, network: bool = False) -> Iterator[None]:
     log = snakemake.log[0]
     logging.basicConfig(filename=log, filemode="w", level=logging.INFO, format="%(asctime)s %(message)s")
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a log that cannot be written must not hide why the job stops
     try:
         yield
     except (ConsistencyError, OSError, MemoryError) as error:
