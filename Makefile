@@ -1,5 +1,7 @@
 # make reproduce   environment, the default experiments, the claims table
 # make test        environment, every test that this machine can run
+# make soak        kill -9, full disk and fuzz at length; writes benchmarks/soak.md (an hour or so)
+# make verify      compare results/ with the hashes that its files carry
 # make lint        ruff, snakefmt, snakemake --lint
 # make schemas     write the JSON schemas after a new key, method or solver
 # make help        this list
@@ -13,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from-requirements.lock
 TESTING := $(VENV)/installed-from-requirements-test.lock
 
-.PHONY: help reproduce test lint schemas clean
+.PHONY: help reproduce test soak verify lint schemas clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -35,6 +37,12 @@ reproduce: $(STAMP)
 
 test: $(TESTING)
 	$(BIN)/python -m pytest tests
+
+soak: $(TESTING)
+	$(BIN)/python tests/soak.py
+
+verify: $(STAMP)
+	@$(BIN)/python workflow/scripts/verify.py
 
 lint: $(TESTING)
 	$(BIN)/ruff check .

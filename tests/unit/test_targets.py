@@ -231,7 +231,7 @@ def test_readers_memory_does_not_grow_with_the_number_of_targets(tmp_path):
             path = folder / f"shard-{i}.safetensors"
             save_tensors(path, tensors, {"first": i * 20_000, "count": 20_000})
             entries.append({"file": path.name, "count": 20_000, "sha256": sha256(path)})
-        settings = {"mode": "paper", "n_steps": 10, "shards": entries}
+        settings = {"mode": "paper", "n_steps": 10, "teacher_sha256": "0" * 64, "shards": entries}
         write_json(folder / "manifest.json", settings)
         return folder / "manifest.json"
 

@@ -76,11 +76,11 @@ def encode_prompts(
         for part, cls in classes.items():
             folder = Path(pipeline) / part
             encoders[part], report = cls.from_pretrained(
-                folder, variant=variant(folder), output_loading_info=True, **options
+                folder, variant=variant(folder), use_safetensors=True, output_loading_info=True, **options
             )
             absent += sorted(report["missing_keys"])
         pipe = StableDiffusionXLPipeline.from_pretrained(
-            pipeline, unet=None, vae=None, local_files_only=True, **encoders
+            pipeline, unet=None, vae=None, local_files_only=True, use_safetensors=True, **encoders
         )
     except Exception as error:
         raise StorageError(f"{pipeline}: text encoders cannot be loaded ({' '.join(str(error).split())})") from error
@@ -151,7 +151,8 @@ def _vae(folder: str | Path, device: Any, precision: str) -> Any:
 
     check_folder(folder)
     try:
-        network = AutoencoderKL.from_pretrained(folder, variant=variant(folder), local_files_only=True)
+        options = {"variant": variant(folder), "local_files_only": True}
+        network = AutoencoderKL.from_pretrained(folder, use_safetensors=True, **options)
     except Exception as error:
         raise StorageError(f"{folder}: VAE cannot be loaded ({' '.join(str(error).split())})") from error
     models.check_complete(network, folder)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import MismatchError, StorageError
 from .hashes import (  # noqa: F401 (one door for users)
     AGAIN,
+    SUMS,
     ZEROS,
     check_folder,
     check_seal,
@@ -346,3 +347,32 @@ def load_tensors(
         ) from error
     metadata.pop("sha256", None)
     return tensors, metadata
+
+
+def verify(folder: str | os.PathLike) -> tuple[int, list[str]]:
+    """Check every file below `folder` that carries a sha256.
+
+    Returns:
+        how many are as they were written, and a line for each that is not (of a folder, for its first).
+    """
+    checked, damaged = 0, []
+    sealed = [path.parent for path in sorted(Path(folder).rglob(SUMS))]
+    readers = {".safetensors": check_tensors, ".json": read_json, ".jsonl": read_records, ".pt": check_sealed}
+    for place in sealed:
+        try:
+            check_folder(place)
+            checked += sum(path.is_file() for path in place.rglob("*"))
+        except StorageError as error:
+            damaged.append(str(error))
+    for path in sorted(Path(folder).rglob("*")):
+        beside = path.with_name(f"{path.name}.sha256").is_file()
+        reader = read_table if beside else readers.get(path.suffix)
+        growing = path.suffix == ".jsonl" and path.parent.parent.name == "checkpoints"  # sealed when training ends
+        if reader is None or growing or not path.is_file() or any(path.is_relative_to(place) for place in sealed):
+            continue
+        try:
+            reader(path)
+            checked += 1 + beside
+        except StorageError as error:
+            damaged.append(str(error))
+    return checked, damaged

@@ -15,7 +15,7 @@ from .devices import HALF
 from .errors import ConsistencyError, StorageError
 from .models import LORA_FILE, first_line
 from .schedules import VESchedule, VPSchedule, boundary
-from .storage import atomic, check_folder, check_tensors, load_tensors, write_json
+from .storage import atomic, check_folder, check_tensors, load_tensors, weights_file, write_json
 from .teachers import network_time
 
 
@@ -163,6 +163,7 @@ def load(
         ensure_torchvision()
         from peft import PeftModel
 
+        weights_file(folder)
         base = models.load(teacher_folder)
         try:
             network = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()

@@ -24,10 +24,11 @@ import torch
 from .data import as_float
 from .devices import pick_device
 from .errors import ConfigError, MismatchError
+from .manifest import read
 from .progress import Progress
 from .schedules import VPSchedule
 from .solvers import Eps
-from .storage import load_tensors, read_json, save_tensors
+from .storage import load_tensors, save_tensors
 from .streams import generator
 from .teachers import Teacher
 
@@ -191,7 +192,7 @@ class TargetReader:
     """
 
     def __init__(self, manifest: str | Path, schedule: VPSchedule, batch_size: int, seed: int):
-        self.folder, self.manifest = Path(manifest).parent, read_json(manifest)
+        self.folder, self.manifest = Path(manifest).parent, read(manifest)
         self.batch_size, self.seed = batch_size, seed
         self.grid = torch.tensor(schedule.grid(self.manifest["n_steps"]))
         self.pairs = 1 if self.manifest["mode"] == "paper" else self.manifest["n_steps"]
