@@ -2,6 +2,8 @@
 # make resume      after a kill or a reboot: ends what was left running, then goes on
 # make install     the environment alone
 # make test        environment, every test that this machine can run
+# make soak        kill -9, full disk and fuzz at length; writes benchmarks/soak.md (an hour or so)
+# make verify      compare results/ with the hashes that its files carry
 # make lint        ruff, snakefmt, snakemake --lint
 # make schemas     write the JSON schemas after a new key, method or solver
 # make status      what is being trained and what is finished (WATCH=1: again every 5 seconds)
@@ -18,7 +20,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from-requirements.lock
 TESTING := $(VENV)/installed-from-requirements-test.lock
 
-.PHONY: help install reproduce resume test lint schemas status clean
+.PHONY: help install reproduce resume test soak verify lint schemas status clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -45,6 +47,12 @@ resume: $(STAMP)
 
 test: $(TESTING)
 	$(BIN)/python -m pytest tests
+
+soak: $(TESTING)
+	$(BIN)/python tests/soak.py
+
+verify: $(STAMP)
+	@$(BIN)/python workflow/scripts/verify.py
 
 lint: $(TESTING)
 	$(BIN)/ruff check .

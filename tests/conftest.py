@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,7 +10,8 @@ os.environ.setdefault("CONSISTENCY_CACHE", tempfile.mkdtemp(prefix="consistency-
 
 import pytest
 import torch
-from helpers import Project, missing
+from helpers import Project
+from stages import small
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -61,14 +61,17 @@ def finished(tmp_path_factory):
     return project
 
 
+@pytest.fixture(scope="session")
+def exact(tmp_path_factory):
+    """A small experiment on two modes with both papers' methods, run once; tests restore what they change."""
+    project = Project(tmp_path_factory.mktemp("exact"))
+    project.configure_exact({})
+    project.snakemake()
+    return project
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    mounted = subprocess.run(command, capture_output=True, text=True)
-    if mounted.returncode:
-        missing(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small(tmp_path / "small") as place:
+        yield place

@@ -42,13 +42,42 @@ SMALL = {
 }
 
 
+# The exact tier and paper B's methods.
+SMALL_EXACT = {
+    "data": {"train_count": 256, "test_count": 128},
+    "network": {"width": 32, "depth": 1},
+    "teacher": {"training": {"steps": 60, "batch_size": 64}},
+    "targets": {"count": 256, "batch_size": 256},
+    "student": {"training": {"steps": 40, "batch_size": 32, "warmup_steps": 5}},
+    "consistency_training": {"budgets": [0.25], "training": {"steps": 40, "batch_size": 32, "warmup_steps": 5}},
+    "methods": {
+        "cm": {"objective": "consistency_distillation"},
+        "direct": {"objective": "direct"},
+        "ct-gc-frozen": {"coupling": {"generator": {"method": "ct-ic", "budget": 0.25}}},
+    },
+    "evaluation": {"count": 64, "sampling_steps": [1, 2]},
+    "analysis": {
+        "coupling_methods": ["cd"],
+        "steps": [10, 1280],
+        "count": 64,
+        "batch_size": 32,
+        "gradient_budget": 0.25,
+        "order_steps": [5, 10],
+    },
+    "runs": [
+        {"method": ["cm", "direct"], "n_steps": 5, "seed": [0, 1]},
+        {"method": ["cd", "ct-ic", "ct-ot", "ct-gc", "ct-gc-frozen"], "seed": [0, 1]},
+    ],
+    "claims": ["A1", "A2", "B1", "B2", "B3", "B4"],
+}
+
+
 class Project:
     """A checkout to play with."""
 
-    small: dict = {}
-
     def __init__(self, folder: Path):
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         for name in ("Snakefile", "workflow", "envs"):
             source = ROOT / name
             if source.is_dir():
@@ -66,10 +95,10 @@ class Project:
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings | keys))
 
     def configure_exact(self, changes: dict) -> None:
-        """Write config.yaml: the small experiment on two modes (`small`) with changes laid over it."""
+        """Write config.yaml: the small experiment on two modes with changes laid over it."""
         from consistency.config import _merge
 
-        settings = {"experiments": ["gaussians-modes"], "overrides": {"gaussians-modes": _merge(self.small, changes)}}
+        settings = {"experiments": ["gaussians-modes"], "overrides": {"gaussians-modes": _merge(SMALL_EXACT, changes)}}
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings))
 
     def snakemake(self, *arguments: str, check: bool = True, cores: str = "2") -> subprocess.CompletedProcess:

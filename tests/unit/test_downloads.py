@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from consistency import downloads, hub
+from consistency import downloads, hub, storage
 from consistency.downloads import DownloadError, fetch
 from consistency.errors import StorageError
 from hubserver import COMMIT, SIGNATURE, HubServer
@@ -222,7 +222,7 @@ def test_a_hung_download_ends(server, monkeypatch):
 
 def test_recorded_on_first_use_and_refused_when_it_changes(server, cache):
     get(server)
-    assert json.loads((cache / "hashes.json").read_text()) == {f"{server.url}/x.bin": digest(BIG)}
+    assert storage.read_json(cache / "hashes.json") == {f"{server.url}/x.bin": digest(BIG)}
     (cache / "files" / "x.bin").unlink()
     (server.root / "x.bin").write_bytes(b"new")
     refused(lambda: get(server), digest(b"new"), digest(BIG), "recorded on first use", "changed upstream")
@@ -322,10 +322,16 @@ def test_where_the_cache_is(monkeypatch):
 
 def test_a_repository_is_downloaded_checked_and_linked(client, server, tmp_path):
     hub.download(tmp_path / "out", REPO, COMMIT, FILES, {"model_index.json": digest(SMALL)})
-    assert left(tmp_path / "out") == ["download.json", "model_index.json", "unet/big.safetensors", "unet/config.json"]
+    assert left(tmp_path / "out") == [
+        "SHA256SUMS",
+        "download.json",
+        "model_index.json",
+        "unet/big.safetensors",
+        "unet/config.json",
+    ]
     assert (tmp_path / "out" / "unet" / "big.safetensors").read_bytes() == BIG
     assert (tmp_path / "out" / "unet" / "big.safetensors").samefile(client / "blobs" / digest(BIG))
-    assert json.loads((tmp_path / "out" / "download.json").read_text()) == {
+    assert storage.read_json(tmp_path / "out" / "download.json") == {
         "repo": REPO,
         "revision": COMMIT,
         "files": {
@@ -564,7 +570,7 @@ def test_full_disk_and_copies_instead_of_links(client, server, small_disk, tmp_p
     refused(
         lambda: hub.download(small_disk / "out", REPO, COMMIT, FILES), "disk full while writing", error=StorageError
     )
-    assert left(small_disk) == ["out/download.json", "out/model_index.json", "out/unet/config.json"]
+    assert left(small_disk) == ["out/SHA256SUMS", "out/download.json", "out/model_index.json", "out/unet/config.json"]
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(small_disk / "hub"))
     refused(lambda: hub.download(tmp_path / "out", REPO, COMMIT, FILES), "disk full while writing", error=StorageError)
 
@@ -578,13 +584,13 @@ def test_an_unwritable_hf_home(client, server, tmp_path, monkeypatch):
 
 def test_obtain_takes_repositories_and_addresses(client, server, tmp_path):
     hub.obtain(tmp_path / "a", {"repo": REPO, "revision": COMMIT, "files": ["unet/*"], "sha256": {}})
-    assert left(tmp_path / "a") == ["download.json", "unet/big.safetensors", "unet/config.json"]
+    assert left(tmp_path / "a") == ["SHA256SUMS", "download.json", "unet/big.safetensors", "unet/config.json"]
     url = f"{server.url}/x.bin"
     hub.obtain(tmp_path / "b", {"url": url, "name": "x.bin", "sha256": None})
     hub.obtain(tmp_path / "b", {"url": url, "name": "x.bin", "sha256": digest(BIG)})
-    assert left(tmp_path / "b") == ["download.json", "x.bin"]
+    assert left(tmp_path / "b") == ["SHA256SUMS", "download.json", "x.bin"]
     told = {"sha256": digest(BIG), "size": len(BIG), "checked": "preset"}
-    assert json.loads((tmp_path / "b" / "download.json").read_text()) == {"url": url, "files": {"x.bin": told}}
+    assert storage.read_json(tmp_path / "b" / "download.json") == {"url": url, "files": {"x.bin": told}}
 
 
 def test_two_processes_of_the_real_client(server, tmp_path):

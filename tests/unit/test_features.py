@@ -249,7 +249,7 @@ def pictured(tmp_path):
     """Six images, four captions, and two files of labels: two rows of the second are swapped."""
     images = torch.randint(0, 256, (6, 3, 4, 4), generator=torch.Generator().manual_seed(0)).float() / 127.5 - 1
     save_tensors(tmp_path / "images", {"train_images": F.interpolate(images, size=(32, 32), mode="nearest")})
-    write_json(tmp_path / "captions.json", tiny.CAPTIONS)
+    write_json(tmp_path / "captions.json", {"captions": tiny.CAPTIONS})
     labels = [0, 1, 2, 3, 0, 1]
     save_tensors(tmp_path / "noise", {"labels": torch.tensor(labels)})
     save_tensors(tmp_path / "swapped", {"labels": torch.tensor([0, 2, 1, 3, 0, 1])})
@@ -288,7 +288,7 @@ def test_scores_follow_the_labels(pictured, clip):
 def test_without_labels_each_row_has_its_own_prompt(pictured, clip):
     """As the data do; in batches as in one."""
     folder, labels = pictured
-    write_json(folder / "rows.json", [tiny.CAPTIONS[label] for label in labels])
+    write_json(folder / "rows.json", {"captions": [tiny.CAPTIONS[label] for label in labels]})
     found = [
         scored(folder, "a", clip, None, "rows.json"),
         scored(folder, "b", clip, None, "rows.json", batch_size=100),
@@ -303,7 +303,7 @@ def test_scores_of_prompts_are_never_kept(pictured, clip, cache, aesthetic):
     folder, _ = pictured
     clip = clip if aesthetic else {"kind": "clip", "folder": clip["folder"]}
     for name, captions in (("a", tiny.CAPTIONS + ["a", "b"]), ("b", ["b", "a"] + tiny.CAPTIONS)):
-        write_json(folder / "rows.json", captions)
+        write_json(folder / "rows.json", {"captions": captions})
         features.extract(
             folder / name, folder / "images", ["train_images"], 4, [clip], captions=folder / "rows.json", cache=True
         )

@@ -34,7 +34,7 @@ def given(tmp_path_factory):
     found.pipeline = tiny.sdxl(folder / "sdxl")
     found.captions, found.images = folder / "captions.json", folder / "images.safetensors"
     found.prompts, found.data, found.teacher = (folder / n for n in ("prompts.safetensors", "data.safetensors", "t"))
-    write_json(found.captions, CAPTIONS)
+    write_json(found.captions, {"captions": CAPTIONS})
     images = np.random.default_rng(0).integers(0, 256, (COUNT, 3, SIDE, SIDE), dtype=np.uint8)
     save_tensors(found.images, {"train_images": images}, {"name": "tiny"})
     latents.encode_prompts(found.prompts, found.captions, found.pipeline, SIDE, 4, "no")

@@ -1,7 +1,5 @@
 """Distances against clean-fid and closed forms; features and rows."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -170,11 +168,12 @@ def test_noise_file_of_another_length_or_shape(tmp_path):
 
 def test_collected_rows_have_the_contracts_columns(tmp_path):
     from consistency.metrics.measure import COLUMNS, collect
+    from consistency.storage import write_json
 
     row = {"metric": "m", "extractor": "e", "reference": "r", "sampling_steps": 1, "n_samples": 5, "value": 0.1}
     run = {"run": "a-s0", "method": "a", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0}
-    (tmp_path / "a.json").write_text(json.dumps({"run": run, "rows": [row]}))
-    (tmp_path / "b.json").write_text(json.dumps({"run": {"run": "data", "method": "data"}, "rows": [row]}))
+    write_json(tmp_path / "a.json", {"run": run, "rows": [row]})
+    write_json(tmp_path / "b.json", {"run": {"run": "data", "method": "data"}, "rows": [row]})
     collect(tmp_path / "metrics.csv", "x", [tmp_path / "a.json", tmp_path / "b.json"])
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert lines[0].split(",") == COLUMNS

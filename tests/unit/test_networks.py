@@ -87,7 +87,7 @@ def test_an_unconditional_network_has_one_class(folder, plain):
 def test_it_is_imported_as_safetensors(tmp_path, folder, plain, data_file):
     fitting.import_teacher(tmp_path / "teacher", folder, data_file(), 1000)
     made = sorted(path.name for path in (tmp_path / "teacher").iterdir())
-    assert made == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert made == ["SHA256SUMS", "config.json", "diffusion_pytorch_model.safetensors"]
     assert len(weights_sha256(tmp_path / "teacher")) == 64
     x, t = inputs()
     assert torch.equal(models.load(tmp_path / "teacher", SHAPE, 1)(x, t, torch.zeros(3).long()), plain(x, t).sample)

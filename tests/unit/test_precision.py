@@ -14,6 +14,7 @@ from consistency.schedules import VPSchedule
 from consistency.settings import ConsistencyTraining, Training
 from consistency.storage import load_tensors, save_tensors
 from consistency.teachers import Teacher
+from safetensors.torch import load_file
 
 CPU = torch.device("cpu")
 
@@ -286,7 +287,7 @@ def places(folder, name):
 
 def weights_of(folder):
     (file,) = folder.glob("*.safetensors")
-    return load_tensors(file)[0]
+    return load_file(file)
 
 
 def equal(a, b):

@@ -40,12 +40,12 @@ def test_a_folder_is_replaced_whole(tmp_path):
         with storage.atomic(tmp_path / "folder") as temporary:
             temporary.mkdir()
             (temporary / content).write_text(content)
-    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == ["SHA256SUMS", "two"]
     with pytest.raises(ZeroDivisionError), storage.atomic(tmp_path / "folder") as temporary:
         temporary.mkdir()
         raise ZeroDivisionError
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
-    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["two"]
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == ["SHA256SUMS", "two"]
 
 
 def test_full_disk(small_disk):

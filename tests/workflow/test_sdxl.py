@@ -155,7 +155,7 @@ def test_latents_and_embeddings_are_the_plain_pipelines(run):
 
     folder = results(run) / "tiny"
     pipe = StableDiffusionXLPipeline.from_pretrained(run["pipeline"])
-    captions = json.loads((folder / "captions.json").read_text())
+    captions = json.loads((folder / "captions.json").read_text())["captions"]
     assert captions == [tiny.CAPTIONS[i % len(tiny.CAPTIONS)] for i in range(COUNT)]
     prompts, _ = load_tensors(folder / "prompts.safetensors")
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_the_lora_gives_the_same_images_in_a_plain_pipeline_with_lcm_scheduler(r
     noise, _ = load_tensors(folder / "noise.safetensors")
     ours, _ = load_tensors(folder / "samples" / f"{student}.safetensors")
     rows = [0, 1, 5]
-    captions = json.loads((folder / "captions.json").read_text())
+    captions = json.loads((folder / "captions.json").read_text())["captions"]
     pipe.set_progress_bar_config(disable=True)
     prompts = [captions[label] for label in noise["labels"][rows].tolist()]
     sizes = {"num_inference_steps": 1, "guidance_scale": 1.0, "height": 32, "width": 32, "output_type": "pt"}

@@ -314,13 +314,12 @@ def check(path: str | Path, experiment: str, metrics: str | Path, runs: list[dic
     """Decide the named claims on one experiment's metrics and write the claims table."""
     import pandas as pd
 
-    from .storage import atomic
+    from .storage import read_table, write_table
 
     table = pd.DataFrame(runs)[["run", "method", "seed", "group"]]
-    measured = pd.read_csv(metrics)
+    measured = read_table(metrics)
     rows = [row for name in names for row in decide(name, experiment, measured, table)]
-    with atomic(path) as temporary:
-        pd.DataFrame(rows, columns=COLUMNS).to_csv(temporary, index=False)
+    write_table(path, pd.DataFrame(rows, columns=COLUMNS))
 
 
 def is_overall(condition: str) -> bool:
@@ -330,9 +329,9 @@ def is_overall(condition: str) -> bool:
 
 def summary(path: str | Path) -> str:
     """The overall rows of a claims table as text, with each claim's sentence."""
-    import pandas as pd
+    from .storage import read_table
 
-    table = pd.read_csv(path)
+    table = read_table(path)
     lines = []
     for (name, experiment), rows in table.groupby(["claim", "experiment"], sort=False):
         lines.append(f"{name} on {experiment}: {CLAIMS[name].sentence}")

@@ -5,7 +5,6 @@ With several processes every one calls these functions, and the first writes the
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from .metrics.classifier import Classifier, accuracy, classify
 from .pairs import PairSource, Steps
 from .provenance import environment
 from .schedules import VESchedule, VPSchedule
-from .storage import atomic, sha256, weights_sha256
+from .storage import atomic, sha256, weights_sha256, write_json, write_records
 from .streams import generator
 from .teachers import Teacher, network_time
 
@@ -82,8 +81,8 @@ def fit_classifier(
     with atomic(folder) as temporary:
         network.save_pretrained(temporary)
         card["weights_sha256"] = weights_sha256(temporary)
-        (temporary / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    training.write_stats(stats, records)
+        write_json(temporary / "card.json", card)
+    write_records(stats, records)
     training.finish(side_folder)
 
 
@@ -136,7 +135,7 @@ def fit_teacher(
     if records is None:
         return
     models.save(model, folder)
-    training.write_stats(stats, records)
+    write_records(stats, records)
     training.finish(side_folder)
 
 
@@ -253,7 +252,7 @@ def fit_student(
         "environment": environment(str(pick_device(options.device))),
     }
     students.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)})
-    training.write_stats(stats, records)
+    write_records(stats, records)
     training.finish(side_folder)
 
 
@@ -349,5 +348,5 @@ def fit_pairs_student(
         return
     card = {"settings": resolved, "inputs": inputs, "environment": environment(str(device))}
     students.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)}, files)
-    training.write_stats(stats, records)
+    write_records(stats, records)
     training.finish(side)

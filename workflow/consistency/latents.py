@@ -14,11 +14,11 @@ import numpy as np
 
 from .errors import StorageError, memory_advice
 from .progress import Progress
-from .storage import load_tensors, read_json, save_tensors, write_json
+from .storage import check_folder, load_tensors, read_json, save_tensors, write_json
 
 
 def prepare(images_path: str | Path, captions_path: str | Path, settings: dict[str, Any]) -> None:
-    """Write the images, `train_images` uint8 (n, 3, side, side), and the captions, a JSON list in the same order.
+    """Write the images, `train_images` uint8 (n, 3, side, side), and in the same order `captions`, in a JSON object.
 
     Args:
         settings: of `sources.Captions`.
@@ -36,7 +36,7 @@ def prepare(images_path: str | Path, captions_path: str | Path, settings: dict[s
     if not found:
         raise StorageError(f"{source}: no captioned images")
     save_tensors(images_path, {"train_images": np.stack([image for _, image, _ in found])}, {"name": settings["name"]})
-    write_json(captions_path, [caption for _, _, caption in found])
+    write_json(captions_path, {"captions": [caption for _, _, caption in found]})
 
 
 def variant(folder: str | Path) -> str | None:
@@ -68,7 +68,8 @@ def encode_prompts(
     from diffusers import StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    captions, device = read_json(captions_path), pick_device()
+    captions, device = read_json(captions_path)["captions"], pick_device()
+    check_folder(pipeline, without=("unet", "vae"))
     classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
     options: dict[str, Any] = {"local_files_only": True, "dtype": HALF.get(precision, torch.float32)}
     try:
@@ -76,11 +77,11 @@ def encode_prompts(
         for part, cls in classes.items():
             folder = Path(pipeline) / part
             encoders[part], report = cls.from_pretrained(
-                folder, variant=variant(folder), output_loading_info=True, **options
+                folder, variant=variant(folder), use_safetensors=True, output_loading_info=True, **options
             )
             absent += sorted(report["missing_keys"])
         pipe = StableDiffusionXLPipeline.from_pretrained(
-            pipeline, unet=None, vae=None, local_files_only=True, **encoders
+            pipeline, unet=None, vae=None, local_files_only=True, use_safetensors=True, **encoders
         )
     except Exception as error:
         raise StorageError(f"{pipeline}: text encoders cannot be loaded ({' '.join(str(error).split())})") from error
@@ -150,8 +151,10 @@ def _vae(folder: str | Path, device: Any, precision: str) -> Any:
 
     from . import models
 
+    check_folder(folder)
     try:
-        network = AutoencoderKL.from_pretrained(folder, variant=variant(folder), local_files_only=True)
+        options = {"variant": variant(folder), "local_files_only": True}
+        network = AutoencoderKL.from_pretrained(folder, use_safetensors=True, **options)
     except Exception as error:
         raise StorageError(f"{folder}: VAE cannot be loaded ({' '.join(str(error).split())})") from error
     models.check_complete(network, folder)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from .errors import MismatchError
-from .storage import load_tensors, sha256, write_json
+from .errors import MismatchError, StorageError
+from .storage import load_tensors, read_json, sha256, write_json
 
 
 def shard_range(count: int, shards: int, shard: int) -> range:
@@ -28,9 +29,9 @@ def gather(path: str | Path, shards: list[Path], settings: dict[str, Any], teach
     entries, position, calls, minimum = [], 0, 0, 0
     for shard in shards:
         tensors, metadata = load_tensors(shard, framework="np")
-        if metadata["first"] != position:
+        if metadata.get("first") != position:
             raise MismatchError(
-                f"{shard}: starts at draw {metadata['first']}, expected {position}; delete it and run again"
+                f"{shard}: starts at draw {metadata.get('first')}, expected {position}; delete it and run again"
             )
         position += metadata["count"]
         calls += metadata["teacher_calls"]
@@ -51,3 +52,41 @@ def gather(path: str | Path, shards: list[Path], settings: dict[str, Any], teach
             "shards": entries,
         },
     )
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        StorageError: it is missing, damaged, or something else.
+    """
+    found = read_json(path)
+    wrong = [key for key, allowed in _KEYS.items() if not allowed(found.get(key))]
+    if wrong:
+        raise StorageError(
+            f"{path}: no manifest of targets: {wrong[0]} is {found.get(wrong[0])!r:.60}; delete it and run again"
+        )
+    return found
+
+
+def _whole(value: Any, least: int = 1) -> bool:
+    return type(value) is int and value >= least
+
+
+def _shards(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("file"), str)
+        and re.fullmatch(r"[\w.-]+", entry["file"]) is not None  # beside the manifest
+        and _whole(entry.get("count"))
+        and isinstance(entry.get("sha256"), str)
+        for entry in value or [None]
+    )
+
+
+_KEYS = {
+    "mode": lambda value: value in ("paper", "trajectory"),
+    "n_steps": _whole,
+    "teacher_sha256": lambda value: isinstance(value, str),
+    "shards": _shards,
+}

@@ -1,13 +1,15 @@
-"""Files: written atomically, hashed, memory-mapped when read, never unpickled without weights_only.
+"""Files: written atomically, each with its sha256 (`hashes`), checked before use, memory-mapped when read.
 
-Everything is written to a temporary name in the same folder, fsynced and renamed, so a reader
-sees either the whole file or none.
+Everything is written to a temporary name in the same folder, fsynced and renamed, so a reader sees either the whole
+file or none.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -16,10 +18,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import StorageError
+from .errors import MismatchError, StorageError
+from .hashes import (  # noqa: F401 (one door for users)
+    AGAIN,
+    SUMS,
+    ZEROS,
+    check_folder,
+    check_seal,
+    check_sealed,
+    read_bytes,
+    same,
+    sha256,
+    weights_file,
+    weights_sha256,
+    write_sums,
+)
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     import torch
 
 
@@ -28,7 +45,7 @@ def _explain(error: BaseException, path: Path) -> str:
     code = getattr(error, "errno", None)
     text = str(error)
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "os error 28" in text:
-        free = shutil.disk_usage(path.parent).free / 1e6
+        free = shutil.disk_usage(next(place for place in path.parents if place.exists())).free / 1e6
         return f"{path}: disk full while writing ({free:.1f} MB free); free some space and run again"
     if code in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"{path}: cannot be written ({os.strerror(code)}); choose a writable results folder"
@@ -44,38 +61,68 @@ def _fsync(path: Path) -> None:
 
 
 @contextmanager
+def explained(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what the operating system or safetensors says while `path` is written into one line.
+
+    Raises:
+        StorageError: the folder is not writable, the disk is full, ….
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(_explain(error, Path(path))) from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            raise StorageError(_explain(error, Path(path))) from error
+        raise
+
+
+@contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success fsync and rename it, on failure remove it.
 
-    The caller writes either one file or one folder of files under that name.
+    The caller writes either one file or one folder of files under that name; a folder gets its SHA256SUMS.
 
     Raises:
         StorageError: the folder is not writable or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".tmp-{os.uname().nodename}-{os.getpid()}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if temporary.is_dir():
-            for file in temporary.rglob("*"):
-                _fsync(file)
-            if path.exists():
-                shutil.rmtree(path)
-        _fsync(temporary)
-        os.replace(temporary, path)
-        _fsync(path.parent)
-    except OSError as error:
-        raise StorageError(_explain(error, path)) from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise StorageError(_explain(error, path)) from error
-        raise
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
+            yield temporary
+            if temporary.is_dir():
+                write_sums(temporary)
+                for file in temporary.rglob("*"):
+                    _fsync(file)
+                if path.exists():
+                    shutil.rmtree(path)
+            _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this machine that were killed while they wrote `path` have left."""
+    for left in path.parent.glob(f".tmp-{os.uname().nodename}-*-{glob.escape(path.name)}"):
+        writer = left.name.removesuffix(f"-{path.name}").rpartition("-")[2]
+        try:
+            os.kill(int(writer), 0)
+        except (ProcessLookupError, ValueError):
+            _remove(left)
+        except OSError:  # another user's, and alive
+            pass
 
 
 def check_writable(folder: str | os.PathLike) -> None:
@@ -96,54 +143,112 @@ def check_writable(folder: str | os.PathLike) -> None:
         ) from error
 
 
-def sha256(path: str | os.PathLike) -> str:
-    """Hex sha256 of a file's bytes.
-
-    Raises:
-        StorageError: the file is missing or unreadable.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
-
-
-def weights_sha256(folder: str | Path) -> str:
-    """sha256 of the folder's one safetensors file.
-
-    Raises:
-        StorageError: none or several of them.
-    """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if len(files) != 1:
-        raise StorageError(f"{folder}: one .safetensors file expected, found {len(files)}")
-    return sha256(files[0])
-
-
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` (UTF-8) atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
+    """Write `value` as indented JSON, atomically, with one key more: its own sha256 (see the module's head)."""
+
+    def text(digest: str) -> str:
+        return json.dumps(value | {"sha256": digest}, indent=2, sort_keys=True) + "\n"
+
+    write_text(path, text(hashlib.sha256(text(ZEROS).encode()).hexdigest()))
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Read JSON.
+def read_json(path: str | os.PathLike, sealed: bool = True) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        sealed: written by `write_json`, and checked; False for files from elsewhere.
 
     Raises:
-        StorageError: the file is missing or is not JSON.
+        StorageError: the file is missing, damaged, or is not a JSON object.
     """
+    content = read_bytes(path)
+    value = _parse(path, content)
+    if sealed:
+        check_seal(path, content, value)
+        del value["sha256"]
+    return value
+
+
+def _parse(path: str | os.PathLike, content: bytes) -> dict[str, Any]:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{path}: is not valid JSON ({error}); {AGAIN}") from error
+    if not isinstance(value, dict):
+        raise StorageError(f"{path}: is not a JSON object; {AGAIN}")
+    return value
+
+
+def write_records(path: str | os.PathLike, records: list[dict[str, Any]]) -> None:
+    """Write records (at least one) as JSON lines, atomically; the last one has the file's own sha256 as a key more."""
+
+    def text(digest: str) -> str:
+        return "".join(json.dumps(record) + "\n" for record in [*records[:-1], records[-1] | {"sha256": digest}])
+
+    write_text(path, text(hashlib.sha256(text(ZEROS).encode()).hexdigest()))
+
+
+def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read what `write_records` wrote.
+
+    Raises:
+        StorageError: the file is missing or damaged.
+    """
+    content = read_bytes(path)
+    records = [_parse(path, line) for line in content.splitlines()]
+    check_seal(path, content, records[-1] if records else None)
+    del records[-1]["sha256"]
+    return records
+
+
+def write_table(path: str | os.PathLike, table: pd.DataFrame) -> None:
+    """Write a table as CSV, atomically, and its sha256 in a file beside it, NAME.csv.sha256."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False)
+    write_text(f"{path}.sha256", f"{sha256(path)}  {Path(path).name}\n")
+
+
+def read_table(path: str | os.PathLike, **options: Any) -> pd.DataFrame:
+    """Read a CSV, compared with the sha256 beside it, where there is one; `options` are of `pandas.read_csv`.
+
+    Raises:
+        StorageError: the file is missing or damaged.
+    """
+    import pandas as pd
+
+    content, beside = read_bytes(path), Path(f"{path}.sha256")
+    if beside.is_file():
+        recorded = read_bytes(beside).decode(errors="replace").partition(" ")[0]
+        same(Path(path), hashlib.sha256(content).hexdigest(), recorded, f"delete it and {beside.name} and run again")
+    try:
+        return pd.read_csv(io.BytesIO(content), **options)
     except ValueError as error:
-        raise StorageError(f"{path}: is not valid JSON ({error}); delete it and run again") from error
+        raise StorageError(f"{path}: is not a readable table ({' '.join(str(error).split())}); {AGAIN}") from error
+
+
+def write_sealed(path: str | os.PathLike, content: bytes | memoryview) -> None:
+    """Write bytes atomically, and their sha256 as a last line."""
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
+
+
+def _check_finite(path: str | os.PathLike, name: str, value: Any, light: bool) -> None:
+    if light:
+        from numpy import isfinite
+    else:
+        from torch import isfinite
+    if (finite := isfinite(value)).all():
+        return
+    rows = finite.reshape(len(value) if value.ndim else 1, -1).all(1)
+    first, bad = rows.tolist().index(False), len(rows) - int(rows.sum())
+    raise MismatchError(f"{path}: not written: {name} is not finite in {bad} of {len(rows)} rows, first in row {first}")
 
 
 def save_tensors(
@@ -151,13 +256,20 @@ def save_tensors(
     tensors: dict[str, torch.Tensor] | dict[str, np.ndarray],
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Write tensors (of torch, or NumPy arrays) to one safetensors file; `metadata` is stored as one JSON string.
+    """Write tensors (of torch, or NumPy arrays) to one safetensors file.
 
-    One key only: safetensors writes several in a random order, and equal content shall give equal bytes.
+    `metadata`, and the file's own sha256, are stored as one JSON string: safetensors writes several keys in a random
+    order, and equal content shall give equal bytes.
+
+    Raises:
+        MismatchError: a number that is not finite; no later stage shall average over it.
     """
-    header = {"json": json.dumps(metadata or {}, sort_keys=True)}
+    header = {"json": json.dumps((metadata or {}) | {"sha256": ZEROS}, sort_keys=True)}
+    light = all(type(v).__module__ == "numpy" for v in tensors.values())
+    for name, value in tensors.items():
+        _check_finite(path, name, value, light)
     with atomic(path) as temporary:
-        if all(type(v).__module__ == "numpy" for v in tensors.values()):
+        if light:
             from numpy import ascontiguousarray
             from safetensors.numpy import save_file
 
@@ -166,6 +278,32 @@ def save_tensors(
             from safetensors.torch import save_file
 
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=header)
+        with open(temporary, "r+b") as file:
+            key = rb"\"sha256\": \""
+            place = 8 + file.read(int.from_bytes(file.read(8), "little")).index(key + ZEROS.encode()) + len(key)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(place)
+            file.write(digest.encode())
+
+
+def check_tensors(path: str | os.PathLike) -> None:
+    """Compare a file of `save_tensors` with the sha256 that it states.
+
+    Raises:
+        StorageError: missing, damaged, or without one.
+    """
+    try:
+        with open(path, "rb") as file:
+            length = file.read(8)
+            if int.from_bytes(length, "little") > os.fstat(file.fileno()).st_size - 8:
+                raise StorageError(f"{path}: not a readable safetensors file (truncated or damaged); {AGAIN}")
+            header = file.read(int.from_bytes(length, "little"))
+            metadata = _parse(path, header).get("__metadata__")
+            text = metadata.get("json") if isinstance(metadata, dict) else None
+            check_seal(path, length + header, _parse(path, text.encode()) if isinstance(text, str) else None, file)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
 
 
 def load_tensors(
@@ -173,13 +311,16 @@ def load_tensors(
     names: list[str] | None = None,
     expected_sha256: str | None = None,
     framework: str = "pt",
+    check: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Memory-map the tensors of a safetensors file (pages are read on use) with its metadata.
+    """Memory-map the tensors of a file of `save_tensors` (pages are read on use) with its metadata.
 
     Args:
         names: which tensors; all by default.
-        expected_sha256: checked against the file's bytes before anything is used.
+        expected_sha256: of the file's bytes, if it is known from elsewhere.
         framework: "pt" for torch tensors, "np" for NumPy arrays (no torch import).
+        check: whether the file's bytes are compared, before anything is used, with `expected_sha256`, or without
+            one with the sha256 that the file states. False where this process has done so.
 
     Raises:
         StorageError: missing, truncated, changed, or a name that the file does not hold.
@@ -188,11 +329,10 @@ def load_tensors(
 
     if not Path(path).is_file():
         raise StorageError(f"{path}: no such file; it is made by an earlier stage, run that first")
-    if expected_sha256 is not None and (found := sha256(path)) != expected_sha256:
-        raise StorageError(
-            f"{path}: damaged: sha256 is {found[:12]}…, recorded was {expected_sha256[:12]}…; "
-            "delete the file and run again"
-        )
+    if check and expected_sha256 is not None:
+        same(Path(path), sha256(path), expected_sha256, "delete the file and run again")
+    elif check:
+        check_tensors(path)
     try:
         with safe_open(path, framework=framework) as file:
             known = set(file.keys())
@@ -201,8 +341,38 @@ def load_tensors(
                 raise StorageError(f"{path}: holds no tensor {missing[0]!r}; it has {sorted(known)}")
             tensors = {name: file.get_tensor(name) for name in wanted}
             metadata = json.loads((file.metadata() or {}).get("json", "{}"))
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise StorageError(
             f"{path}: not a readable safetensors file (truncated or damaged: {error}); delete it and run again"
         ) from error
+    metadata.pop("sha256", None)
     return tensors, metadata
+
+
+def verify(folder: str | os.PathLike) -> tuple[int, list[str]]:
+    """Check every file below `folder` that carries a sha256.
+
+    Returns:
+        how many are as they were written, and a line for each that is not (of a folder, for its first).
+    """
+    checked, damaged = 0, []
+    sealed = [path.parent for path in sorted(Path(folder).rglob(SUMS))]
+    readers = {".safetensors": check_tensors, ".json": read_json, ".jsonl": read_records, ".pt": check_sealed}
+    for place in sealed:
+        try:
+            check_folder(place)
+            checked += sum(path.is_file() for path in place.rglob("*"))
+        except StorageError as error:
+            damaged.append(str(error))
+    for path in sorted(Path(folder).rglob("*")):
+        beside = path.with_name(f"{path.name}.sha256").is_file()
+        reader = read_table if beside else readers.get(path.suffix)
+        growing = path.suffix == ".jsonl" and path.parent.parent.name == "checkpoints"  # sealed when training ends
+        if reader is None or growing or not path.is_file() or any(path.is_relative_to(place) for place in sealed):
+            continue
+        try:
+            reader(path)
+            checked += 1 + beside
+        except StorageError as error:
+            damaged.append(str(error))
+    return checked, damaged

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from .devices import HALF
 from .errors import ConsistencyError, StorageError
 from .models import LORA_FILE, first_line
 from .schedules import VESchedule, VPSchedule, boundary
-from .storage import atomic, load_tensors
+from .storage import atomic, check_folder, check_tensors, load_tensors, weights_file, write_json
 from .teachers import network_time
 
 
@@ -130,11 +129,11 @@ def save(
     with atomic(folder) as temporary:
         student.network.save_pretrained(temporary)
         for name, file in (snapshots or {}).items():
+            check_tensors(file)
             (temporary / "snapshots").mkdir(exist_ok=True)
             shutil.copyfile(file, temporary / "snapshots" / f"{name}.safetensors")
         (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        text = json.dumps(card, indent=2, sort_keys=True) + "\n"
-        (temporary / "student.json").write_text(text, encoding="utf-8")
+        write_json(temporary / "student.json", card)
 
 
 def load(
@@ -149,6 +148,7 @@ def load(
     Raises:
         StorageError: missing or damaged files.
     """
+    check_folder(folder)
     if (Path(folder) / LORA_FILE).is_file():
         network = models.load(teacher_folder, prompts=prompts).float()
         try:
@@ -163,6 +163,7 @@ def load(
         ensure_torchvision()
         from peft import PeftModel
 
+        weights_file(folder)
         base = models.load(teacher_folder)
         try:
             network = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from .claims import CLAIMS, DISTANCES, is_overall, t_interval
-from .storage import atomic, write_text
+from .storage import atomic, read_table, write_table, write_text
 
 METHOD_LABELS = {
     "cm": "CM",
@@ -65,9 +65,7 @@ def condition_label(group: str) -> str:
 
 def join(path: str | Path, files: list[str]) -> None:
     """Concatenate CSV files with the same columns."""
-    frame = pd.concat([pd.read_csv(file, dtype=str, keep_default_na=False) for file in files])
-    with atomic(path) as temporary:
-        frame.to_csv(temporary, index=False)
+    write_table(path, pd.concat([read_table(file, dtype=str, keep_default_na=False) for file in files]))
 
 
 def summarise(metrics: pd.DataFrame, runs: list[dict[str, Any]]) -> pd.DataFrame:
@@ -147,7 +145,7 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
     Args:
         paths: csv, md, tex, html → where to write.
     """
-    metrics = pd.read_csv(metrics_path)
+    metrics = read_table(metrics_path)
     summary = summarise(metrics, runs)
     extractors = extractors_of(summary)
     headings = _headings(_MAIN, extractors[0])
@@ -221,7 +219,7 @@ def couplings(
         paths: csv, md, tex, html → where to write.
         data: the data set; where paper B reports the same one, its values stand in a column of their own.
     """
-    metrics = pd.read_csv(metrics_path)
+    metrics = read_table(metrics_path)
     summary = summarise(metrics, runs)
     summary = summary[~summary.metric.str.contains("@")]
     extractors = extractors_of(summary)
@@ -265,7 +263,7 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
     Args:
         paths: md, tex, html → where to write.
     """
-    table = pd.read_csv(claims_path)
+    table = read_table(claims_path)
     chosen = table.condition.map(is_overall).astype(bool)
     overall, details = table[chosen], table[~chosen]
     note = (

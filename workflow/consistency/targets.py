@@ -24,10 +24,11 @@ import torch
 from .data import as_float
 from .devices import pick_device
 from .errors import ConfigError, MismatchError, memory_advice
+from .manifest import read
 from .progress import Progress
 from .schedules import VPSchedule
 from .solvers import Eps
-from .storage import load_tensors, read_json, save_tensors
+from .storage import load_tensors, save_tensors
 from .streams import generator
 from .teachers import Teacher
 
@@ -192,7 +193,7 @@ class TargetReader:
     """
 
     def __init__(self, manifest: str | Path, schedule: VPSchedule, batch_size: int, seed: int):
-        self.folder, self.manifest = Path(manifest).parent, read_json(manifest)
+        self.folder, self.manifest = Path(manifest).parent, read(manifest)
         self.batch_size, self.seed = batch_size, seed
         self.grid = torch.tensor(schedule.grid(self.manifest["n_steps"]))
         self.pairs = 1 if self.manifest["mode"] == "paper" else self.manifest["n_steps"]
@@ -240,8 +241,8 @@ class TargetReader:
     def _tensors(self, shard: int) -> dict[str, torch.Tensor]:
         if self._open is None or self._open[0] != shard:
             entry = self.manifest["shards"][shard]
-            expected = None if shard in self._verified else entry["sha256"]
+            path, check = self.folder / entry["file"], shard not in self._verified
             self._open = None  # unmapped before the next one is mapped
-            self._open = shard, load_tensors(self.folder / entry["file"], expected_sha256=expected)[0]
+            self._open = shard, load_tensors(path, expected_sha256=entry["sha256"], check=check)[0]
             self._verified.add(shard)
         return self._open[1]

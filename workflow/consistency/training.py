@@ -29,7 +29,7 @@ from .errors import ConfigError, Preempted, TrainingError, memory_advice
 from .optimizers import make_optimizer
 from .preemption import SIGNALS, StopRequest, name_of
 from .progress import Board, Progress
-from .storage import atomic, save_tensors, write_json
+from .storage import check_sealed, explained, save_tensors, write_json, write_sealed, write_text
 from .streams import generator
 
 log = logging.getLogger("consistency")
@@ -300,12 +300,12 @@ def write_stats(path: str | Path, records: list[dict[str, float]], append: bool 
     """Write records as JSON lines; whole and atomic, or appended while training."""
     text = "".join(json.dumps(record) + "\n" for record in records)
     if append:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
+        with explained(path):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(text)
     else:
-        with atomic(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
 
 
 def _reseed(seed: int) -> None:
@@ -340,8 +340,7 @@ def _write_checkpoint(
     }
     content = io.BytesIO()  # torch.save to a file hides what the operating system says of a full disk
     torch.save(state, content)
-    with atomic(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    write_sealed(path, content.getbuffer())  # what a zip file's own checksums would tell, torch doesn't look at
 
 
 def _read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
@@ -349,6 +348,7 @@ def _read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] 
     state = None
     if path.is_file():
         try:
+            check_sealed(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             log.warning("%s: damaged checkpoint (%s); training starts from the beginning", path, type(error).__name__)

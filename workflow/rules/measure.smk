@@ -174,6 +174,7 @@ rule collect_metrics:
         lambda w: [f"{RESULTS}/{w.experiment}/metrics/{source}.json" for source in sources_of(w.experiment)],
     output:
         f"{RESULTS}/{{experiment}}/metrics.csv",
+        f"{RESULTS}/{{experiment}}/metrics.csv.sha256",
     log:
         f"{RESULTS}/logs/{{experiment}}/collect_metrics.log",
     localrule: True

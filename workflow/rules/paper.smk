@@ -6,6 +6,7 @@ rule check_claims:
         f"{RESULTS}/{{experiment}}/metrics.csv",
     output:
         f"{RESULTS}/{{experiment}}/claims.csv",
+        f"{RESULTS}/{{experiment}}/claims.csv.sha256",
     log:
         f"{RESULTS}/logs/{{experiment}}/check_claims.log",
     localrule: True
@@ -24,6 +25,7 @@ rule join_tables:
         [f"{RESULTS}/{experiment}/{{table}}.csv" for experiment in EXPERIMENTS],
     output:
         f"{RESULTS}/{{table}}.csv",
+        f"{RESULTS}/{{table}}.csv.sha256",
     log:
         f"{RESULTS}/logs/join_{{table}}.log",
     wildcard_constraints:

@@ -55,6 +55,7 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
         for number in SIGNALS:  # while it trains they mean something else
             signal.signal(number, lambda n, _: sys.exit(f"\n{snakemake.rule}: stopped by {name_of(n)}"))
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a log that cannot be written must not hide why the job stops
 
     def fail(line: str) -> None:
         if not parallel.is_worker():

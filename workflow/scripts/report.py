@@ -5,6 +5,7 @@ from _job import job
 with job(snakemake):
     import json
     import logging
+    import shutil
     import subprocess
     import sys
     import tempfile
@@ -13,8 +14,8 @@ with job(snakemake):
     from consistency.errors import ConsistencyError
     from consistency.storage import atomic
 
-    with tempfile.TemporaryDirectory() as folder, atomic(snakemake.output[0]) as page:
-        settings = Path(folder) / "config.json"
+    with tempfile.TemporaryDirectory() as folder, atomic(snakemake.output[0]) as finished:
+        settings, page = Path(folder) / "config.json", Path(folder) / "report.html"
         settings.write_text(json.dumps(snakemake.params.config), encoding="utf-8")
         command = [sys.executable, "-m", "snakemake", snakemake.params.target, "--report", str(page), "--nolock"]
         command += ["--snakefile", snakemake.params.snakefile, "--configfile", str(settings)]
@@ -22,3 +23,4 @@ with job(snakemake):
         logging.info(done.stdout + done.stderr)
         if done.returncode:
             raise ConsistencyError(f"the report was not made, see {snakemake.log[0]}")
+        shutil.copyfile(page, finished)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import seaborn as sns
 
+from ..storage import read_records, read_table
 from ..tables import leading, method_label, summarise
 from . import style
 
@@ -39,7 +38,7 @@ def draw(
 
     Bands: 95 % t interval over seeds. Dotted: the distance between two halves of the data. `stats` is in runs' order.
     """
-    table = pd.read_csv(metrics)
+    table = read_table(metrics)
     summary = leading(summarise(table[table.sampling_steps == 1], runs))
     summary[["base", "budget"]] = summary.metric.str.extract(r"^([^@]+)(?:@budget=(.+))?$")
     summary = summary.dropna(subset="base").assign(budget=lambda s: s.budget.fillna(1).astype(float))
@@ -85,5 +84,5 @@ def draw(
 
 def _clock(path: str | Path) -> tuple[list[float], list[float]]:
     """Steps and the seconds of training until then, from the start on."""
-    records = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    records = read_records(path)
     return [0, *(r["step"] for r in records)], [0, *(r["seconds"] for r in records)]

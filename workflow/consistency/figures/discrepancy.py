@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
+from ..storage import read_table
 from ..tables import method_label, summarise
 from . import style
 
@@ -28,7 +29,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
     y: (1) loss of CT and CD, (2) squared distance of their targets, both / Δσ², with 95 % t intervals over seeds and
     limits N → ∞; (3) CT's mean gradient along CD's over CD's own: medians, and seeds (at the edge if beyond it).
     """
-    table = pd.read_csv(metrics)
+    table = read_table(metrics)
     summary = summarise(table, runs)
     summary[["base", "steps"]] = summary.metric.str.extract(r"^(\w+)@(?:steps=)?(\d+|limit)$")
     methods = list(dict.fromkeys(run["method"] for run in runs))

@@ -8,9 +8,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import seaborn as sns
 
+from ..storage import read_table
 from . import style
 
 REFINED = "truth of the refined schedule"
@@ -24,7 +24,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
 
     Solid: noise schedule refined; dotted: as it is (T = 1000). Order: the slope between the two largest N, refined.
     """
-    table = pd.read_csv(metrics)
+    table = read_table(metrics)
     table = table[(table.method == "solver") & (table.metric == "ode_error")].sort_values("n_steps")
     table = table.assign(error=np.sqrt(table.value))
     figure, axes = plt.subplots(figsize=(0.75 * style.WIDTH, 3.4), layout="constrained")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
 from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
+from ..storage import read_table
 from ..tables import leading, summarise, unit_of
 from . import style
 
@@ -21,7 +21,7 @@ _ROWS = {
 
 def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> None:
     """A column per condition; rows: ODE error, Fréchet distance to teacher and to data; bands over seeds."""
-    summary = leading(summarise(pd.read_csv(metrics), runs))
+    summary = leading(summarise(read_table(metrics), runs))
     unit = unit_of(summary)
     groups, note = style.shown(runs)
     figure, panels = plt.subplots(

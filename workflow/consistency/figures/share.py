@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import seaborn as sns
 
+from ..storage import read_table
 from ..tables import leading, summarise
 from . import style
 
@@ -30,7 +30,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
     Points are means over seeds with 95 % t intervals; the runs without a share are left out.
     """
     shares = {run["method"]: run["share"] for run in runs if run["share"] is not None}
-    summary = leading(summarise(pd.read_csv(metrics), [run for run in runs if run["method"] in shares]))
+    summary = leading(summarise(read_table(metrics), [run for run in runs if run["method"] in shares]))
     summary = summary[summary.sampling_steps == 1]
     summary = summary.assign(share=summary.method.map(shares)).sort_values("share")
     present = set(zip(summary.metric, summary.reference, strict=True))

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
 
+from ..storage import read_table
 from ..tables import summarise, unit_of
 from . import style
 
 
 def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> None:
     """A column per condition; x start time s, y mean squared error of f(x_s, s) to the trajectory's end."""
-    summary = summarise(pd.read_csv(metrics), runs)
+    summary = summarise(read_table(metrics), runs)
     summary = summary[summary.metric.str.startswith("ode_error@s=")]
     summary = summary.assign(start=summary.metric.str.removeprefix("ode_error@s=").astype(int))
     groups, note = style.shown(runs)

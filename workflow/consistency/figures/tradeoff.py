@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
 
+from ..storage import read_table
 from ..tables import condition_label, distance_label, extractors_of, leading, summarise, unit_of
 from . import style
 
@@ -17,7 +17,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
 
     Points are means over seeds with 95 % t intervals; a line joins the methods of one condition.
     """
-    summary = leading(summarise(pd.read_csv(metrics), runs))
+    summary = leading(summarise(read_table(metrics), runs))
     summary = summary[summary.sampling_steps == 1]
     scales = sorted({run["guidance"] for run in runs})
     by_group = {run["group"]: run for run in runs}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
+from ..storage import read_records
 from . import style
 
 
@@ -26,7 +26,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], stats: li
     for run, path in zip(runs, stats, strict=True):
         if run["group"] not in groups:
             continue
-        records = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        records = read_records(path)
         look = {**looks[run["method"]], "marker": ""}
         axes = panels[0, groups.index(run["group"])]
         axes.plot([r["step"] for r in records], [r["loss"] for r in records], linewidth=0.8, **look)

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import LogLocator
 
+from ..storage import read_table
 from ..tables import method_label, summarise
 from . import style
 
@@ -18,7 +19,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
 
     Bands: 95 % t interval over seeds. Dashed: the exact optimal transport between data and noise.
     """
-    summary = summarise(pd.read_csv(metrics), runs)
+    summary = summarise(read_table(metrics), runs)
     summary = summary.assign(sigma=summary.metric.str.extract(r"^transport_cost@sigma=(.+)$")[0].astype(float))
     summary = summary.sort_values("sigma")
     methods = list(dict.fromkeys(run["method"] for run in runs))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..data import as_float
 from ..errors import StorageError
-from ..storage import read_json, weights_sha256
+from ..storage import check_folder, read_json, weights_file
 
 
 class Classifier(nn.Module, PyTorchModelHubMixin):
@@ -66,7 +66,8 @@ def load(folder: str | Path) -> tuple[Classifier, dict]:
     Raises:
         StorageError: missing or damaged files.
     """
-    weights_sha256(folder)
+    weights_file(folder)
+    check_folder(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
             network = Classifier.from_pretrained(folder, strict=True)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ..compat import ensure_torchvision
 from ..errors import ConfigError, ConsistencyError, MismatchError, StorageError
-from ..storage import read_json, sha256, weights_sha256
+from ..storage import check_folder, read_json, sha256, weights_sha256
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, standard deviation
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -117,7 +117,7 @@ def _pretrained(model: str, folder: Path, expected: str | None) -> tuple[nn.Modu
     digest = _same(folder, weights_sha256(folder), expected)
     ensure_torchvision()
     cls = getattr(_package("transformers", "transformers"), model)
-    if (kind := read_json(folder / "config.json").get("model_type")) != cls.config_class.model_type:
+    if (kind := read_json(folder / "config.json", sealed=False).get("model_type")) != cls.config_class.model_type:
         raise StorageError(f"{folder}: holds a model of type {kind!r}, not {cls.config_class.model_type!r}")
     with _reading(folder):
         network, report = cls.from_pretrained(
@@ -345,4 +345,6 @@ def load(
         raise ConfigError(f"extractor: {kind!r} is unknown; one of {', '.join(KINDS)}")
     if folder is None and kind != EfficientNetLite0.name:
         raise StorageError(f"{kind}: no folder with its weights was given, and they are never downloaded")
+    if folder is not None:
+        check_folder(folder)
     return KINDS[kind](None if folder is None else Path(folder), expected_sha256)

@@ -66,7 +66,7 @@ def extract(
     device = pick_device()
     found = [_Extractor(options, device) for options in extractors]
     decode = decoder(vae["folder"], vae["batch_size"], vae["precision"]) if vae else None
-    texts = read_json(captions) if captions else None
+    texts = read_json(captions)["captions"] if captions else None
     if texts and labels:
         texts = [texts[label] for label in load_tensors(labels, ["labels"])[0]["labels"].tolist()]
     images, _ = load_tensors(source)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import MismatchError
 from ..provenance import environment
-from ..storage import atomic, load_tensors, read_json, sha256, write_json
+from ..storage import load_tensors, read_json, sha256, write_json, write_table
 from ..streams import generator
 from ..transport import wasserstein
 from .distances import FeatureSet, frechet_distance, kernel_distance, precision_recall
@@ -343,5 +343,4 @@ def collect(path: str | Path, experiment: str, files: list[str | Path]) -> None:
     frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
     for column in ("n_steps", "seed", "sampling_steps"):
         frame[column] = frame[column].astype("Int64")
-    with atomic(path) as temporary:
-        frame.to_csv(temporary, index=False)
+    write_table(path, frame)

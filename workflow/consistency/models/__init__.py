@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import ConsistencyError, MismatchError, StorageError
-from ..storage import atomic, read_json, weights_sha256
+from ..storage import atomic, check_folder, read_json, weights_file
 
 
 def build(
@@ -79,9 +79,10 @@ def load(
         MismatchError: the network is for samples of another shape or another number of classes.
     """
     folder = Path(folder)
-    kind = _KINDS.get(read_json(folder / "config.json").get("_class_name"), "mlp")
+    kind = _KINDS.get(read_json(folder / "config.json", sealed=False).get("_class_name"), "mlp")
     if not list(folder.glob("*.bin")):  # of a teacher from elsewhere; what is written here is safetensors
-        weights_sha256(folder)
+        weights_file(folder)
+    check_folder(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
             network = _network_class(kind).from_pretrained(folder, **({"strict": True} if kind == "mlp" else {}))
@@ -114,7 +115,7 @@ def check_complete(network: nn.Module, folder: str | Path) -> None:
 
 def is_mixture(folder: str | Path) -> bool:
     """Whether the folder holds a mixture of Gaussians rather than a network."""
-    return read_json(Path(folder) / "config.json").get("kind") == "mixture"
+    return read_json(Path(folder) / "config.json", sealed=False).get("kind") == "mixture"
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from .. import mixtures
 from ..errors import ConfigError
-from ..storage import load_tensors
+from ..storage import check_folder, load_tensors
 
 DOUBLE = torch.float64
 
@@ -73,6 +73,7 @@ class Mixture:
     @classmethod
     def load(cls, folder: str | Path) -> Mixture:
         """Read what `mixtures.write_teacher` wrote; raises StorageError."""
+        check_folder(folder)
         tensors, _ = load_tensors(Path(folder) / "mixture.safetensors", ["weights", "means", "covariances"])
         return cls(**tensors)
 

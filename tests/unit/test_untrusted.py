@@ -1,0 +1,117 @@
+"""Nothing from outside is unpickled, and nothing in results/ is read but through the readers that check hashes."""
+
+import ast
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from consistency import models, storage, training
+from consistency.errors import StorageError
+from helpers import ROOT
+
+FILES = sorted((ROOT / "workflow").rglob("*.py"))
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def calls(path):
+    """(line, dotted name, keyword arguments) of every call in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield node.lineno, ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+
+
+def test_there_is_something_to_check():
+    assert len(FILES) > 90
+    assert any(name == "torch.load" for path in FILES for _, name, _ in calls(path))
+    assert any(name == "np.load" for path in FILES for _, name, _ in calls(path))
+    assert any(name.endswith(".from_pretrained") for path in FILES for _, name, _ in calls(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "workflow")))
+def test_nothing_is_unpickled(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not MODULES & {name.split(".")[0] for name in names}
+    for line, name, options in calls(path):
+        where = f"{path}:{line}"
+        if name == "torch.load":
+            assert options.get("weights_only") == "True", where
+        if name in ("np.load", "numpy.load"):
+            assert options.get("allow_pickle") == "False", where
+        assert name not in ("pd.read_pickle", "torch.jit.load", "torch.hub.load", "np.fromregex", "eval", "exec"), where
+        assert "trust_remote_code" not in options, where
+
+
+# Where weights are read with a library's own loader: what of ours allows no .bin, and what takes teachers of the time
+# before safetensors (whose .bin diffusers reads with weights_only, see test_networks).
+LOADERS = {
+    "latents.py": 3,  # text encoders and tokenizers, the pipeline around them, the VAE
+    "metrics/extractors.py": 2,  # a model; a tokenizer
+    "metrics/classifier.py": 1,
+    "models/__init__.py": 1,
+    "models/sdxl.py": 1,
+    "models/unet.py": 1,
+    "students.py": 1,
+}
+OF_ANY_AGE = {"models/__init__.py", "models/unet.py", "models/sdxl.py"}
+
+
+def test_weights_are_safetensors():
+    found = {}
+    for path in FILES:
+        for line, name, options in calls(path):
+            if name.endswith(".from_pretrained"):
+                file = str(path.relative_to(ROOT / "workflow" / "consistency"))
+                found[file] = found.get(file, 0) + 1
+                safe = options.get("use_safetensors") == "True"
+                tokens = "tokenizer" in name
+                hub_mixin = name in ("Classifier.from_pretrained", "PeftModel.from_pretrained")
+                assert safe or tokens or hub_mixin or file in OF_ANY_AGE, f"{path}:{line}"
+    assert found == LOADERS
+
+
+def test_our_own_readers_of_our_own_files():
+    """`open`, `read_text`, pandas' and safetensors' readers stand in few modules; all others read through `storage`."""
+    own = {"storage.py", "hashes.py", "config.py", "datasets.py", "downloads.py", "hub.py"}
+    own |= {"estimates.py", "settings.py"}  # of files of this repository
+    readers = ("open", "pd.read_csv", "pd.read_json", "json.load", "json.loads", "safe_open", "load_file", "np.load")
+    methods = (".read_text", ".read_bytes", ".open")
+    for path in FILES:
+        if path.name in own or path.parent.name == "scripts":
+            continue
+        for line, name, _ in calls(path):
+            allowed = path.name == "training.py" and name == "open"  # the growing stats file, written only
+            assert allowed or (name not in readers and not name.endswith(methods)), f"{path}:{line}: {name}"
+
+
+class Attack:
+    """Unpickled without care, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_that_runs_code_is_not_resumed(tmp_path, caplog):
+    content = pickle.dumps({"fingerprint": "{}", "x": Attack(tmp_path / "ran")})
+    storage.write_sealed(tmp_path / "checkpoint.pt", content)  # its hash is right
+    assert training._read_checkpoint(tmp_path / "checkpoint.pt", {}) is None
+    torch.save({"fingerprint": "{}", "x": Attack(tmp_path / "ran")}, tmp_path / "saved")
+    storage.write_sealed(tmp_path / "checkpoint.pt", (tmp_path / "saved").read_bytes())
+    assert training._read_checkpoint(tmp_path / "checkpoint.pt", {}) is None
+    assert caplog.text.count("starts from the beginning") == 2
+    assert not (tmp_path / "ran").exists()
+
+
+def test_our_own_networks_are_never_read_from_bin(tmp_path):
+    models.save(models.build({"kind": "mlp", "width": 8, "depth": 1}, (1, 8, 8), 2, 1000, 0), tmp_path / "n")
+    (tmp_path / "n" / "model.safetensors").unlink()
+    torch.save({"x": Attack(tmp_path / "ran")}, tmp_path / "n" / "pytorch_model.bin")
+    (tmp_path / "n" / "SHA256SUMS").unlink()
+    with pytest.raises(StorageError):
+        models.load(tmp_path / "n")
+    assert not (tmp_path / "ran").exists()

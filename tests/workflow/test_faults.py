@@ -1,0 +1,180 @@
+"""Flipped bits, kills, full and read-only disks, two snakemakes: nothing is lost, and nothing is silently wrong."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+import soak
+import stages
+from consistency import storage
+from consistency.errors import StorageError
+from helpers import Project
+
+# Every kind of file that a run leaves, and what reads it. A new kind must find its place here.
+READ = {
+    r"\w[\w-]*/[\w/.-]+\.safetensors": storage.check_tensors,
+    r"\w[\w-]*/(metrics/[\w.-]+|targets/[\w.-]+/manifest)\.json": storage.read_json,
+    r"\w[\w-]*/stats/[\w.-]+\.jsonl": storage.read_records,
+    r"([\w-]+/)?(metrics|claims)\.csv": storage.read_table,
+    r"([\w-]+/)?(metrics|claims)\.csv\.sha256": lambda path: storage.read_table(path.with_suffix("")),
+}
+IN_FOLDERS = r"[\w-]+/(teacher|classifier|initial|students/[\w.-]+)/.+"  # checked whole, by SHA256SUMS
+ENDS = r"(figures|tables|logs)/.+|report\.html|.+/\.snakemake_timestamp"  # nothing reads them
+
+
+def reader(name):
+    """What reads a file before it is used, given its path; None for the ends of the chain."""
+    if re.fullmatch(ENDS, name):
+        return None
+    if inside := re.match(r"[\w-]+/(teacher|classifier|initial|students/[^/]+)(?=/)", name):
+        return lambda path: storage.check_folder(Path(str(path).replace(name, inside[0])))
+    (found,) = [read for pattern, read in READ.items() if re.fullmatch(pattern, name)]
+    return found
+
+
+@pytest.mark.parametrize("experiment", ["finished", "exact"])
+def test_a_flipped_bit_in_any_file_is_caught(experiment, request):
+    """Every file of a run: eight bits at random, one at a time."""
+    results, random, kinds = request.getfixturevalue(experiment).folder / "results", Random(0), set()
+    for path in sorted(path for path in results.rglob("*") if path.is_file()):
+        if (read := reader(str(path.relative_to(results)))) is None:
+            continue
+        read(path)
+        original = path.read_bytes()
+        try:
+            for _ in range(8):
+                stages.flip(path, random)
+                with pytest.raises(StorageError) as caught:
+                    read(path)
+                assert "\n" not in str(caught.value)
+                assert str(path.parent) in str(caught.value)
+                path.write_bytes(original)
+        finally:
+            path.write_bytes(original)
+        kinds.add(path.suffix)
+    assert kinds >= {".safetensors", ".json", ".jsonl", ".csv", ".sha256", ""}
+
+
+def numbers(path):
+    """What of an output must be the same where a flipped input was not used."""
+    if path.is_dir():
+        return {file.name: file.read_bytes() for file in path.glob("*.safetensors")}
+    if path.suffix == ".json":
+        return storage.read_json(path).get("rows")
+    return len(storage.read_records(path)) if path.suffix == ".jsonl" else path.read_bytes()
+
+
+@pytest.mark.parametrize("experiment", ["finished", "exact"])
+def test_a_flipped_bit_stops_the_job_that_reads_it(experiment, request, tmp_path):
+    """One rule that reads it for every kind of file; all of them in `make soak`."""
+    project = request.getfixturevalue(experiment)
+    last = {}
+    for maker, position, user in stages.consumers(stages.jobs_of(project)):
+        last[maker, position] = maker, position, user
+    last["train_student", 0] = "train_student", 0, "sample_student"  # which loads it; later jobs read its card alone
+    caught, unused = stages.flipped_inputs(project, tmp_path / "copy", list(last.values()), numbers, Random(1))
+    assert not unused
+    assert len(caught) == len(last)
+    assert len(caught) >= 10
+
+
+def test_kills_in_every_stage_end_with_the_same_bytes(finished, tmp_path):
+    """The short version of `make soak`: some runs of `finished`, again, with kills."""
+    project = Project(tmp_path / "rough")
+    project.configure({"runs": [{"solver": "ddim", "n_steps": 5, "guidance": [1], "seed": [0]}]})
+    when = dict.fromkeys(["prepare_data", "train_teacher", "solve_targets", "train_student", "measure_student"], 1.0)
+    disturbed = soak.Soak(project, 2, 0, when, only=when)
+    disturbed.run("results/digits/metrics.csv")
+    assert disturbed.total() >= 5
+    found, expected = soak.outcome(project.folder / "results"), soak.outcome(finished.folder / "results")
+    metrics = found.pop("digits/metrics.csv").decode().splitlines()
+    assert set(metrics) <= set(expected["digits/metrics.csv"].decode().splitlines())
+    assert len(metrics) > 20
+    assert len(found) >= 15
+    assert [name for name in found if found[name] != expected[name]] == []
+    assert not list((project.folder / "results").rglob(".tmp-*"))
+
+
+def test_a_full_disk_at_every_stage(finished, tmp_path):
+    rules = stages.full_disk(finished, tmp_path / "copy", soak.outcome, again=3)
+    assert len(rules) >= 22
+
+
+def test_a_read_only_folder(finished, tmp_path):
+    project = Project(tmp_path / "copy")
+    with stages.small(tmp_path / "copy" / "results", options=",ro"):
+        done = project.snakemake(check=False)
+    assert done.returncode != 0
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "results" in line and "Read-only" in line]
+    assert len(lines) == 1
+    assert "choose a writable folder" in lines[0]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_read_only_folder_in_a_job(tmp_path):
+    project = Project(tmp_path / "copy")
+    place = tmp_path / "copy" / "results" / "digits"
+    place.mkdir(parents=True)
+    with stages.small(place, options=",ro"):
+        done = project.snakemake("results/digits/data.safetensors", check=False)
+    (line,) = stages.complaints(done.stderr, "prepare_data")
+    assert "results/digits/data.safetensors: cannot be written (Read-only file system)" in line
+
+
+def test_two_snakemakes_in_one_folder(tmp_path):
+    """The second one stops, and says why; the first one is not disturbed."""
+    project = Project(tmp_path)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "results/digits/noise.safetensors"]
+    with open(tmp_path / "first.log", "w") as log:
+        first = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        locks = tmp_path / ".snakemake" / "locks"
+        while first.poll() is None and not (locks.is_dir() and any(locks.iterdir())):
+            time.sleep(0.01)
+        second = project.snakemake("results/digits/noise.safetensors", check=False)
+        assert second.returncode != 0
+        assert "Directory cannot be locked" in second.stderr
+        assert "no other Snakemake process is trying to create the same files" in second.stderr
+        assert first.wait(timeout=120) == 0, (tmp_path / "first.log").read_text()
+    finally:
+        first.kill()
+    assert project.snakemake("--dry-run", "results/digits/noise.safetensors").stdout.count("Nothing to be done") == 1
+
+
+def test_all_hashes_of_a_folder_of_results(finished):
+    """`make verify`."""
+    results = finished.folder / "results"
+    command = [sys.executable, finished.folder / "workflow/scripts/verify.py", results]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d\d+ files are as they were written", done.stdout)
+    path = results / "digits" / "samples" / "cm-ddim-n5-w1-s0.safetensors"
+    original = path.read_bytes()
+    try:
+        stages.flip(path, Random(3))
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert f"{path}: " in done.stderr
+    finally:
+        path.write_bytes(original)
+
+
+def test_hashes_by_hand(finished):
+    """The commands of docs/reliability.md, with nothing but standard tools."""
+    text = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], cwd=finished.folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    *sums, json_, tensors = done.stdout.splitlines()
+    assert len(sums) >= 4
+    assert all(line.endswith(": OK") for line in sums)
+    for line in (json_, tensors):
+        found, stated = line.split()
+        assert found == stated

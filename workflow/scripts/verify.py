@@ -1,0 +1,14 @@
+"""Compare every file of a folder of results with the sha256 that it carries: `… verify.py [results]`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from consistency.storage import verify
+
+checked, damaged = verify(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))
+for line in damaged:
+    print(line, file=sys.stderr)
+print(f"{checked} files are as they were written, {len(damaged)} are damaged; figures, tables and logs carry no hash")
+sys.exit(bool(damaged))
