@@ -18,7 +18,7 @@ from cluster.slurm import Cluster, ask, wait_until
 from helpers import ROOT, Project, missing
 
 # Long enough to be caught at work, and some seconds to the end.
-STEPS = 3000
+STEPS = 1500
 
 
 @pytest.fixture(scope="session")
@@ -66,14 +66,14 @@ class Student(Project):
 
     def submit(self, *arguments: str, **variables: str) -> subprocess.Popen:
         """Start snakemake on the cluster, for the student."""
-        command = [sys.executable, "-m", "snakemake", "--workflow-profile", "slurm", *self.quickly, *arguments]
-        return self.start([*command, self.target], **variables)
+        command = [sys.executable, "-m", "snakemake", self.target, "--workflow-profile", "slurm"]
+        return self.start([*command, *self.quickly, *arguments], **variables)
 
     quickly = ("--slurm-init-seconds-before-status-checks", "2", "--slurm-keep-successful-logs")
 
     def resume(self, profile: str, *arguments: str) -> subprocess.Popen:
         """Start `make resume`, for the student."""
-        settings = [f"VENV={self.environment}", f"ARGS={' '.join([*arguments, self.target])}"]
+        settings = [f"VENV={self.environment}", f"ARGS={' '.join([self.target, *arguments])}"]
         return self.start(["make", "resume", *([f"PROFILE={profile}"] if profile else ["CORES=2"]), *settings])
 
     def trainer(self) -> psutil.Process:

@@ -5,7 +5,6 @@ usage: resume.py SNAKEMAKE-ARGUMENTS, in the folder of the run; the same argumen
 
 import getpass
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ SECONDS = 300  # for what was left to end; SLURM itself kills 30 s (KillWait) af
 
 def jobs_left() -> list[str]:
     """SLURM jobs that an earlier snakemake submitted from this folder, by id."""
-    if shutil.which("squeue") is None:
+    if not Path(".snakemake/slurm_logs").is_dir():  # of the plug-in
         return []
     command = ["squeue", f"--user={getpass.getuser()}", "--noheader", "--format=%i|%k|%Z"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
