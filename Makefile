@@ -2,6 +2,7 @@
 # make test        environment, every test that this machine can run
 # make lint        ruff, snakefmt, snakemake --lint
 # make schemas     write the JSON schemas after a new key, method or solver
+# make envs        write the conda environments after a change of requirements.lock or envs/generate.py
 # make help        this list
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from-requirements.lock
 TESTING := $(VENV)/installed-from-requirements-test.lock
 
-.PHONY: help reproduce test lint schemas clean
+.PHONY: help reproduce test lint schemas envs clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -44,6 +45,9 @@ lint: $(TESTING)
 
 schemas: $(STAMP)
 	cd workflow && ../$(BIN)/python -m consistency.config
+
+envs: $(STAMP)
+	$(BIN)/python envs/generate.py
 
 clean:
 	rm -rf $(VENV) .snakemake
