@@ -7,6 +7,7 @@
 # make lint        ruff, snakefmt, snakemake --lint
 # make schemas     write the JSON schemas after a new key, method or solver
 # make status      what is being trained and what is finished (WATCH=1: again every 5 seconds)
+# make envs        write the conda environments after a change of requirements.lock or envs/generate.py
 # make help        this list
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from-requirements.lock
 TESTING := $(VENV)/installed-from-requirements-test.lock
 
-.PHONY: help install reproduce resume test soak verify lint schemas status clean
+.PHONY: help install reproduce resume test soak verify lint schemas envs status clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -62,6 +63,9 @@ lint: $(TESTING)
 
 schemas: $(STAMP)
 	cd workflow && ../$(BIN)/python -m consistency.config
+
+envs: $(STAMP)
+	$(BIN)/python envs/generate.py
 
 status: $(STAMP)
 	@$(BIN)/python workflow/scripts/status.py $(if $(WATCH),--watch)

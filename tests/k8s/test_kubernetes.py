@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -38,19 +40,31 @@ def project(folder):
     return project
 
 
-def snakemake(folder, *arguments, **variables):
+def start(folder, *arguments, **variables):
     """Snakemake as the driver starts it."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "KUBECONFIG")} | SETTINGS | variables
     command = [sys.executable, "-m", "snakemake", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+IMAGE = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": os.environ["HOME"], "PIP_NO_DEPS": "1"}
+ARGUMENTS = (
+    "--workflow-profile",
+    "kubernetes",
+    "--seconds-between-status-checks",
+    "1",
+    "results/digits/metrics/data.json",
+)
 
 
 @pytest.mark.parametrize("profile", [("--workflow-profile", "kubernetes"), ("--profile", "profiles/kubernetes")])
 def test_dry_run(tmp_path, profile):
     folder = project(tmp_path).folder
-    done = snakemake(folder, *profile, "--dry-run")
-    assert done.returncode == 0, done.stderr
-    printed = done.stdout + done.stderr
+    driver = start(folder, *profile, "--dry-run")
+    printed, _ = driver.communicate()
+    assert driver.returncode == 0, printed
     assert f"output: {folder}/results/digits/data.safetensors (send to storage)" in printed
     assert "mem_mb=3000" in printed
     assert "gpu=1" in printed
@@ -72,14 +86,13 @@ def ran(tmp_path_factory):
             pod.kill()
             evicted.append(pod)
 
-    image = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": os.environ["HOME"], "PIP_NO_DEPS": "1"}
-    cluster = apiserver.Cluster(image, evict)
+    cluster = apiserver.Cluster(IMAGE, evict)
     kubeconfig = cluster.kubeconfig(tmp_path_factory.mktemp("home") / "config")
-    arguments = ["--workflow-profile", "kubernetes", "--seconds-between-status-checks", "1"]
-    done = snakemake(folder, *arguments, "results/digits/metrics/data.json", KUBECONFIG=str(kubeconfig))
+    driver = start(folder, *ARGUMENTS, KUBECONFIG=str(kubeconfig))
+    printed, _ = driver.communicate()
     cluster.stop()
-    assert done.returncode == 0, done.stdout + done.stderr + "".join(pod.log() for pod in cluster.pods)
-    return folder, cluster, done.stdout + done.stderr
+    assert driver.returncode == 0, printed + "".join(pod.log() for pod in cluster.pods)
+    return folder, cluster, printed
 
 
 def test_a_pod_that_is_taken_away_continues_from_its_checkpoint(ran):
@@ -116,6 +129,23 @@ def test_what_a_pod_is_given(ran):
     assert train["tolerations"][0]["key"] == "nvidia.com/gpu"
     assert "nvidia.com/gpu" not in prepare["containers"][0]["resources"]["limits"]
     assert cluster.namespaces == {"lab"}
+
+
+def test_interrupting_the_driver_ends_its_pods(tmp_path):
+    require("git")
+    submitted = threading.Event()
+    cluster = apiserver.Cluster(IMAGE, lambda pod: submitted.set())
+    (tmp_path / "claim").mkdir()
+    folder = project(tmp_path / "claim").folder
+    driver = start(folder, *ARGUMENTS, KUBECONFIG=str(cluster.kubeconfig(tmp_path / "config")))
+    assert submitted.wait(120)
+    time.sleep(1)  # the driver has been told of its job
+    driver.send_signal(signal.SIGINT)  # what driver.yaml does when its Job is deleted
+    printed, _ = driver.communicate()
+    assert driver.returncode != 0
+    assert [pod.process.poll() for pod in cluster.pods] == [-9], printed
+    assert not cluster.secrets
+    cluster.stop()
 
 
 def test_image_file():
