@@ -2,7 +2,10 @@
 
 
 class ConsistencyError(Exception):
-    """Base of all errors that are the input's fault, not the program's."""
+    """Base of all errors that are the input's fault, not the program's. Its message is one line, whatever is named."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 class ConfigError(ConsistencyError):
