@@ -99,7 +99,9 @@ class Soak:
         """Run to the end, which comes when each stage has had its quota of kills, or was lucky."""
         code = None
         while code != 0:
-            self.project.snakemake("--unlock")
+            locks = self.project.folder / ".snakemake" / "locks"
+            if locks.is_dir() and any(locks.iterdir()):
+                self.project.snakemake("--unlock")
             before = self.total()
             code = self._once(targets)
             if code and self.total() == before:

@@ -1,14 +1,17 @@
 """Files: whole or not at all, hashed, and one clear line when something is wrong with them."""
 
 import os
+import random
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 import torch
-from consistency import storage
+from consistency import data, storage, targets, training
 from consistency.compat import ensure_torchvision
-from consistency.errors import StorageError
+from consistency.errors import MismatchError, StorageError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -71,8 +74,8 @@ def test_unwritable_folder():
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_damage_is_a_storage_error_or_is_caught_by_the_hash(tmp_path, data):
-    """Flipped bits, cuts and junk: load either refuses in one line, or the hash tells."""
+def test_any_damage_is_a_storage_error(tmp_path, data):
+    """Flipped bits, cuts and junk: refused in one line, with a recorded hash and with the file's own."""
     path = tmp_path / "t.safetensors"
     storage.save_tensors(path, {"x": torch.arange(32.0), "k": torch.arange(4)}, {"first": 0})
     content = bytearray(path.read_bytes())
@@ -85,13 +88,11 @@ def test_any_damage_is_a_storage_error_or_is_caught_by_the_hash(tmp_path, data):
     else:
         content = bytearray(data.draw(st.binary(max_size=200)))
     path.write_bytes(content)
-    with pytest.raises(StorageError) as caught:
-        storage.load_tensors(path, expected_sha256=recorded)
-    assert str(path) in str(caught.value)
-    try:
-        storage.load_tensors(path)
-    except StorageError as error:
-        assert "\n" not in str(error)
+    for expected in (recorded, None):
+        with pytest.raises(StorageError) as caught:
+            storage.load_tensors(path, expected_sha256=expected)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_missing_names_and_files(tmp_path):
@@ -127,7 +128,6 @@ def test_the_light_modules_import_no_torch():
 
 def test_missing_data_file(monkeypatch):
     import sklearn.datasets
-    from consistency import data
 
     def missing():
         raise FileNotFoundError("digits.csv.gz")
@@ -135,3 +135,112 @@ def test_missing_data_file(monkeypatch):
     monkeypatch.setattr(sklearn.datasets, "load_digits", missing)
     with pytest.raises(StorageError, match="digits.csv.gz"):
         data.digits()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", ["torch", "numpy", "half", "scalar"])
+def test_numbers_that_are_not_finite_are_never_written(tmp_path, value, kind):
+    tensor = torch.zeros(5, 3)
+    tensor[2, 1] = tensor[4, 0] = value
+    tensor = {"numpy": tensor.numpy(), "half": tensor.bfloat16(), "scalar": torch.tensor(value)}.get(kind, tensor)
+    rows = "1 of 1 rows, first in row 0" if kind == "scalar" else "2 of 5 rows, first in row 2"
+    with pytest.raises(MismatchError, match=f"t.safetensors: not written: x is not finite in {rows}"):
+        storage.save_tensors(tmp_path / "t.safetensors", {"x": tensor})
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_in_data(tmp_path, monkeypatch):
+    images = np.zeros((20, 1, 8, 8), np.float32)
+    images[7, 0, 3, 3] = np.nan
+    monkeypatch.setattr(data, "digits", lambda: (images, np.arange(20) % 10))
+    with pytest.raises(MismatchError, match=r"data: not written: (test|train)_images is not finite in 1 of \d+ rows"):
+        data.prepare(tmp_path / "data", {"kind": "digits", "test_share": 0.2, "seed": 0})
+
+
+def test_nan_in_targets(tmp_path, teacher):
+    whole = teacher.eps
+
+    def broken(cond, guidance):
+        predict = whole(cond, guidance)
+        return lambda x, t: predict(x, t).masked_fill(cond.view(-1, 1, 1, 1) == 3, float("nan"))
+
+    teacher.eps = broken
+    images, labels = torch.zeros(10, 1, 8, 8), torch.arange(10)
+    with pytest.raises(MismatchError, match="shard: the teacher's ODE solution is not finite; check teacher"):
+        targets.solve_shard(tmp_path / "shard", teacher, images, labels, range(40), "paper", "ddim", 5, 1.0, 0, 16)
+    assert not (tmp_path / "shard").exists()
+
+
+def test_a_flipped_bit_in_a_checkpoint(tmp_path, caplog):
+    """torch alone reads most of these flips as other numbers."""
+    weights, path, rng = {"w": torch.randn(50)}, tmp_path / "checkpoint.pt", random.Random(0)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(weights["w"])])
+    training._write_checkpoint(path, 5, weights, optimizer, None, [], {"a": 1})
+    whole = training._read_checkpoint(path, {"a": 1})
+    assert whole["step"] == 5
+    assert torch.equal(whole["weights"]["w"], weights["w"])
+    original, by_torch = path.read_bytes(), 0
+    for _ in range(60):
+        content = bytearray(original)
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        assert training._read_checkpoint(path, {"a": 1}) is None
+        try:
+            torch.load(path, weights_only=True)
+        except Exception:
+            by_torch += 1
+    assert by_torch < 50
+    assert caplog.text.count("damaged checkpoint (StorageError); training starts from the beginning") == 60
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    for name in "ab":
+        storage.save_tensors(tmp_path / f"{name}.t", {"x": torch.ones(3), "y": torch.zeros(2)}, {"p": 1, "a": 2})
+        storage.write_json(tmp_path / f"{name}.j", {"p": 1, "a": {"sha256": "0" * 64}})
+        with storage.atomic(tmp_path / f"{name}.d") as temporary:
+            temporary.mkdir()
+            (temporary / "z").write_text("z")
+            (temporary / "b").write_text("b")
+    for kind in ("t", "j", "d/SHA256SUMS"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+    assert storage.read_json(tmp_path / "a.j") == {"p": 1, "a": {"sha256": "0" * 64}}
+
+
+def test_what_is_not_ours_is_refused_or_read_as_it_is(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.ones(1)}, tmp_path / "t")
+    (tmp_path / "j").write_text('{"a": 1}')
+    for read in (storage.load_tensors, storage.read_json):
+        with pytest.raises(StorageError, match="not written by this pipeline: it states no sha256"):
+            read(tmp_path / ("t" if read is storage.load_tensors else "j"))
+    assert storage.read_json(tmp_path / "j", sealed=False) == {"a": 1}
+    storage.check_folder(tmp_path)  # without SHA256SUMS
+    (tmp_path / "t.csv").write_text("a\n1\n")
+    assert storage.read_table(tmp_path / "t.csv").a.tolist() == [1]
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    code = (
+        "import os, sys; from consistency import storage\n"
+        "with storage.atomic(sys.argv[1]) as t: t.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    environment = {**os.environ, "PYTHONPATH": "workflow"}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a-b.json"], env=environment)
+    (left,) = tmp_path.iterdir()
+    mine = tmp_path / f".tmp-{os.uname().nodename}-{os.getpid()}-other.json"  # of the living
+    far = tmp_path / ".tmp-elsewhere-1-a-b.json"  # of another machine
+    for path in (mine, far):
+        path.touch()
+    storage.write_json(tmp_path / "a-b.json", {})
+    assert not left.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([far.name, mine.name, "a-b.json"])
+
+
+def test_hashing_a_small_file_costs_little(tmp_path):
+    """A job of the small tiers reads a few files of some hundred kB."""
+    storage.save_tensors(tmp_path / "t", {"x": np.zeros((1000, 64), np.float32)})
+    began = time.process_time()
+    for _ in range(20):
+        storage.check_tensors(tmp_path / "t")
+    assert (time.process_time() - began) / 20 < 0.01

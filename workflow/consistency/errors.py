@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 
 class ConsistencyError(Exception):
-    """Base of all errors that are the input's fault, not the program's."""
+    """Base of all errors that are the input's fault, not the program's. Its message is one line, whatever is named."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 class ConfigError(ConsistencyError):

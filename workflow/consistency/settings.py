@@ -50,6 +50,10 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+# Of a list, at least one; a single value is a list of one.
+SOME = Field(min_length=1), BeforeValidator(_as_list)
+
+
 def _one_of(allowed: list[str]) -> BeforeValidator:
     def check(value: Any) -> Any:
         if value not in allowed:
@@ -283,23 +287,17 @@ class Method(Strict):
 class Grid(Strict):
     """Runs, as the product of the lists; a single value is a list of one."""
 
-    method: Annotated[list[str], BeforeValidator(_as_list)] | None = Field(
+    method: Annotated[list[str], *SOME] | None = Field(
         None,
         description="names from `methods`, by default all that learn from targets; a row of methods that learn "
         "from pairs takes seeds only",
     )
-    solver: Annotated[list[Solver], BeforeValidator(_as_list)] = ["ddim"]
-    n_steps: Annotated[list[PositiveInt], BeforeValidator(_as_list)] = Field(
-        [10], description="N, teacher steps; divides schedule.steps"
-    )
-    guidance: Annotated[list[Annotated[float, Field(ge=0)]], BeforeValidator(_as_list)] = Field(
-        [1.0], description="w, 1 is no guidance"
-    )
-    seed: Annotated[list[NonNegativeInt], BeforeValidator(_as_list)] = [0, 1, 2]
-    targets: Annotated[list[Mode], BeforeValidator(_as_list)] | None = Field(None, description="default: targets.mode")
-    parameters: Annotated[list[Parameters], BeforeValidator(_as_list)] | None = Field(
-        None, description="default: student.parameters"
-    )
+    solver: Annotated[list[Solver], *SOME] = ["ddim"]
+    n_steps: Annotated[list[PositiveInt], *SOME] = Field([10], description="N, teacher steps; divides schedule.steps")
+    guidance: Annotated[list[Annotated[float, Field(ge=0)]], *SOME] = Field([1.0], description="w, 1 is no guidance")
+    seed: Annotated[list[NonNegativeInt], *SOME] = [0, 1, 2]
+    targets: Annotated[list[Mode], *SOME] | None = Field(None, description="default: targets.mode")
+    parameters: Annotated[list[Parameters], *SOME] | None = Field(None, description="default: student.parameters")
 
 
 class Analysis(Strict):

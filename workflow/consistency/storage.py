@@ -224,8 +224,9 @@ def read_table(path: str | os.PathLike, **options: Any) -> pd.DataFrame:
 
     content, beside = read_bytes(path), Path(f"{path}.sha256")
     if beside.is_file():
-        recorded = read_bytes(beside).decode(errors="replace").partition(" ")[0]
-        same(Path(path), hashlib.sha256(content).hexdigest(), recorded, f"delete it and {beside.name} and run again")
+        line = f"{hashlib.sha256(content).hexdigest()}  {Path(path).name}\n"
+        if read_bytes(beside) != line.encode():
+            raise StorageError(f"{path}: damaged: sha256 is {line[:12]}…, {beside} says otherwise; {AGAIN}")
     try:
         return pd.read_csv(io.BytesIO(content), **options)
     except ValueError as error:
@@ -270,10 +271,10 @@ def save_tensors(
         _check_finite(path, name, value, light)
     with atomic(path) as temporary:
         if light:
-            from numpy import ascontiguousarray
+            from numpy import asarray
             from safetensors.numpy import save_file
 
-            save_file({k: ascontiguousarray(v) for k, v in tensors.items()}, temporary, metadata=header)
+            save_file({k: asarray(v, order="C") for k, v in tensors.items()}, temporary, metadata=header)
         else:
             from safetensors.torch import save_file
 
