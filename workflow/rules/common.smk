@@ -43,7 +43,7 @@ except ConsistencyError as error:
 RESULTS = CONFIG.results
 LIVING = []  # what is held as long as this process lives
 if CONFIG.tensorboard:
-    os.environ["CONSISTENCY_TENSORBOARD"] = "1"  # not a param, which would train again
+    os.environ.update(CONSISTENCY_TENSORBOARD="1")  # not a param, which would train again
 if workflow.output_settings.dryrun:
     for name, experiment in EXPERIMENTS.items():
         logger.info(estimates.table(name, experiment, list(RUNS[name].values())))

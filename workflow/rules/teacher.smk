@@ -8,8 +8,8 @@ rule prepare_data:
         f"{RESULTS}/logs/{{experiment}}/prepare_data.log",
     wildcard_constraints:
         experiment=with_data("captions", but=True),
-    localrule: True
     cache: CACHED
+    localrule: True
     conda:
         "../../envs/train.yaml"
     params:
@@ -191,8 +191,8 @@ rule prepare_captions:
         f"{RESULTS}/logs/{{experiment}}/prepare_captions.log",
     wildcard_constraints:
         experiment=with_data("captions"),
-    localrule: True
     cache: CACHED
+    localrule: True
     conda:
         "../../envs/train.yaml"
     params:
