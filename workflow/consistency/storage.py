@@ -173,6 +173,7 @@ def load_tensors(
     names: list[str] | None = None,
     expected_sha256: str | None = None,
     framework: str = "pt",
+    rows: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Memory-map the tensors of a safetensors file (pages are read on use) with its metadata.
 
@@ -180,6 +181,7 @@ def load_tensors(
         names: which tensors; all by default.
         expected_sha256: checked against the file's bytes before anything is used.
         framework: "pt" for torch tensors, "np" for NumPy arrays (no torch import).
+        rows: read only the first rows of each tensor; all by default.
 
     Raises:
         StorageError: missing, truncated, changed, or a name that the file does not hold.
@@ -199,10 +201,16 @@ def load_tensors(
             wanted = sorted(known) if names is None else names
             if missing := [name for name in wanted if name not in known]:
                 raise StorageError(f"{path}: holds no tensor {missing[0]!r}; it has {sorted(known)}")
-            tensors = {name: file.get_tensor(name) for name in wanted}
+            tensors = {name: file.get_tensor(name) if rows is None else _first(file, name, rows) for name in wanted}
             metadata = json.loads((file.metadata() or {}).get("json", "{}"))
     except (SafetensorError, ValueError) as error:
         raise StorageError(
             f"{path}: not a readable safetensors file (truncated or damaged: {error}); delete it and run again"
         ) from error
     return tensors, metadata
+
+
+def _first(file: Any, name: str, rows: int) -> Any:
+    """The first rows of a tensor of an open safetensors file, or all of a shorter one."""
+    part = file.get_slice(name)
+    return part[: min(rows, part.get_shape()[0])]

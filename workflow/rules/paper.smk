@@ -1,4 +1,4 @@
-# Claims, figures, tables, report.
+# Claims, tables, figures, pages, report.
 
 
 rule check_claims:
@@ -43,8 +43,9 @@ rule table_main:
         html=report(
             f"{RESULTS}/tables/{{experiment}}-main.html",
             caption="../report/table-main.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "main comparison (table)"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "main comparison (table)"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/table_main.log",
@@ -67,8 +68,9 @@ rule table_couplings:
         html=report(
             f"{RESULTS}/tables/{{experiment}}-couplings.html",
             caption="../report/table-couplings.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "couplings (table)"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "couplings (table)"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/table_couplings.log",
@@ -91,8 +93,8 @@ rule table_claims:
         html=report(
             f"{RESULTS}/tables/claims.html",
             caption="../report/claims.rst",
-            category="1. Results",
-            labels={"experiment": "all", "item": "claims (table)"},
+            category="1. Claims",
+            labels={"item": "do the claims hold? (table)"},
         ),
     log:
         f"{RESULTS}/logs/table_claims.log",
@@ -116,8 +118,9 @@ rule figure_tradeoff:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-tradeoff.png",
             caption="../report/tradeoff.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "ODE error against sample quality"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "ODE error against sample quality"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_tradeoff.log",
@@ -139,8 +142,9 @@ rule figure_sampling_steps:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-sampling-steps.png",
             caption="../report/sampling-steps.rst",
-            category="2. Details",
-            labels={"experiment": "{experiment}", "item": "quality by number of sampling steps"},
+            category="4. Details",
+            subcategory="{experiment}",
+            labels={"item": "quality by number of sampling steps"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_sampling_steps.log",
@@ -162,8 +166,9 @@ rule figure_start_times:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-start-times.png",
             caption="../report/start-times.rst",
-            category="2. Details",
-            labels={"experiment": "{experiment}", "item": "ODE error by start time"},
+            category="4. Details",
+            subcategory="{experiment}",
+            labels={"item": "ODE error by start time"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_start_times.log",
@@ -185,8 +190,9 @@ rule figure_training:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-training.png",
             caption="../report/training.rst",
-            category="2. Details",
-            labels={"experiment": "{experiment}", "item": "training curves"},
+            category="4. Details",
+            subcategory="{experiment}",
+            labels={"item": "training curves"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_training.log",
@@ -210,8 +216,9 @@ rule figure_samples:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-samples.png",
             caption="../report/samples.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "samples from the same noise"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "samples from the same noise"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_samples.log",
@@ -238,8 +245,9 @@ rule figure_points:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-points.png",
             caption="../report/points.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "samples from the same noise"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "samples from the same noise"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_points.log",
@@ -262,8 +270,9 @@ rule figure_convergence:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-convergence.png",
             caption="../report/convergence.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "convergence of consistency training"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "convergence of consistency training"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_convergence.log",
@@ -285,8 +294,9 @@ rule figure_share:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-share.png",
             caption="../report/share.rst",
-            category="2. Details",
-            labels={"experiment": "{experiment}", "item": "quality by share of generated pairs"},
+            category="4. Details",
+            subcategory="{experiment}",
+            labels={"item": "quality by share of generated pairs"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_share.log",
@@ -308,8 +318,9 @@ rule figure_discrepancy:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-discrepancy.png",
             caption="../report/discrepancy.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "gap between training and distillation"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "gap between training and distillation"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_discrepancy.log",
@@ -331,8 +342,9 @@ rule figure_transport:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-transport.png",
             caption="../report/transport.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "transport cost by noise level"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "transport cost by noise level"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_transport.log",
@@ -354,8 +366,9 @@ rule figure_trajectories:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-trajectories.png",
             caption="../report/trajectories.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "trajectories of the couplings"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "trajectories of the couplings"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_trajectories.log",
@@ -377,8 +390,9 @@ rule figure_orders:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-orders.png",
             caption="../report/orders.rst",
-            category="2. Details",
-            labels={"experiment": "{experiment}", "item": "discretisation error of the solvers"},
+            category="4. Details",
+            subcategory="{experiment}",
+            labels={"item": "discretisation error of the solvers"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_orders.log",
@@ -390,10 +404,72 @@ rule figure_orders:
         "../scripts/figure.py"
 
 
+# A page is one file in workflow/consistency/pages with its template, and one rule here.
+
+
+rule page_samples:
+    input:
+        samples=lambda w: [
+            f"{RESULTS}/{w.experiment}/samples/{row['source']}.safetensors" for row in compared(w.experiment)
+        ],
+        pictures=lambda w: pictures_of(w, [row["source"] for row in compared(w.experiment)]),
+        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+        truth=truth_of,
+        captions=captions_of,
+        code=workflow.source_path("../consistency/pages/samples.py"),
+        template=workflow.source_path("../consistency/pages/samples.html"),
+        shell=workflow.source_path("../consistency/pages/shell.py"),
+    output:
+        report(
+            f"{RESULTS}/pages/{{experiment}}-samples.html",
+            caption="../report/page-samples.rst",
+            category="3. Explore",
+            subcategory="{experiment}",
+            labels={"item": "samples side by side (interactive)"},
+        ),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/page_samples.log",
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        rows=lambda w: compared(w.experiment),
+        title=lambda w: preset(w).title,
+    script:
+        "../scripts/page.py"
+
+
+rule page_tradeoff:
+    input:
+        metrics=f"{RESULTS}/metrics.csv",
+        code=workflow.source_path("../consistency/pages/tradeoff.py"),
+        template=workflow.source_path("../consistency/pages/tradeoff.html"),
+        shell=workflow.source_path("../consistency/pages/shell.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
+    output:
+        report(
+            f"{RESULTS}/pages/tradeoff.html",
+            caption="../report/page-tradeoff.rst",
+            category="3. Explore",
+            subcategory="all experiments",
+            labels={"item": "ODE error against sample quality (interactive)"},
+        ),
+    log:
+        f"{RESULTS}/logs/page_tradeoff.log",
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        runs={experiment: group_rows(experiment) for experiment in EXPERIMENTS},
+        titles={experiment: settings.title for experiment, settings in EXPERIMENTS.items()},
+    script:
+        "../scripts/page.py"
+
+
 rule report:
     input:
         paper_outputs,
         captions=[workflow.source_path(f"../report/{name}.rst") for name in CAPTIONS],
+        stylesheet=workflow.source_path("../report/report.css"),
+        frames=workflow.source_path("../report/frames.js"),
     output:
         f"{RESULTS}/report.html",
     log:
