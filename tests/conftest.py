@@ -11,7 +11,7 @@ os.environ.setdefault("CONSISTENCY_CACHE", tempfile.mkdtemp(prefix="consistency-
 
 import pytest
 import torch
-from helpers import Project, missing
+from helpers import SMALL_EXACT, Project, missing
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -58,6 +58,16 @@ def finished(tmp_path_factory):
     """The small experiment, run once from nothing; tests restore what they change."""
     project = Project(tmp_path_factory.mktemp("project"))
     project.first = project.snakemake()
+    return project
+
+
+@pytest.fixture(scope="session")
+def exact(tmp_path_factory):
+    """A small experiment on two modes with both papers' methods, run once; tests restore what they change."""
+    project = Project(tmp_path_factory.mktemp("exact"))
+    project.small = SMALL_EXACT
+    project.configure_exact({})
+    project.snakemake()
     return project
 
 

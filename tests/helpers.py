@@ -42,6 +42,36 @@ SMALL = {
 }
 
 
+# Two modes, both papers' methods.
+SMALL_EXACT = {
+    "data": {"train_count": 256, "test_count": 128},
+    "network": {"width": 32, "depth": 1},
+    "teacher": {"training": {"steps": 60, "batch_size": 64}},
+    "targets": {"count": 256, "batch_size": 256},
+    "student": {"training": {"steps": 40, "batch_size": 32, "warmup_steps": 5}},
+    "consistency_training": {"budgets": [0.25], "training": {"steps": 40, "batch_size": 32, "warmup_steps": 5}},
+    "methods": {
+        "cm": {"objective": "consistency_distillation"},
+        "direct": {"objective": "direct"},
+        "ct-gc-frozen": {"coupling": {"generator": {"method": "ct-ic", "budget": 0.25}}},
+    },
+    "evaluation": {"count": 64, "sampling_steps": [1, 2]},
+    "analysis": {
+        "coupling_methods": ["cd"],
+        "steps": [10, 1280],
+        "count": 64,
+        "batch_size": 32,
+        "gradient_budget": 0.25,
+        "order_steps": [5, 10],
+    },
+    "runs": [
+        {"method": ["cm", "direct"], "n_steps": 5, "seed": [0, 1]},
+        {"method": ["cd", "ct-ic", "ct-ot", "ct-gc", "ct-gc-frozen"], "seed": [0, 1]},
+    ],
+    "claims": ["A1", "A2", "B1", "B2", "B3", "B4"],
+}
+
+
 class Project:
     """A checkout to play with."""
 
