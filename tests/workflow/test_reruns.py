@@ -14,6 +14,8 @@ PAPER = {
     "figure_tradeoff": 1,
     "figure_training": 1,
     "join_tables": 2,
+    "page_samples": 1,
+    "page_tradeoff": 1,
     "report": 1,
     "table_claims": 1,
     "table_main": 1,
@@ -42,6 +44,18 @@ def test_figure_style(project):
         code.write_text(original)
         os.utime(code, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert project.jobs() == {}
+
+
+@pytest.mark.parametrize("name", ["samples.py", "samples.html", "tradeoff.py", "tradeoff.html"])
+def test_code_of_a_page(project, name):
+    code = project.folder / "workflow/consistency/pages" / name
+    original, stat = code.read_text(encoding="utf-8"), code.stat()
+    try:
+        code.write_text(original + "\n", encoding="utf-8")
+        assert project.jobs() == {f"page_{code.stem}": 1, "report": 1}
+    finally:
+        code.write_text(original, encoding="utf-8")
+        os.utime(code, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def test_style_of_all_figures(project):

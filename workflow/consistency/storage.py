@@ -313,6 +313,7 @@ def load_tensors(
     expected_sha256: str | None = None,
     framework: str = "pt",
     check: bool = True,
+    rows: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Memory-map the tensors of a file of `save_tensors` (pages are read on use) with its metadata.
 
@@ -322,6 +323,7 @@ def load_tensors(
         framework: "pt" for torch tensors, "np" for NumPy arrays (no torch import).
         check: whether the file's bytes are compared, before anything is used, with `expected_sha256`, or without
             one with the sha256 that the file states. False where this process has done so.
+        rows: read only the first rows of each tensor; all by default.
 
     Raises:
         StorageError: missing, truncated, changed, or a name that the file does not hold.
@@ -340,7 +342,7 @@ def load_tensors(
             wanted = sorted(known) if names is None else names
             if missing := [name for name in wanted if name not in known]:
                 raise StorageError(f"{path}: holds no tensor {missing[0]!r}; it has {sorted(known)}")
-            tensors = {name: file.get_tensor(name) for name in wanted}
+            tensors = {name: file.get_tensor(name) if rows is None else _first(file, name, rows) for name in wanted}
             metadata = json.loads((file.metadata() or {}).get("json", "{}"))
     except (SafetensorError, ValueError, RecursionError) as error:
         raise StorageError(
@@ -377,3 +379,9 @@ def verify(folder: str | os.PathLike) -> tuple[int, list[str]]:
         except StorageError as error:
             damaged.append(str(error))
     return checked, damaged
+
+
+def _first(file: Any, name: str, rows: int) -> Any:
+    """The first rows of a tensor of an open safetensors file, or all of a shorter one."""
+    part = file.get_slice(name)
+    return part[: min(rows, part.get_shape()[0])]

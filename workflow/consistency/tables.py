@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,8 @@ _MAIN = {
 _STYLE = """<style>
 body{font:14px/1.45 system-ui,sans-serif;margin:1rem;color:#1b1f24;background:#fff}
 table{border-collapse:collapse}th,td{padding:.35rem .7rem;border-bottom:1px solid #d0d7de;text-align:left}
-th{background:#f3f5f7;position:sticky;top:0}td{white-space:nowrap}
+h1{font-size:1.35rem}h2{font-size:1.05rem;margin:1.4rem 0 .3rem}p,ul{max-width:52rem}
+th{background:#f3f5f7;vertical-align:bottom}td{min-width:7rem}td.number{min-width:0;white-space:nowrap}summary{font-size:1.05rem;font-weight:600}
 .reproduced{color:#00664a;font-weight:600}.contradicted{color:#b3261e;font-weight:600}
 .inconclusive{color:#5b6470;font-weight:600}.scroll{overflow-x:auto}
 </style>"""
@@ -135,7 +138,8 @@ def _in_features(extractors: list[str]) -> str:
 
 
 def _cell(mean: float, low: float, seeds: int) -> str:
-    digits = 3 if abs(mean) < 10 else 1
+    size = max(abs(mean), abs(mean - low)) if seeds > 1 else abs(mean)
+    digits = 1 if size >= 10 else 3 if size >= 0.1 or size == 0 else min(6, 2 - math.floor(math.log10(size)))
     return f"{mean:.{digits}f} ± {mean - low:.{digits}f}" if seeds > 1 else f"{mean:.{digits}f}"
 
 
@@ -278,9 +282,25 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
     first = _claims_frame(overall)
     write_text(paths["md"], f"{first.to_markdown(index=False)}\n\n{sentences}\n\n{note}\n")
     write_text(paths["tex"], _latex(first, note))
-    listed = "".join(f"<li><b>{name}</b> (paper {c.paper}): {c.sentence}</li>" for name, c in CLAIMS.items())
-    body = f"<ul>{listed}</ul>{_table(first)}<h2>Every condition</h2>{_table(_claims_frame(details))}"
-    write_text(paths["html"], _page("Claims", body, note))
+    body = f"<p>{_VERDICTS}</p>"
+    for name, claim in CLAIMS.items():
+        rows = _claims_frame(overall[overall.claim == name]).drop(columns="Claim")
+        if len(rows):
+            body += f"<h2>{name}, paper {claim.paper}: {claim.sentence}</h2>{_table(rows)}"
+    if not len(overall):
+        body += _table(first)
+    body += f"<details><summary>Every condition by itself</summary>{_table(_claims_frame(details))}</details>"
+    write_text(paths["html"], _page("Do the papers' claims hold in these runs?", body, note))
+
+
+_VERDICTS = (
+    "Each row compares two methods by a ratio, such as the ODE error of Direct CM over that of CM; the claim says on "
+    'which side of 1 it lies (&lt; 1 or &gt; 1). <span class="reproduced">reproduced</span>: it lies there, with its '
+    'whole 95 % interval. <span class="contradicted">contradicted</span>: the whole interval lies on the other side. '
+    '<span class="inconclusive">inconclusive</span>: the interval covers 1, so these seeds do not decide. '
+    "<i>pooled (n)</i>: over all n conditions of the experiment. All of this is about the experiments named here, not "
+    "about the papers' own."
+)
 
 
 def _claims_frame(table: pd.DataFrame) -> pd.DataFrame:
@@ -315,10 +335,10 @@ def _latex(frame: pd.DataFrame, note: str) -> str:
 
 
 def _table(frame: pd.DataFrame) -> str:
-    page = frame.to_html(index=False, border=0, escape=True)
+    page = re.sub(r"<td>(?=[-–]?\d)", '<td class="number">', frame.to_html(index=False, border=0, escape=True))
     for verdict in ("reproduced", "contradicted", "inconclusive"):
         page = page.replace(f"<td>{verdict}</td>", f'<td class="{verdict}">{verdict}</td>')
-    return f'<div class="scroll">{page}</div>'
+    return f'<div class="scroll" role="region" aria-label="Table" tabindex="0">{page}</div>'
 
 
 def _html(frame: pd.DataFrame, title: str, note: str) -> str:
@@ -326,7 +346,8 @@ def _html(frame: pd.DataFrame, title: str, note: str) -> str:
 
 
 def _page(title: str, body: str, note: str) -> str:
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>{_STYLE}'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{title}</title>{_STYLE}"
     return (
         f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{title}</h1>{body}<p>{note}</p></body></html>\n'
     )

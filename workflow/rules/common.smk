@@ -56,6 +56,7 @@ for name, experiment in EXPERIMENTS.items():
         )
 FROM_TARGETS = {name: {run: row for run, row in runs.items() if not row.from_pairs} for name, runs in RUNS.items()}
 FROM_PAIRS = {name: {run: row for run, row in runs.items() if row.from_pairs} for name, runs in RUNS.items()}
+PAGE_SEEDS = 3  # most seeds of a method on the page of samples
 CAPTIONS = [path.stem for path in sorted((WORKFLOW / "report").glob("*.rst"))]
 PAPER = workflow.modifier.modify_rulename("paper")
 
@@ -319,7 +320,7 @@ def analysed(experiment):
 
 
 def paper_outputs(wildcards):
-    """Metrics, claims, tables and figures of every experiment."""
+    """Metrics, claims, tables, figures and pages of every experiment."""
     outputs = [f"{RESULTS}/metrics.csv", f"{RESULTS}/claims.csv"]
     outputs += [f"{RESULTS}/tables/claims.{kind}" for kind in ("md", "tex", "html")]
     for experiment in EXPERIMENTS:
@@ -331,6 +332,9 @@ def paper_outputs(wildcards):
         ]
         if FROM_PAIRS[experiment]:
             outputs += [f"{RESULTS}/tables/{experiment}-couplings.{kind}" for kind in ("csv", "md", "tex", "html")]
+        outputs.append(f"{RESULTS}/pages/{experiment}-samples.html")
+    if any(FROM_TARGETS[experiment] or is_exact(experiment) for experiment in EXPERIMENTS):
+        outputs.append(f"{RESULTS}/pages/tradeoff.html")
     return outputs
 
 
@@ -369,3 +373,21 @@ def pictured(experiment):
         chosen.setdefault((run.guidance, run.method), run)
     conditions = {run.guidance: run.group for run in reversed(chosen.values())}
     return [run for run in chosen.values() if conditions[run.guidance] == run.group]
+
+
+def compared(experiment):
+    """The sets on the page of samples: the teacher's conditions, and the runs of the first seeds of each method."""
+    rows = [
+        {"source": f"teacher-{name}", "method": "teacher", "condition": name, "n_steps": condition["n_steps"]}
+        for name, condition in conditions_of(experiment).items()
+    ]
+    seeds = {}
+    for run in RUNS[experiment].values():
+        chosen = seeds.setdefault(run.method, [])
+        if run.seed not in chosen and len(chosen) < PAGE_SEEDS:
+            chosen.append(run.seed)
+        if run.seed in chosen:
+            steps = [n for n in EXPERIMENTS[experiment].evaluation.sampling_steps if run.from_pairs or n <= run.n_steps]
+            row = {"source": run.run, "method": run.method, "group": run.group, "seed": run.seed}
+            rows.append(row | {"condition": None if run.from_pairs else run.condition, "sampling_steps": steps})
+    return rows

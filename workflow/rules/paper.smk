@@ -1,4 +1,4 @@
-# Claims, figures, tables, report: seconds each, so local on a cluster too.
+# Claims, tables, figures: seconds each, so local on a cluster too.
 
 
 rule check_claims:
@@ -47,8 +47,9 @@ rule table_main:
         html=report(
             f"{RESULTS}/tables/{{experiment}}-main.html",
             caption="../report/table-main.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "main comparison (table)"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "main comparison (table)"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/table_main.log",
@@ -72,8 +73,9 @@ rule table_couplings:
         html=report(
             f"{RESULTS}/tables/{{experiment}}-couplings.html",
             caption="../report/table-couplings.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "couplings (table)"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "couplings (table)"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/table_couplings.log",
@@ -97,8 +99,8 @@ rule table_claims:
         html=report(
             f"{RESULTS}/tables/claims.html",
             caption="../report/claims.rst",
-            category="1. Results",
-            labels={"experiment": "all", "item": "claims (table)"},
+            category="1. Claims",
+            labels={"item": "do the claims hold? (table)"},
         ),
     log:
         f"{RESULTS}/logs/table_claims.log",
@@ -123,8 +125,9 @@ rule figure_tradeoff:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-tradeoff.png",
             caption="../report/tradeoff.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "ODE error against sample quality"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "ODE error against sample quality"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_tradeoff.log",
@@ -147,8 +150,9 @@ rule figure_sampling_steps:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-sampling-steps.png",
             caption="../report/sampling-steps.rst",
-            category="2. Details",
-            labels={"experiment": "{experiment}", "item": "quality by number of sampling steps"},
+            category="4. Details",
+            subcategory="{experiment}",
+            labels={"item": "quality by number of sampling steps"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_sampling_steps.log",
@@ -171,8 +175,9 @@ rule figure_start_times:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-start-times.png",
             caption="../report/start-times.rst",
-            category="2. Details",
-            labels={"experiment": "{experiment}", "item": "ODE error by start time"},
+            category="4. Details",
+            subcategory="{experiment}",
+            labels={"item": "ODE error by start time"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_start_times.log",
@@ -195,8 +200,9 @@ rule figure_training:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-training.png",
             caption="../report/training.rst",
-            category="2. Details",
-            labels={"experiment": "{experiment}", "item": "training curves"},
+            category="4. Details",
+            subcategory="{experiment}",
+            labels={"item": "training curves"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_training.log",
@@ -221,8 +227,9 @@ rule figure_samples:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-samples.png",
             caption="../report/samples.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "samples from the same noise"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "samples from the same noise"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_samples.log",
@@ -250,8 +257,9 @@ rule figure_points:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-points.png",
             caption="../report/points.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "samples from the same noise"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "samples from the same noise"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_points.log",
@@ -275,8 +283,9 @@ rule figure_convergence:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-convergence.png",
             caption="../report/convergence.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "convergence of consistency training"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "convergence of consistency training"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_convergence.log",
@@ -299,8 +308,9 @@ rule figure_share:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-share.png",
             caption="../report/share.rst",
-            category="2. Details",
-            labels={"experiment": "{experiment}", "item": "quality by share of generated pairs"},
+            category="4. Details",
+            subcategory="{experiment}",
+            labels={"item": "quality by share of generated pairs"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_share.log",
@@ -323,8 +333,9 @@ rule figure_discrepancy:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-discrepancy.png",
             caption="../report/discrepancy.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "gap between training and distillation"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "gap between training and distillation"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_discrepancy.log",
@@ -347,8 +358,9 @@ rule figure_transport:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-transport.png",
             caption="../report/transport.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "transport cost by noise level"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "transport cost by noise level"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_transport.log",
@@ -371,8 +383,9 @@ rule figure_trajectories:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-trajectories.png",
             caption="../report/trajectories.rst",
-            category="1. Results",
-            labels={"experiment": "{experiment}", "item": "trajectories of the couplings"},
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "trajectories of the couplings"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_trajectories.log",
@@ -395,8 +408,9 @@ rule figure_orders:
         png=report(
             f"{RESULTS}/figures/{{experiment}}-orders.png",
             caption="../report/orders.rst",
-            category="2. Details",
-            labels={"experiment": "{experiment}", "item": "discretisation error of the solvers"},
+            category="4. Details",
+            subcategory="{experiment}",
+            labels={"item": "discretisation error of the solvers"},
         ),
     log:
         f"{RESULTS}/logs/{{experiment}}/figure_orders.log",
@@ -407,23 +421,3 @@ rule figure_orders:
         runs=lambda w: group_rows(w.experiment),
     script:
         "../scripts/figure.py"
-
-
-rule report:
-    input:
-        paper_outputs,
-        captions=[workflow.source_path(f"../report/{name}.rst") for name in CAPTIONS],
-    output:
-        f"{RESULTS}/report.html",
-    log:
-        f"{RESULTS}/logs/report.log",
-    localrule: True
-    conda:
-        "../../envs/report.yaml"
-    params:
-        # as a module: of the workflow that uses it
-        target=PAPER,
-        config=lambda w: workflow.config,
-        snakefile=lambda w: str(workflow.main_snakefile),
-    script:
-        "../scripts/report.py"

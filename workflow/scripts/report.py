@@ -1,11 +1,10 @@
-"""Snakemake's own report, made by a second Snakemake over the finished results."""
+"""Snakemake's own report, made by a second Snakemake over the finished results, with our style and large pages."""
 
 from _job import job
 
 with job(snakemake):
     import json
     import logging
-    import shutil
     import subprocess
     import sys
     import tempfile
@@ -19,8 +18,11 @@ with job(snakemake):
         settings.write_text(json.dumps(snakemake.params.config), encoding="utf-8")
         command = [sys.executable, "-m", "snakemake", snakemake.params.target, "--report", str(page), "--nolock"]
         command += ["--snakefile", snakemake.params.snakefile, "--configfile", str(settings)]
+        command += ["--report-stylesheet", snakemake.input.stylesheet]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         logging.info(done.stdout + done.stderr)
         if done.returncode:
             raise ConsistencyError(f"the report was not made, see {snakemake.log[0]}")
-        shutil.copyfile(page, finished)
+        body, end = page.read_text(encoding="utf-8").rsplit("</body>", 1)
+        script = Path(snakemake.input.frames).read_text(encoding="utf-8")
+        finished.write_text(f"{body}<script>\n{script}</script>\n</body>{end}", encoding="utf-8")

@@ -31,7 +31,9 @@ sns.set_theme(
 _COLOURS = sns.color_palette("colorblind")
 _FIXED = {"cm": (_COLOURS[0], "o", "-"), "direct": (_COLOURS[3], "s", "--")}
 _OTHERS = [
-    (_COLOURS[i], m, d) for i, m, d in ((2, "^", "-."), (4, "D", ":"), (1, "v", "-"), (5, "P", "--"), (9, "X", ":"))
+    *((_COLOURS[i], m, d) for i, m, d in ((2, "^", "-."), (4, "D", ":"), (1, "v", "-"), (5, "P", "--"), (9, "X", ":"))),
+    *((_COLOURS[i], m, d) for i, m, d in ((6, "<", "-."), (7, ">", "-"))),
+    ((0.1, 0.1, 0.1), "h", "--"),
 ]
 # The couplings of data and noise, and what is exact (the optimal transport, the true ODE).
 COUPLINGS = {

@@ -1,0 +1,1 @@
+"""Interactive pages, one a file with its template; each has `draw(path, …)`. `shell` holds what they share."""

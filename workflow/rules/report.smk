@@ -1,0 +1,85 @@
+# Interactive pages, and the report that holds everything.
+
+# A page is one file in workflow/consistency/pages with its template, and one rule here. Both are inputs: when one
+# changes, that page is made again and no other.
+
+
+rule page_samples:
+    input:
+        samples=lambda w: [
+            f"{RESULTS}/{w.experiment}/samples/{row['source']}.safetensors" for row in compared(w.experiment)
+        ],
+        pictures=lambda w: pictures_of(w, [row["source"] for row in compared(w.experiment)]),
+        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+        truth=truth_of,
+        captions=captions_of,
+        code=workflow.source_path("../consistency/pages/samples.py"),
+        template=workflow.source_path("../consistency/pages/samples.html"),
+        shell=workflow.source_path("../consistency/pages/shell.py"),
+    output:
+        report(
+            f"{RESULTS}/pages/{{experiment}}-samples.html",
+            caption="../report/page-samples.rst",
+            category="3. Explore",
+            subcategory="{experiment}",
+            labels={"item": "samples side by side (interactive)"},
+        ),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/page_samples.log",
+    localrule: True
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        rows=lambda w: compared(w.experiment),
+        title=lambda w: preset(w).title,
+    script:
+        "../scripts/page.py"
+
+
+rule page_tradeoff:
+    input:
+        metrics=f"{RESULTS}/metrics.csv",
+        code=workflow.source_path("../consistency/pages/tradeoff.py"),
+        template=workflow.source_path("../consistency/pages/tradeoff.html"),
+        shell=workflow.source_path("../consistency/pages/shell.py"),
+        style=workflow.source_path("../consistency/figures/style.py"),
+    output:
+        report(
+            f"{RESULTS}/pages/tradeoff.html",
+            caption="../report/page-tradeoff.rst",
+            category="3. Explore",
+            subcategory="all experiments",
+            labels={"item": "ODE error against sample quality (interactive)"},
+        ),
+    log:
+        f"{RESULTS}/logs/page_tradeoff.log",
+    localrule: True
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        runs={experiment: group_rows(experiment) for experiment in EXPERIMENTS},
+        titles={experiment: settings.title for experiment, settings in EXPERIMENTS.items()},
+    script:
+        "../scripts/page.py"
+
+
+rule report:
+    input:
+        paper_outputs,
+        captions=[workflow.source_path(f"../report/{name}.rst") for name in CAPTIONS],
+        stylesheet=workflow.source_path("../report/report.css"),
+        frames=workflow.source_path("../report/frames.js"),
+    output:
+        f"{RESULTS}/report.html",
+    log:
+        f"{RESULTS}/logs/report.log",
+    localrule: True
+    conda:
+        "../../envs/report.yaml"
+    params:
+        # as a module: of the workflow that uses it
+        target=PAPER,
+        config=lambda w: workflow.config,
+        snakefile=lambda w: str(workflow.main_snakefile),
+    script:
+        "../scripts/report.py"

@@ -1,0 +1,11 @@
+from _job import job
+
+with job(snakemake):
+    import importlib
+    from pathlib import Path
+
+    page = importlib.import_module(f"consistency.pages.{Path(snakemake.input.code).stem}")
+    inputs = {
+        name: value for name, value in snakemake.input.items() if name not in ("code", "shell", "style") and value
+    }
+    page.draw(snakemake.output[0], **inputs, **dict(snakemake.params.items()))
