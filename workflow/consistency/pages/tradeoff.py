@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from ..claims import t_interval
 from ..figures import style
+from ..storage import read_table
 from ..tables import condition_label, distance_label, unit_of
 from . import shell
 
@@ -51,7 +52,7 @@ def draw(
             parameters); experiments without ODE errors are left out.
         titles: of the experiments.
     """
-    table = pd.read_csv(metrics)
+    table = read_table(metrics)
     table = table[table.metric.isin([*_QUALITY, "ode_error"])]
     parts = {
         name: _experiment(table[table.experiment == name], rows, titles[name])
