@@ -15,6 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+FORMAT = "%(asctime)s %(message)s"
+
 
 def checkpoints(snakemake: Any) -> Path:
     """Where a training's checkpoints are: outside its outputs, which Snakemake deletes when the job fails.
@@ -86,6 +88,3 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-FORMAT = "%(asctime)s %(message)s"
