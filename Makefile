@@ -4,6 +4,7 @@
 # make test        environment, every test that this machine can run
 # make lint        ruff, snakefmt, snakemake --lint
 # make schemas     write the JSON schemas after a new key, method or solver
+# make status      what is being trained and what is finished (WATCH=1: again every 5 seconds)
 # make help        this list
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from-requirements.lock
 TESTING := $(VENV)/installed-from-requirements-test.lock
 
-.PHONY: help install reproduce resume test lint schemas clean
+.PHONY: help install reproduce resume status test lint schemas clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -53,6 +54,9 @@ lint: $(TESTING)
 
 schemas: $(STAMP)
 	cd workflow && ../$(BIN)/python -m consistency.config
+
+status: $(STAMP)
+	@$(BIN)/python workflow/scripts/status.py $(if $(WATCH),--watch)
 
 clean:
 	rm -rf $(VENV) .snakemake

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import StorageError
+from .errors import StorageError, memory_advice
 from .progress import Progress
 from .storage import load_tensors, read_json, save_tensors, write_json
 
@@ -45,6 +45,7 @@ def variant(folder: str | Path) -> str | None:
     return "fp16" if names and all(".fp16." in name for name in names) else None
 
 
+@memory_advice("lower data.batch_size")
 def encode_prompts(
     path: str | Path, captions_path: str | Path, pipeline: str | Path, side: int, batch_size: int, precision: str
 ) -> None:
@@ -98,6 +99,7 @@ def encode_prompts(
     save_tensors(path, tensors, {"side": side})
 
 
+@memory_advice("lower data.batch_size")
 def encode_images(path: str | Path, images_path: str | Path, vae: str | Path, batch_size: int, precision: str) -> None:
     """Write the latents as a data set: `train_images` float32 (n, C, h, w), the mode of the VAE's posterior times its
     scaling factor; `train_labels` (n,), the images' own numbers.

@@ -1,7 +1,9 @@
-"""Several processes for one training, a GPU each: a job's script runs again, in each of them, under `accelerate launch`.
+"""Several processes for one training, a GPU each: `accelerate launch` runs a job's script again in each of them.
 
 The job itself, the parent, neither trains nor writes results. It passes signals on to the processes and says the first
 one's error, once. What the processes print goes to the job's log.
+
+`python -m consistency.parallel …` is `accelerate launch …` that outlives the signals and not its parent.
 """
 
 from __future__ import annotations
@@ -66,14 +68,13 @@ def launch(script: str | Path, processes: int, log: str | Path) -> str | None:
     """
     with tempfile.TemporaryDirectory() as folder, open(log, "ab") as output, StopRequest() as stop:
         error = Path(folder) / "error"
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-        command += ["--num_processes", str(processes), "--main_process_port", "0", "--gpu_ids", "all"]
+        command = [sys.executable, "-m", __name__, "--multi_gpu", "--num_machines", "1", "--gpu_ids", "all"]
+        command += ["--num_processes", str(processes), "--main_process_port", "0"]  # 0: any free port
         command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(script)]
-        # The launcher outlives the signals, or nobody would wait for the checkpoint.
-        environment = os.environ | {WORKER: str(error), "PET_SIGNALS_TO_HANDLE": "SIGQUIT"}
-        launcher = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=_prepare
-        )
+        environment = os.environ | {WORKER: str(error), "PET_SIGNALS_TO_HANDLE": "SIGQUIT"}  # torchrun: not SIGTERM
+        paths = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        launcher = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         while launcher.poll() is None:
             if stop.signal:
                 _pass_on(launcher.pid, stop.signal)
@@ -89,7 +90,7 @@ def launch(script: str | Path, processes: int, log: str | Path) -> str | None:
 
 
 def report(line: str) -> None:
-    """Tell the parent why this process fails; only the first to do so is heard, others follow from it."""
+    """Tell the parent why this process fails. Only the first to do so is heard: others fail because of it."""
     try:
         with open(os.environ[WORKER], "x", encoding="utf-8") as file:
             file.write(line)
@@ -105,15 +106,8 @@ def follow_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _prepare() -> None:
-    """Between fork and exec of the launcher: ignored signals stay so there, and in the processes until they train."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    follow_parent()
-
-
 def _pass_on(launcher: int, number: int) -> None:
-    """Send a signal to the processes; again and again, as one that is not training yet does not hear it."""
+    """Send a signal to the processes; to be repeated, as one that is not training yet ignores it."""
     import psutil
 
     try:
@@ -121,3 +115,16 @@ def _pass_on(launcher: int, number: int) -> None:
             child.send_signal(number)
     except psutil.NoSuchProcess:
         pass
+
+
+if __name__ == "__main__":
+    for ignored in SIGNALS:  # here, and in the processes until they train; else nobody would wait for the checkpoint
+        signal.signal(ignored, signal.SIG_IGN)
+    follow_parent()
+    from accelerate.commands.launch import main
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        main()
+    except ChildFailedError:  # which process it was is in the log, with what it said
+        sys.exit(1)

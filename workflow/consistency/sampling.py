@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .devices import autocast, pick_device, place
-from .errors import MismatchError
+from .errors import MismatchError, memory_advice
 from .noise import normal
 from .progress import Progress
 from .schedules import VESchedule
@@ -39,6 +39,7 @@ def start_indices(n_steps: int, starts: int) -> list[int]:
     return [j * n_steps // count for j in range(count)]
 
 
+@memory_advice("lower evaluation.batch_size")
 @torch.no_grad()
 def sample_teacher(
     path: str | Path,
@@ -103,6 +104,7 @@ def few_step(
     return clean
 
 
+@memory_advice("lower evaluation.batch_size")
 @torch.no_grad()
 def sample_student(
     path: str | Path,
@@ -149,6 +151,7 @@ def sample_student(
     save_tensors(path, {name: torch.cat(values) for name, values in parts.items()})
 
 
+@memory_advice("lower evaluation.batch_size")
 @torch.no_grad()
 def sample_pairs_student(
     path: str | Path,

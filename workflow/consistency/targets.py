@@ -23,7 +23,7 @@ import torch
 
 from .data import as_float
 from .devices import pick_device
-from .errors import ConfigError, MismatchError
+from .errors import ConfigError, MismatchError, memory_advice
 from .progress import Progress
 from .schedules import VPSchedule
 from .solvers import Eps
@@ -129,6 +129,7 @@ def draw(
     }
 
 
+@memory_advice("lower targets.batch_size, or raise targets.shards")
 @torch.no_grad()
 def solve_shard(
     path: str | Path,

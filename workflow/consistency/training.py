@@ -258,8 +258,6 @@ def train(
 
     if board is not None:
         board.close()
-    if ranks > 1:
-        accelerator.end_training()
     if not main:
         return None
     if average is not None:

@@ -48,28 +48,26 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     logging.captureWarnings(True)
 
     def fail(line: str) -> None:
-        if parallel.is_worker():
-            parallel.report(line)
-        else:
+        if not parallel.is_worker():
+            logging.error(line)
             print(f"\n{snakemake.rule}: {line}", file=sys.stderr, flush=True)
-        sys.exit(1)
+            sys.exit(1)
+        parallel.report(line)
+        os._exit(1)
 
     try:
         processes = 1 if parallel.is_worker() or not training else parallel.processes_for(snakemake.resources.gpu)
         if processes == 1:
             yield
-        else:
-            failed = parallel.launch(sys.argv[0], processes, log)
-            if failed:
-                fail(failed)
+        elif failed := parallel.launch(sys.argv[0], processes, log):
+            fail(failed)
     except (ConsistencyError, OSError, MemoryError) as error:
-        line = " ".join(str(error).split()) or type(error).__name__
-        logging.error(line)
-        fail(line)
+        fail(" ".join(str(error).split()) or type(error).__name__)
     except Exception:
         logging.error(traceback.format_exc())
-        if not parallel.is_worker():
-            traceback.print_exc()
+        if parallel.is_worker():
+            os._exit(1)  # the parent says where to look
+        traceback.print_exc()
         fail(f"unexpected error, see {log}")
     if not parallel.is_worker():
         release(lock)

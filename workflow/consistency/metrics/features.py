@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import memory_advice
 from ..storage import load_tensors, read_json, save_tensors, sha256
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ COORDINATES = "coordinates"
 PICTURES, PICTURE_SIDE = 15, 128  # decoded images that are kept for figures, and their largest side
 
 
+@memory_advice("lower evaluation.batch_size")
 def extract(
     path: str | Path,
     source: str | Path,

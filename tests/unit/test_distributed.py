@@ -1,0 +1,231 @@
+"""Several processes that train together, over gloo on the CPU: as one process does, and bit for bit after a kill."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from consistency import config, parallel
+from consistency.errors import ConfigError
+from helpers import ROOT
+from safetensors.torch import load_file
+
+# One training a line of what differs: a network, an objective, what the objective needs of the batch.
+CASES = """
+import json, os, sys
+from pathlib import Path
+
+import torch
+from consistency import distances, fitting, objectives, parallel
+from consistency import training as loop
+from consistency.settings import ConsistencyTraining, Coupling, Training
+
+torch.set_num_threads(1)
+parallel.follow_parent()
+folder, digits, teacher, manifest, steps = Path(sys.argv[1]), *sys.argv[2:5], int(sys.argv[5])
+names = sys.argv[6:]
+training = Training(steps=steps, batch_size=24, warmup_steps=5, checkpoint_every=10, log_every=7, device="cpu")
+
+
+def places(name):
+    return folder / name, folder / f"{name}.jsonl", folder / "side" / name
+
+
+def student(name, objective, accumulate=1):
+    settings = training.model_copy(update={"accumulate": accumulate}).model_dump()
+    fitting.fit_student(
+        *places(name), teacher, manifest, {"run": name, "seed": 3}, objective, {"kind": "mse"}, "full", None,
+        {"steps": 1000}, -1, settings,
+    )
+
+
+def pairs(name, kind):
+    options = ConsistencyTraining(budgets=[0.25]).model_dump()
+    options["training"] = training.model_dump() | {"ema_decay": 0.9}
+    fitting.fit_pairs_student(
+        *places(name), digits, {"run": name, "seed": 3}, "consistency_training",
+        Coupling(kind=kind, share=0.5).model_dump(), "pair", {"kind": "mlp", "width": 32, "depth": 1}, options,
+    )
+
+
+def classifier(name):  # has dropout
+    settings = training.model_copy(update={"ema_decay": 0.9}).model_dump()
+    fitting.fit_classifier(*places(name), digits, name, 8, 32, settings, 0)
+
+
+class Student(torch.nn.Sequential):
+    def forward(self, x, s, cond):
+        return super().forward(x)
+
+
+def replay(name):
+    # The same dropout on both sides of consistency training, and another one in each process.
+    folder, seen = places(name)[2], []
+
+    def objective(student, batch):
+        prediction, target = objectives.consistency_training(student, batch)
+        assert torch.equal(prediction, target) and not target.requires_grad
+        seen.append((prediction == 0).tolist())
+        return prediction, torch.zeros_like(target)
+
+    def batch_at(step):
+        x = torch.ones(24, 16)
+        return {"x_s": x, "x_n": x, "s": x[:, 0], "n": x[:, 0], "cond": x[:, 0]}
+
+    model = Student(torch.nn.Linear(16, 16), torch.nn.Dropout(0.5))
+    loop.train(model, objective, distances.mse, batch_at, loop.Settings(3, 24, 1e-3, device="cpu"), 0, folder, {})
+    (places(name)[0].parent / f"masks-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+
+
+every = {
+    "cm": lambda: student("cm", "consistency_distillation"),
+    "parts": lambda: student("parts", "consistency_distillation", accumulate=3),
+    "ot": lambda: pairs("ot", "optimal_transport"),
+    "gc": lambda: pairs("gc", "generator_induced"),
+    "classifier": lambda: classifier("classifier"),
+    "replay": lambda: replay("replay"),
+}
+for name in names:
+    every[name]()
+"""
+EXACT = ["cm", "parts", "ot", "gc"]  # no dropout, whose masks depend on the number of processes
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, digits, teacher_folder):
+    """Data, teacher, and targets of 240 draws."""
+    from consistency import data, storage, targets
+    from consistency import manifest as manifests
+    from consistency.schedules import VPSchedule
+    from consistency.teachers import Teacher
+
+    folder = tmp_path_factory.mktemp("targets")
+    tensors, _ = data.load(digits)
+    shard, manifest = folder / "shard-0.safetensors", folder / "manifest.json"
+    pool = tensors["train_images"], tensors["train_labels"]
+    teacher = Teacher.load(teacher_folder, VPSchedule())
+    targets.solve_shard(shard, teacher, *pool, range(240), "paper", "ddim", 10, 1.0, 0, 240)
+    chosen = {"mode": "paper", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0, "count": 240}
+    manifests.gather(manifest, [shard], chosen, storage.weights_sha256(teacher_folder))
+    return [str(digits), str(teacher_folder), str(manifest)]
+
+
+@pytest.fixture
+def start(tmp_path, inputs):
+    """Start trainings in a folder, in so many processes; what is left of them at the end is killed."""
+    script = tmp_path / "cases.py"
+    script.write_text(CASES)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    started = []
+
+    def go(folder, processes, *names, steps=30):
+        command = [sys.executable]
+        if processes > 1:
+            command += ["-m", "consistency.parallel", "--multi_gpu", "--num_machines", "1", "--gpu_ids", "all"]
+            command += ["--num_processes", str(processes), "--main_process_port", "0"]
+            command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += [str(script), str(tmp_path / folder), *inputs, str(steps), *names]
+        said = tmp_path / f"{folder}-{len(started)}.txt"
+        with open(said, "w") as output:
+            started.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
+        started[-1].said = said
+        return started[-1]
+
+    yield go
+    for process in started:
+        if process.poll() is None:
+            process.kill()  # and those that follow it
+            process.wait()
+
+
+def finish(process):
+    assert process.wait(timeout=300) == 0, process.said.read_text()[-3000:]
+
+
+def weights(folder, name):
+    (file,) = (folder / name).glob("*.safetensors")
+    return load_file(file)
+
+
+def records(folder, name):
+    lines = (folder / f"{name}.jsonl").read_text().splitlines()
+    return [{key: json.loads(line)[key] for key in ("step", "loss", "grad_norm", "lr")} for line in lines]
+
+
+def apart(a, b):
+    """The largest difference of two sets of weights, relative to the largest weight."""
+    return max((a[key] - b[key]).abs().max().item() for key in a) / max(v.abs().max().item() for v in a.values())
+
+
+def wait_for(process, stats, lines):
+    """Until so many records are written; the launcher's processes."""
+    while process.poll() is None and not (stats.is_file() and stats.read_text().count("\n") >= lines):
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be stopped:\n" + process.said.read_text()[-3000:]
+    return psutil.Process(process.pid).children()
+
+
+def test_two_processes_do_what_one_does(tmp_path, start):
+    """The same draws in the same order; CM's and CT's two forwards, a transport plan of the whole batch, EMA."""
+    finish(start("one", 1, *EXACT))
+    finish(start("two", 2, *EXACT, "replay"))
+    for name in EXACT:
+        one, two = weights(tmp_path / "one", name), weights(tmp_path / "two", name)
+        assert set(one) == set(two)
+        assert apart(one, two) < 1e-6  # float32's own rounding is 6e-8
+        for a, b in zip(records(tmp_path / "one", name), records(tmp_path / "two", name), strict=True):
+            assert a == pytest.approx(b, rel=1e-5)
+    masks = [json.loads((tmp_path / "two" / f"masks-{rank}.json").read_text()) for rank in (0, 1)]
+    assert masks[0] != masks[1]
+
+
+def test_killed_and_stopped_is_as_undisturbed(tmp_path, start):
+    """Three processes with dropout: all killed −9 with their parent, then one of them asked to stop, then to the end."""
+    finish(start("whole", 3, "classifier", steps=240))
+    stats = tmp_path / "cut" / "side" / "classifier" / "stats.jsonl"
+    first = start("cut", 3, "classifier", steps=240)
+    processes = wait_for(first, stats, random.randint(2, 9))
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert not alive, "a process outlived its parent"
+    checkpoint = stats.with_name("checkpoint.pt")
+    assert checkpoint.is_file()
+
+    second = start("cut", 3, "classifier", steps=240)
+    wait_for(second, stats, random.randint(14, 22))[2].send_signal(signal.SIGUSR1)
+    assert second.wait(timeout=300) != 0
+    assert not (tmp_path / "cut" / "classifier").exists()
+    said = second.said.read_text()
+    stopped = [line.rpartition("stopped by SIGUSR1 ")[2] for line in said.splitlines() if "stopped by SIGUSR1" in line]
+    assert len(stopped) == 3
+    assert len(set(stopped)) == 1, "they stopped at different steps"
+    assert str(checkpoint) in stopped[0]
+
+    finish(start("cut", 3, "classifier", steps=240))
+    files = [tmp_path / name / "classifier" / "model.safetensors" for name in ("whole", "cut")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert records(tmp_path / "cut", "classifier") == records(tmp_path / "whole", "classifier")
+
+
+def test_a_batch_that_cannot_be_shared():
+    with pytest.raises(ConfigError) as caught:
+        config.load_experiment("digits", {"gpu": 3})
+    assert str(caught.value).startswith("digits: gpu: 3 processes cannot share teacher.training.batch_size 128 evenly")
+    assert config.load_experiment("digits", {"gpu": 4}).gpu == 4
+
+
+def test_a_process_for_each_gpu(monkeypatch):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    monkeypatch.delenv(parallel.CPU_FOR_GPU, raising=False)
+    assert [parallel.processes_for(gpus) for gpus in (0, 1, 4)] == [1, 1, 1]
+    monkeypatch.setenv(parallel.CPU_FOR_GPU, "1")
+    assert [parallel.processes_for(gpus) for gpus in (0, 1, 4)] == [1, 1, 4]

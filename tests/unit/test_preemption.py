@@ -1,0 +1,264 @@
+"""Signals during training: a checkpoint at a whole step, one line, the same bits after going on. And no memory."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from consistency import distances, errors, fitting, status, training
+from consistency.errors import MemoryShortage, Preempted
+from consistency.preemption import SIGNALS
+from consistency.settings import ConsistencyTraining, Coupling, Training
+from helpers import ROOT
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1"}
+MLP = {"kind": "mlp", "width": 32, "depth": 1}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory, digits, teacher_folder):
+    """Targets of 256 draws."""
+    from consistency import data, storage, targets
+    from consistency import manifest as manifests
+    from consistency.schedules import VPSchedule
+    from consistency.teachers import Teacher
+
+    folder = tmp_path_factory.mktemp("targets")
+    tensors, _ = data.load(digits)
+    shard, path = folder / "shard-0.safetensors", folder / "manifest.json"
+    pool = tensors["train_images"], tensors["train_labels"]
+    targets.solve_shard(
+        shard, Teacher.load(teacher_folder, VPSchedule()), *pool, range(256), "paper", "ddim", 10, 1.0, 0, 256
+    )
+    chosen = {"mode": "paper", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0, "count": 256}
+    manifests.gather(path, [shard], chosen, storage.weights_sha256(teacher_folder))
+    return path
+
+
+def call(kind, digits, teacher, manifest, steps=800):
+    """The function of `fitting` for a kind of training, and its arguments after the first three."""
+    settings = Training(steps=steps, batch_size=16, checkpoint_every=10_000, log_every=10).model_dump()
+    if kind == "classifier":
+        return "fit_classifier", [str(digits), "digits-classifier", 4, 16, settings, 0]
+    if kind == "teacher":
+        return "fit_teacher", [str(digits), MLP, {"steps": 1000}, 0.1, settings | {"ema_decay": 0.99}, 0]
+    if kind == "student":
+        run, loss = {"run": "student", "seed": 3}, {"kind": "mse"}
+        fixed = ["consistency_distillation", loss, "full", None, {"steps": 1000}, -1, settings]
+        return "fit_student", [str(teacher), str(manifest), run, *fixed]
+    options = ConsistencyTraining(budgets=[0.05, 0.5]).model_dump()
+    options["training"] = settings | {"ema_decay": 0.99}
+    coupling = Coupling(kind="generator_induced", share=0.5).model_dump()
+    return "fit_pairs_student", [
+        str(digits), {"run": "pairs", "seed": 3}, "consistency_training", coupling, "pair", MLP, options
+    ]  # fmt: skip
+
+
+CALL = """
+import json, sys
+import torch
+from consistency import errors, fitting
+torch.set_num_threads(1)
+name, arguments = json.loads(sys.argv[1])
+try:
+    getattr(fitting, name)(*arguments)
+except errors.ConsistencyError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def places(folder, kind):
+    """Output, stats and side folder, as the workflow has them."""
+    base = folder / "digits"
+    return [str(base / "out" / kind), str(base / "stats" / f"{kind}.jsonl"), str(base / "checkpoints" / kind)]
+
+
+def records(path):
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in ("samples_per_s", "seconds")}
+        for line in Path(path).read_text().splitlines()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("classifier", "SIGUSR1"), ("teacher", "SIGTERM"), ("student", "SIGUSR1"), ("pairs", "SIGTERM")],
+)
+def test_a_signal_at_a_random_moment(tmp_path, digits, teacher_folder, manifest, kind, name):
+    function, arguments = call(kind, digits, teacher_folder, manifest)
+    output, stats, side = places(tmp_path / "cut", kind)
+    command = [sys.executable, "-c", CALL, json.dumps([function, [output, stats, side, *arguments]])]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    moment = random.randint(1, 30)
+    while process.poll() is None and not (seen := status.trainings(tmp_path / "cut")):
+        time.sleep(0.005)
+    while process.poll() is None and (seen := status.trainings(tmp_path / "cut")) and seen[0].step < 10 * moment:
+        time.sleep(0.005)
+    assert process.poll() is None, process.stderr.read()
+    assert (seen[0].experiment, seen[0].run, seen[0].steps, seen[0].stale) == ("digits", kind, 800, False)
+    process.send_signal(getattr(signal, name))
+    said = process.communicate()[1].strip().splitlines()[-1]
+    assert process.returncode == 1
+    (stopped,) = status.trainings(tmp_path / "cut")
+    step = torch.load(f"{side}/checkpoint.pt", weights_only=True)["step"]
+    assert 10 * moment <= step < 800
+    assert said.startswith(f"Preempted: train {kind}: stopped by {name} at step {step} of 800; the checkpoint is in ")
+    assert stopped.step == step // 10 * 10
+    assert not os.path.exists(output)
+
+    getattr(fitting, function)(output, stats, side, *arguments)
+    whole = places(tmp_path / "whole", kind)
+    getattr(fitting, function)(*whole, *arguments)
+    names = sorted(str(p.relative_to(output)) for p in (tmp_path / "cut").glob(f"digits/out/{kind}/**/*.safetensors"))
+    assert len(names) == (3 if kind == "pairs" else 1)
+    for file in names:
+        assert Path(output, file).read_bytes() == Path(whole[0], file).read_bytes(), file
+    assert records(stats) == records(whole[1])
+    assert not os.path.exists(side)
+
+
+def fit(side, at=None, number=None, steps=20, thread=False):
+    """Train a small network, sending this process a signal in a step; the weights."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 4))
+
+    def batch_at(step):
+        if step == at:
+            os.kill(os.getpid(), number)
+        x = torch.from_numpy(np.random.default_rng(step).standard_normal((8, 4), dtype="float32"))
+        return {"x": x, "y": x.flip(1)}
+
+    def objective(network, batch):
+        return network(batch["x"]), batch["y"]
+
+    settings = training.Settings(steps, 8, 1e-2, checkpoint_every=1000, log_every=5)
+    training.train(model, objective, distances.mse, batch_at, settings, 0, side, {}, "train it")
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("at", [0, 7, 19])
+def test_the_step_is_finished_and_the_handlers_come_back(tmp_path, at):
+    seen = []
+
+    def mine(number, frame):
+        seen.append(number)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGUSR1, mine)
+    try:
+        with pytest.raises(Preempted) as caught:
+            fit(tmp_path / "side", at, signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) is mine
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert seen == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before[signal.SIGUSR1])
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+    checkpoint = tmp_path / "side" / "checkpoint.pt"
+    assert str(caught.value) == (
+        f"train it: stopped by SIGUSR1 at step {at + 1} of 20; the checkpoint is in {checkpoint}; run again to continue"
+    )
+    assert torch.equal(fit(tmp_path / "side"), fit(tmp_path / "whole"))
+
+
+def test_a_notebook_is_interrupted_as_ever(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "side", 7, signal.SIGINT)
+    assert not (tmp_path / "side" / "checkpoint.pt").exists()
+
+
+def test_training_outside_the_main_thread(tmp_path):
+    """Python lets the main thread alone set handlers."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(fit(tmp_path / "side")))
+    thread.start()
+    thread.join()
+    assert torch.equal(found[0], fit(tmp_path / "whole"))
+
+
+# What the machine has not enough memory for, in a process that may have a little more than it has already.
+SHORT = """
+import json, resource, sys
+import torch
+from consistency import errors, fitting, targets
+from consistency.data import load
+from consistency.schedules import VPSchedule
+from consistency.teachers import Teacher
+
+torch.set_num_threads(1)
+name, arguments = json.loads(sys.argv[1])
+if name == "solve_shard":
+    path, teacher, digits, *rest, guidance, seed, batch_size = arguments
+    tensors, _ = load(digits)
+    images = tensors["train_images"], tensors["train_labels"]
+    arguments = [path, Teacher.load(teacher, VPSchedule()), *images, range(4000), *rest, guidance, seed, batch_size]
+    function = targets.solve_shard
+else:
+    from accelerate import Accelerator  # what training imports shall not be what there is no memory for
+    function = getattr(fitting, name)
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 100_000_000
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    function(*arguments)
+except errors.ConsistencyError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and an address-space limit")
+@pytest.mark.parametrize("what", ["training", "solving"])
+def test_no_memory_is_one_line_that_names_the_keys(tmp_path, digits, teacher_folder, manifest, what):
+    if what == "training":
+        name, arguments = call("teacher", digits, teacher_folder, manifest)
+        arguments[4]["batch_size"] = 300_000  # 77 MB a batch of images alone
+        arguments = [*places(tmp_path, "teacher"), *arguments]
+    else:
+        wide = tmp_path / "wide"
+        settings = Training(steps=1, batch_size=16).model_dump()
+        network = {"kind": "mlp", "width": 2048, "depth": 1}
+        fitting.fit_teacher(wide, tmp_path / "s", tmp_path / "side", digits, network, {"steps": 1000}, 0.1, settings, 0)
+        name = "solve_shard"
+        arguments = [str(tmp_path / "shard"), str(wide), str(digits), "paper", "ddim", 5, 4.0, 0, 4000]
+    command = [sys.executable, "-c", SHORT, json.dumps([name, arguments])]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    said = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1, done.stderr
+    assert said.startswith("MemoryShortage: ")
+    if what == "training":
+        assert "train teacher: step 0: out of memory (" in said
+        for key in ("training.batch_size", "training.accumulate", "gradient_checkpointing", "precision"):
+            assert key in said
+    else:
+        assert "; lower targets.batch_size, or raise targets.shards" in said
+        assert not (tmp_path / "shard").exists()
+
+
+def test_what_is_taken_for_a_shortage_of_memory(tmp_path):
+    assert errors.is_memory_shortage(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."))
+    assert errors.is_memory_shortage(RuntimeError("CUDA error: out of memory"))
+    with pytest.raises(Exception) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert errors.is_memory_shortage(caught.value)
+    with pytest.raises(Exception) as caught:
+        np.empty(2**60, dtype="uint8")
+    assert errors.is_memory_shortage(caught.value)
+    assert not errors.is_memory_shortage(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not errors.is_memory_shortage(ValueError("out of memory"))
+
+    @errors.memory_advice("lower it")
+    def failing(error):
+        raise error
+
+    with pytest.raises(MemoryShortage, match=r"^out of memory \(CUDA out of memory\); lower it$"):
+        failing(torch.OutOfMemoryError("CUDA out of memory\nmore"))
+    with pytest.raises(ValueError, match="another"):
+        failing(ValueError("another"))

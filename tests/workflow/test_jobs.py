@@ -1,0 +1,178 @@
+"""Training jobs of the real snakemake: signals, retries, Ctrl-C, several processes, and what the user is told."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from consistency import status
+from helpers import Project
+
+TEACHER = {"teacher": {"training": {"steps": 1500, "checkpoint_every": 10_000, "log_every": 10}}}
+TARGET = "results/digits/teacher"
+
+
+class Running:
+    """A snakemake in a process group of its own."""
+
+    def __init__(self, project, *arguments, **environment):
+        self.project, self.output = project, project.folder / "output.txt"
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock", *arguments]
+        known = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
+        with open(self.output, "w") as file:
+            self.process = subprocess.Popen(
+                command, cwd=project.folder, env=known, stdout=file, stderr=file, start_new_session=True
+            )
+
+    def job(self, rule):
+        """The process of a rule's script, once there is one."""
+        while self.process.poll() is None:
+            for child in psutil.Process(self.process.pid).children():
+                if child.is_running() and any(f".{rule}.py" in word for word in child.cmdline()):
+                    return child
+            time.sleep(0.005)
+        raise AssertionError(f"it ended before {rule} began:\n{self.said()}")
+
+    def reaches(self, step):
+        """Wait until the training has recorded that step."""
+        while self.process.poll() is None:
+            if any(training.step >= step for training in status.trainings(self.project.folder / "results")):
+                return
+            time.sleep(0.005)
+        raise AssertionError(f"it ended before step {step}:\n{self.said()}")
+
+    def end(self):
+        """The exit status."""
+        return self.process.wait(timeout=300)
+
+    def said(self):
+        return self.output.read_text()
+
+    def lines(self, rule):
+        """What the user was told of a rule's errors."""
+        return [line for line in self.said().splitlines() if line.startswith(f"{rule}: ")]
+
+
+@pytest.fixture
+def run():
+    """Start snakemakes; those still running at the end are killed with their jobs."""
+    started = []
+
+    def start(*arguments, **environment):
+        started.append(Running(*arguments, **environment))
+        return started[-1]
+
+    yield start
+    for running in started:
+        if running.process.poll() is None:
+            for child in psutil.Process(running.process.pid).children(recursive=True):
+                child.kill()
+            running.process.kill()
+            running.process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    project = Project(tmp_path_factory.mktemp("undisturbed"))
+    project.configure(TEACHER)
+    project.snakemake(TARGET)
+    return project
+
+
+def weights(project):
+    return (project.folder / TARGET / "model.safetensors").read_bytes()
+
+
+def test_signals_retries_and_ctrl_c(tmp_path, run, undisturbed):
+    """USR1, then TERM to the job, which snakemake retries; Ctrl-C to all; then the same command again."""
+    project = Project(tmp_path)
+    project.configure(TEACHER)
+    first = run(project, TARGET, "--retries", "2")
+    steps = [random.randint(1, 20) * 10, random.randint(30, 50) * 10, random.randint(70, 100) * 10]
+    for step, name in zip(steps[:2], ("SIGUSR1", "SIGTERM")):
+        first.reaches(step)
+        first.job("train_teacher").send_signal(getattr(signal, name))
+        while not any(name in line for line in first.lines("train_teacher")):
+            assert first.process.poll() is None, first.said()
+            time.sleep(0.01)
+    first.reaches(steps[2])
+    os.killpg(first.process.pid, signal.SIGINT)
+    assert first.end() != 0
+    told = first.lines("train_teacher")
+    assert [line.split(" at step ")[0] for line in told] == [
+        f"train_teacher: train teacher: stopped by {name}" for name in ("SIGUSR1", "SIGTERM", "SIGINT")
+    ]
+    assert "Traceback" not in first.said()
+    assert (project.folder / "results/digits/checkpoints/teacher/checkpoint.pt").is_file()
+    assert not (project.folder / TARGET).exists()
+
+    project.snakemake(TARGET)
+    assert "resumed at step" in (project.folder / "results/logs/digits/train_teacher.log").read_text()
+    assert weights(project) == weights(undisturbed)
+    assert not list((project.folder / "results/digits/checkpoints").iterdir())
+
+
+def test_another_stage_ends_at_once_and_leaves_nothing(run, undisturbed):
+    project = undisturbed
+    project.configure(TEACHER | {"targets": {"count": 40_000, "shards": 1}})
+    shard = "results/digits/targets/paper-ddim-n5-w1/shard-0.safetensors"
+    running = run(project, shard)
+    job = running.job("solve_targets")
+    while not (project.folder / "results/logs/digits/solve_targets-paper-ddim-n5-w1-0.log").exists():
+        time.sleep(0.01)
+    time.sleep(random.uniform(0.1, 2.5))
+    job.send_signal(signal.SIGTERM)
+    assert running.end() != 0
+    assert running.lines("solve_targets") == ["solve_targets: stopped by SIGTERM"]
+    assert not list((project.folder / "results").rglob("*shard*"))
+    project.snakemake(shard)
+
+
+def test_two_gpus_are_two_processes(tmp_path, run):
+    """Where there is no GPU two processes on the CPU take their place. Stopped, it goes on when it is retried."""
+    settings = {"gpu": 2, "teacher": {"training": {"steps": 600, "checkpoint_every": 10_000, "log_every": 10}}}
+    gpus = {"CONSISTENCY_CPU_FOR_GPU": "1"}
+    project = Project(tmp_path)
+    project.configure(settings)
+    running = run(project, TARGET, "--retries", "1", "--resources", "gpu=2", **gpus)
+    running.reaches(random.randint(1, 40) * 10)
+    job = running.job("train_teacher")
+    (launcher,) = job.children()
+    processes = launcher.children()
+    assert len(processes) == 2
+    job.send_signal(signal.SIGTERM)  # which passes it on
+    assert running.end() == 0, running.said()
+    (told,) = running.lines("train_teacher")
+    assert told.startswith("train_teacher: train teacher: stopped by SIGTERM at step ")
+    assert running.said().count("localrule train_teacher:") == 2  # each started its script once
+    assert not any(process.is_running() for process in [launcher, *processes])
+    log = (project.folder / "results/logs/digits/train_teacher.log").read_text()
+    assert log.count("resumed at step") == 1
+    stats = (project.folder / "results/digits/stats/teacher.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in stats] == list(range(10, 601, 10))
+    assert weights(project)
+
+    # an error in every process is told once
+    project.configure(settings | {"teacher": {"training": {"steps": 600, "learning_rate": 1e30}}})
+    running = run(project, TARGET, "--resources", "gpu=2", **gpus)
+    assert running.end() != 0
+    (told,) = running.lines("train_teacher")
+    assert "loss is" in told
+    assert "lower learning_rate" in told
+
+
+def test_tensorboard_is_no_reason_to_train_again(finished):
+    finished.configure({}, tensorboard=True)
+    try:
+        assert set(finished.jobs()) <= {"report"}  # which says what was configured
+        finished.snakemake("results/digits/classifier", "--force")
+        events = list((finished.folder / "results/digits/tensorboard/classifier").glob("events.out.tfevents*"))
+        assert len(events) == 1
+    finally:
+        finished.configure({})
+        finished.snakemake()

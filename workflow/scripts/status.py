@@ -1,0 +1,29 @@
+"""Print what is being trained and what is finished: `python workflow/scripts/status.py [results] [--watch]`."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import yaml
+from consistency import status
+
+parser = argparse.ArgumentParser(description="What is being trained and what is finished.")
+parser.add_argument("results", nargs="?", help="folder of all outputs; by default that of config.yaml")
+parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again and again, every 5 s")
+options = parser.parse_args()
+results = options.results
+if results is None:
+    config = Path("config.yaml")
+    results = (yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}).get("results", "results")
+try:
+    while True:
+        text = status.table(results)
+        print(f"\033[2J\033[H{time.strftime('%H:%M:%S')}\n{text}" if options.watch else text, flush=True)
+        if not options.watch:
+            break
+        time.sleep(options.watch)
+except KeyboardInterrupt:
+    pass
