@@ -37,7 +37,9 @@ def environment(tmp_path_factory):
         if not part.name.startswith("installed-from"):
             (folder / part.name).symlink_to(part)
     for name in ("requirements.lock", "requirements-test.lock"):
-        (folder / f"installed-from-{name}").touch()
+        stamp = folder / f"installed-from-{name}"
+        stamp.touch()
+        os.utime(stamp, (4e9, 4e9))  # later than any checkout, so that nothing is installed
     return folder
 
 
