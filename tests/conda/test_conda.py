@@ -102,4 +102,9 @@ def test_same_numbers_as_a_plain_run(conda, environments, project, tmp_path):
 
     # Going over from the one to the other runs nothing again.
     assert "Nothing to be done" in run(conda, tmp_path, "--dry-run")
-    assert "Nothing to be done" in run(conda, project.folder, "--dry-run", "--use-conda")
+    changed = ("--dry-run", "--use-conda")
+    assert "Nothing to be done" in run(conda, project.folder, *changed)
+    # By Snakemake's own default it would, beginning with the data.
+    assert "software environment definition has changed" in run(
+        conda, project.folder, *changed, "--rerun-triggers", "software-env"
+    )

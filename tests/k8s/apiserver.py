@@ -24,13 +24,15 @@ import kubernetes_validate
 import yaml
 
 SCHEMA = "1.32"
+# how a Role names a call, with an object's name and without
+VERBS = {("POST", False): "create", ("GET", True): "get", ("GET", False): "list", ("DELETE", True): "delete"}
 
 
 class Pod:
     """The one container of a Job."""
 
     def __init__(self, manifest: dict, secrets: dict, image: dict[str, str]):
-        self.manifest, self.name = manifest, manifest["metadata"]["name"]
+        self.manifest, self.name, self.gone = manifest, manifest["metadata"]["name"], False
         spec = manifest["spec"]["template"]["spec"]
         (container,) = spec["containers"]
         self.command = container["args"][-1]
@@ -57,8 +59,13 @@ class Pod:
             start_new_session=True,
         )
 
+    def lose(self) -> None:
+        """Take it away, as an eviction or a lost node does: the Pod is gone, its Job has failed."""
+        self.gone = True
+        self.kill()
+
     def kill(self) -> None:
-        """End it as an eviction or a lost node does."""
+        """End its container, as running out of memory does."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -78,7 +85,7 @@ class Pod:
     def pod(self) -> dict:
         """The Pod's status."""
         code = self.process.poll()
-        state = {"running": {}} if code is None else {"terminated": {"exitCode": code % 256}}
+        state = {"running": {}} if code is None else {"terminated": {"exitCode": code if code >= 0 else 128 - code}}
         container = {"name": "snakemake", "state": state, "image": "", "imageID": "", "ready": False, "restartCount": 0}
         return {"metadata": {"name": f"{self.name}-pod"}, "status": {"containerStatuses": [container]}}
 
@@ -89,13 +96,14 @@ class Pod:
 
 
 class Cluster(ThreadingHTTPServer):
-    """The API server. `pods` holds every pod ever started, in order; `evict` is called with each one that is new."""
+    """The API server. `pods` holds every pod ever started, in order; `started` is called with each one that is new."""
 
     daemon_threads = True
 
-    def __init__(self, image: dict[str, str], evict=lambda pod: None):
+    def __init__(self, image: dict[str, str], started=lambda pod: None):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.image, self.evict, self.secrets, self.pods, self.namespaces = image, evict, {}, [], set()
+        self.image, self.started, self.secrets, self.pods = image, started, {}, []
+        self.namespaces, self.calls = set(), set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
@@ -120,6 +128,7 @@ class Cluster(ThreadingHTTPServer):
 
     def answer(self, method: str, kind: str, name: str, part: str, query: str, body: dict) -> tuple[int, dict | str]:
         """Status and body for a call on an object."""
+        self.calls.add((VERBS[method, bool(name)], f"{kind}/{part}".rstrip("/")))
         pods = {pod.name: pod for pod in self.pods}
         match method, kind, part:
             case "POST", "secrets", "":
@@ -131,7 +140,7 @@ class Cluster(ThreadingHTTPServer):
                 kubernetes_validate.validate({"apiVersion": "batch/v1", "kind": "Job"} | body, SCHEMA, strict=True)
                 pod = Pod(body, self.secrets, self.image)
                 self.pods.append(pod)
-                threading.Thread(target=self.evict, args=[pod], daemon=True).start()
+                threading.Thread(target=self.started, args=[pod], daemon=True).start()
                 return 201, body
             case "GET", "jobs", "status":
                 return 200, pods[name].job()
@@ -140,9 +149,10 @@ class Cluster(ThreadingHTTPServer):
                 return 200, {"status": "Success"}
             case "GET", "pods", "":
                 wanted = re.search(r"job-name=([^&]+)", unquote(query))[1]
-                return 200, {"kind": "PodList", "items": [pods[wanted].pod()]}
-            case "GET", "pods", "log":
-                return 200, pods[name.removesuffix("-pod")].log()
+                return 200, {"kind": "PodList", "items": [pods[wanted].pod()] * (not pods[wanted].gone)}
+            case "GET", "pods", "log" if "previous=True" in query:
+                # of the run before a restart, which there is none of where restartPolicy is Never
+                return 400, {"kind": "Status", "message": f"previous terminated container in pod {name} not found"}
             case "DELETE", "pods", "":
                 return 200, {"metadata": {"name": name}}
         return 404, {"kind": "Status", "reason": "NotFound", "code": 404}

@@ -72,37 +72,43 @@ def test_dry_run(tmp_path, profile):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """A run in a cluster that takes the first pod of train_classifier away in the middle of its training."""
+    """A run in which train_classifier's first pod fails and its second is taken away, both after a checkpoint."""
     require("git")
     require("rsync")
     folder = project(tmp_path_factory.mktemp("claim")).folder
     checkpoint = folder / "results/digits/checkpoints/classifier/checkpoint.pt"
-    evicted = []
+    trouble = [lambda pod: pod.kill(), lambda pod: pod.lose()]
 
-    def evict(pod):
-        if "train_classifier" in pod.command and not evicted:
-            while not checkpoint.exists() and pod.process.poll() is None:
-                time.sleep(0.05)
-            pod.kill()
-            evicted.append(pod)
+    def started(pod):
+        if "train_classifier" in pod.command and trouble:
+            act, before = trouble.pop(0), checkpoint.exists() and checkpoint.stat().st_mtime_ns
+            while (checkpoint.exists() and checkpoint.stat().st_mtime_ns) == before:
+                assert pod.process.poll() is None, pod.log()
+                time.sleep(0.02)
+            act(pod)
 
-    cluster = apiserver.Cluster(IMAGE, evict)
+    cluster = apiserver.Cluster(IMAGE, started)
     kubeconfig = cluster.kubeconfig(tmp_path_factory.mktemp("home") / "config")
-    driver = start(folder, *ARGUMENTS, KUBECONFIG=str(kubeconfig))
-    printed, _ = driver.communicate()
+    drivers = []
+    for _ in range(2):
+        driver = start(folder, *ARGUMENTS, KUBECONFIG=str(kubeconfig))
+        printed, _ = driver.communicate()
+        drivers.append((driver.returncode, printed))
     cluster.stop()
-    assert driver.returncode == 0, printed + "".join(pod.log() for pod in cluster.pods)
-    return folder, cluster, printed
+    assert drivers[-1][0] == 0, drivers[-1][1] + "".join(pod.log() for pod in cluster.pods)
+    return folder, cluster, drivers
 
 
-def test_a_pod_that_is_taken_away_continues_from_its_checkpoint(ran):
-    folder, cluster, printed = ran
+def test_pods_that_fail_or_are_taken_away_continue_from_their_checkpoint(ran):
+    folder, cluster, drivers = ran
     rules = [re.search(r"--allowed-rules (\w+)", pod.command)[1] for pod in cluster.pods]
-    assert rules == ["prepare_data", "train_classifier", "train_classifier", "measure_data"]
-    assert [pod.process.returncode for pod in cluster.pods] == [0, -9, 0, 0]
-    assert "Trying to restart job" in printed
+    assert rules == ["prepare_data", *["train_classifier"] * 3, "measure_data"]
+    # The plug-in cannot read the log of a pod that failed, and ends the driver; the next one goes on.
+    assert drivers[0][0] != 0
+    assert "previous terminated container" in drivers[0][1]
+    assert "Trying to restart job" in drivers[1][1]
     log = (folder / "results/logs/digits/train_classifier.log").read_text()
-    assert re.search(r"resumed at step \d+ of 4000", log)
+    assert int(re.search(r"resumed at step (\d+) of 4000", log)[1]) > 100
     assert not cluster.secrets  # none is left behind
 
 
@@ -113,12 +119,13 @@ def test_results_are_on_the_claim_and_traced_to_the_commit(ran):
     assert metrics["environment"]["git_commit"].removesuffix("-dirty") == commit
     assert (folder / "results/digits/classifier/model.safetensors").is_file()
     assert not (folder / "results/digits/checkpoints/classifier").exists()
-    assert not (folder / ".snakemake/storage").exists()  # copies are the pods' own
+    copies = (folder / ".snakemake/storage").rglob("*")
+    assert not [path for path in copies if path.is_file()]  # they are the pods' own
 
 
 def test_what_a_pod_is_given(ran):
     folder, cluster, _ = ran
-    (prepare, _, train, _) = [pod.manifest["spec"]["template"]["spec"] for pod in cluster.pods]
+    (prepare, _, _, train, _) = [pod.manifest["spec"]["template"]["spec"] for pod in cluster.pods]
     (container,) = train["containers"]
     assert container["image"] == SETTINGS["CONSISTENCY_IMAGE"]
     asked = {"memory": "3000M", "nvidia.com/gpu": "1", "ephemeral-storage": "20000M"}
@@ -161,8 +168,12 @@ def test_image_file():
     assert all(f"{name}==" in pins for name in installed)
 
 
-def test_driver_manifest():
+def test_driver_manifest(ran):
+    _, cluster, _ = ran
     documents = list(yaml.safe_load_all((ROOT / "workflow/profiles/kubernetes/driver.yaml").read_text()))
     assert {d["kind"] for d in documents} == {"PersistentVolumeClaim", "ServiceAccount", "Role", "RoleBinding", "Job"}
     for document in documents:
         kubernetes_validate.validate(document, apiserver.SCHEMA, strict=True)
+    (role,) = [document for document in documents if document["kind"] == "Role"]
+    allowed = {(verb, kind) for rule in role["rules"] for verb in rule["verbs"] for kind in rule["resources"]}
+    assert cluster.calls <= allowed
