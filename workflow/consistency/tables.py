@@ -46,7 +46,7 @@ _STYLE = """<style>
 body{font:14px/1.45 system-ui,sans-serif;margin:1rem;color:#1b1f24;background:#fff}
 table{border-collapse:collapse}th,td{padding:.35rem .7rem;border-bottom:1px solid #d0d7de;text-align:left}
 h1{font-size:1.35rem}h2{font-size:1.05rem;margin:1.4rem 0 .3rem}p,ul{max-width:52rem}
-th{background:#f3f5f7;vertical-align:bottom}td{min-width:7rem}td.number{min-width:0;white-space:nowrap}summary{font-size:1.05rem;font-weight:600}
+th{background:#f3f5f7;vertical-align:bottom}td{min-width:7rem;text-wrap:balance}td.number{min-width:0;white-space:nowrap}summary{font-size:1.05rem;font-weight:600}
 .reproduced{color:#00664a;font-weight:600}.contradicted{color:#b3261e;font-weight:600}
 .inconclusive{color:#5b6470;font-weight:600}.scroll{overflow-x:auto}
 </style>"""
