@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 log = logging.getLogger("consistency")
 
 
@@ -22,9 +20,12 @@ class Progress:
     """
 
     def __init__(self, total: int, what: str, start: int = 0, every: float = 5.0):
+        from tqdm import tqdm  # Snakemake, which reads this module too, comes without it
+
         self.total, self.what, self.done, self.every = total, what, start, every
         self._first, self._began = start, time.monotonic()
         self._told = self._began
+        self._interval = tqdm.format_interval
         self._bar = tqdm(total=total, initial=start, desc=what) if sys.stderr.isatty() else None
 
     def update(self, count: int, **facts: float) -> None:
@@ -42,7 +43,7 @@ class Progress:
             return
         self._told = now
         rate = (self.done - self._first) / max(now - self._began, 1e-9)
-        left = tqdm.format_interval((self.total - self.done) / max(rate, 1e-9))
+        left = self._interval((self.total - self.done) / max(rate, 1e-9))
         extra = "".join(f", {k} {v:.4g}" for k, v in facts.items())
         share = 100 * self.done // max(self.total, 1)
         log.info("%s: %d/%d (%d%%), %.1f/s, ETA %s%s", self.what, self.done, self.total, share, rate, left, extra)
