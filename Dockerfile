@@ -23,7 +23,10 @@ RUN python3 -m venv /opt/venv \
     && pip install --no-cache-dir --constraint /opt/requirements-test.lock \
         snakemake-executor-plugin-kubernetes snakemake-storage-plugin-fs \
     && pip download --no-cache-dir --no-deps --dest /opt/wheels --constraint /opt/requirements-test.lock \
-        snakemake-storage-plugin-fs
+        snakemake-storage-plugin-fs \
+    # Of a pod that failed, the plug-in asks for the log of a start before, which there is none of: an error that ends
+    # the run and leaves the other pods running. Asked for its log, the pod is tried again.
+    && sed -i '/previous=True,/d' "$(python -c 'import snakemake_executor_plugin_kubernetes as p; print(p.__file__)')"
 ENV PIP_NO_INDEX=1 PIP_NO_DEPS=1 PIP_FIND_LINKS=/opt/wheels PIP_DISABLE_PIP_VERSION_CHECK=1
 
 WORKDIR /pipeline
