@@ -18,12 +18,15 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 COPY requirements.lock requirements-test.lock /opt/
 # The Kubernetes plug-in has each pod install the storage plug-in anew: it shall find it here, at its pinned version.
+# The last line mends the first plug-in: of a pod that failed it asks for the log of a start before, which there is none
+# of. That ends the run and leaves the other pods running; mended, it reads the pod's log and tries again.
 RUN python3 -m venv /opt/venv \
     && pip install --no-cache-dir --requirement /opt/requirements.lock \
     && pip install --no-cache-dir --constraint /opt/requirements-test.lock \
         snakemake-executor-plugin-kubernetes snakemake-storage-plugin-fs \
     && pip download --no-cache-dir --no-deps --dest /opt/wheels --constraint /opt/requirements-test.lock \
-        snakemake-storage-plugin-fs
+        snakemake-storage-plugin-fs \
+    && sed -i '/previous=True,/d' "$(python -c 'import snakemake_executor_plugin_kubernetes as p; print(p.__file__)')"
 ENV PIP_NO_INDEX=1 PIP_NO_DEPS=1 PIP_FIND_LINKS=/opt/wheels PIP_DISABLE_PIP_VERSION_CHECK=1
 
 WORKDIR /pipeline

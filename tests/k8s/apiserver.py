@@ -33,6 +33,7 @@ class Pod:
 
     def __init__(self, manifest: dict, secrets: dict, image: dict[str, str]):
         self.manifest, self.name, self.gone = manifest, manifest["metadata"]["name"], False
+        self.deleted = False
         spec = manifest["spec"]["template"]["spec"]
         (container,) = spec["containers"]
         self.command = container["args"][-1]
@@ -144,7 +145,10 @@ class Cluster(ThreadingHTTPServer):
                 return 201, body
             case "GET", "jobs", "status":
                 return 200, pods[name].job()
+            case "GET", "jobs", "":
+                return 200, {"kind": "JobList", "items": [pod.job() for pod in self.pods if not pod.deleted]}
             case "DELETE", "jobs", "":
+                pods[name].deleted = True
                 pods[name].kill()
                 return 200, {"status": "Success"}
             case "GET", "pods", "":
@@ -153,6 +157,8 @@ class Cluster(ThreadingHTTPServer):
             case "GET", "pods", "log" if "previous=True" in query:
                 # of the run before a restart, which there is none of where restartPolicy is Never
                 return 400, {"kind": "Status", "message": f"previous terminated container in pod {name} not found"}
+            case "GET", "pods", "log":
+                return 200, pods[name.removesuffix("-pod")].log()
             case "DELETE", "pods", "":
                 return 200, {"metadata": {"name": name}}
         return 404, {"kind": "Status", "reason": "NotFound", "code": 404}
