@@ -120,7 +120,9 @@ class Soak:
                     if process.rule and pid not in known:
                         known[pid] = process
                         if self.killed(process.rule) < self.quota and (not self.only or process.rule in self.only):
-                            due[pid] = now + self.random.uniform(0.02, self.durations.get(process.rule, 3.0))
+                            longest = self.durations.get(process.rule, 3.0)
+                            longest *= 1 if self.killed(process.rule) else 0.5  # the first one shall not come too late
+                            due[pid] = now + self.random.uniform(0.02, longest)
                 for pid in [pid for pid, at in due.items() if at <= now]:
                     del due[pid]
                     if pid in alive and self._kill(run, known[pid]):
