@@ -83,7 +83,7 @@ def places(folder, kind):
 
 def records(path):
     return [
-        {key: value for key, value in json.loads(line).items() if key not in ("samples_per_s", "seconds")}
+        {key: value for key, value in json.loads(line).items() if key not in ("samples_per_s", "seconds", "sha256")}
         for line in Path(path).read_text().splitlines()
     ]
 
