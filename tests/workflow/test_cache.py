@@ -170,6 +170,7 @@ def test_two_checkouts_fill_a_cache_at_once(monkeypatch, tmp_path):
 def test_a_teacher_of_the_users_own(first, cache, tmp_path):
     """Its files are hashed: as a folder, Snakemake's cache could not read it."""
     teacher = shutil.copytree(first.results / "teacher", tmp_path / "teacher")
+    (teacher / "SHA256SUMS").unlink()  # as in a folder from elsewhere
     change = {"teacher": {"source": "path", "path": str(teacher)}}
     projects = [checkout(tmp_path / name, change) for name in ("one", "two", "three")]
     manifest = projects[0].wanted[-1]

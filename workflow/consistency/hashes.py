@@ -108,7 +108,8 @@ def check_folder(folder: str | Path, without: tuple[str, ...] = ()) -> None:
         if file.relative_to(folder).parts[0] not in without:
             if not file.is_file():
                 raise StorageError(f"{file}: no such file, which {SUMS} names; delete {folder} and run again")
-            same(file, sha256(file), recorded, f"delete {folder} and run again")
+            again = f"delete {folder} and run again (or, if the change is yours, its {SUMS})"
+            same(file, sha256(file), recorded, again)
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
