@@ -57,6 +57,7 @@ class Student(Project):
         self.configure({"student": {"training": training}, **changes})
         self.target = f"results/digits/students/{run}"
         self.log = folder / f"results/logs/digits/train_student-{run}.log"
+        self.lock = Path(f"{self.log}.lock")
         self.side = folder / f"results/digits/checkpoints/{run}"
         self.output = folder / "snakemake.out"
 
@@ -80,7 +81,7 @@ class Student(Project):
 
     def trainer(self) -> psutil.Process:
         """The process that trains the student, by its own word."""
-        return psutil.Process(int(Path(f"{self.log}.lock").read_text().split()[1]))
+        return psutil.Process(int(self.lock.read_text().split()[1]))
 
     def stop(self) -> psutil.Process:
         """Stop training in its middle, as a node or a file system that hangs would."""

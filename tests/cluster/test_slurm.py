@@ -18,6 +18,11 @@ WARNED = ("--set-resources", "train_student:slurm_extra='--signal=TERM@10'")
 NOT_WARNED = ("--set-resources", "train_student:slurm_extra=''")
 
 
+def two_under_a_launcher(job) -> bool:
+    launchers = job.children()
+    return len(launchers) == 1 and len(launchers[0].children()) == 2
+
+
 def resumed_at(student) -> int:
     return int(re.search(r"resumed at step (\d+) of", student.log.read_text())[1])
 
@@ -82,14 +87,15 @@ def test_a_preempted_job_is_started_again_by_slurm_and_continues(limited, studen
 
 
 def test_two_gpus_and_a_drained_node(cluster, student, tmp_path):
-    """The job waits for the node, gets its partition and its GPUs, and its script starts once."""
+    """The job waits for the node, gets its partition and its GPUs; its script starts once, and two processes of its own
+    (on the CPU, as the GPUs are none)."""
     partitions = tmp_path / "partitions.yaml"
     partitions.write_text("partitions:\n  cpu: {max_threads: 4}\n  gpu: {max_threads: 4, max_gpu: 2}\n")
     one = student("cm-ddim-n5-w4-s1", gpu=2)
     node = ask("sinfo", "--noheader", "--format=%n")
     subprocess.run(["scontrol", "update", f"nodename={node}", "state=drain", "reason=test"], check=True)
     try:
-        process = one.submit(SNAKEMAKE_SLURM_PARTITIONS=str(partitions))
+        process = one.submit(SNAKEMAKE_SLURM_PARTITIONS=str(partitions), CONSISTENCY_CPU_FOR_GPU="1")
         wait_until(lambda: any("DRAIN" in job["reason"] for job in one.jobs()), 60, "no job waits for the node")
         assert process.poll() is None
     finally:
@@ -100,6 +106,8 @@ def test_two_gpus_and_a_drained_node(cluster, student, tmp_path):
     assert re.search(r"TresPerJob=gres:gpu:2\b", told)
     assert re.search(r"GRES=gpu:2\(IDX:0-1\)", told)
     assert job["partition"] == "gpu"
+    wait_until(one.lock.exists, 120, "the script doesn't start")
+    wait_until(lambda: two_under_a_launcher(one.trainer()), 120, "no two processes")
     succeeded(process, one)
     assert one.states() == ["COMPLETED"]
     logs = [path.read_text() for path in one.folder.glob(".snakemake/slurm_logs/rule_train_student/*/*.log")]

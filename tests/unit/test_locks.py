@@ -76,7 +76,7 @@ def test_a_file_system_without_locks_is_said_and_survived(tmp_path, monkeypatch,
     monkeypatch.setattr(fcntl, "flock", refuse)
     hold(tmp_path / "job.lock", wait=True).close()
     assert capsys.readouterr().err == (
-        f"{tmp_path / 'job.lock'}: no lock (No locks available), which keeps no second process out\n"
+        f"{tmp_path / 'job.lock'}: no lock (No locks available), a second process is not kept out\n"
     )
 
 

@@ -41,9 +41,7 @@ def hold(path: str | os.PathLike, wait: bool = False, share: bool = False) -> IO
             print(f"waiting for {other}, which holds {path}", file=sys.stderr, flush=True)
             fcntl.flock(file, kind)
         except OSError as error:
-            print(
-                f"{path}: no lock ({error.strerror}); nothing keeps a second process out", file=sys.stderr, flush=True
-            )
+            print(f"{path}: no lock ({error.strerror}), a second process is not kept out", file=sys.stderr, flush=True)
             return file
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break

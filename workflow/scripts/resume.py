@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -33,15 +34,15 @@ def jobs_left() -> list[str]:
     return [job for job, comment, folder in rows if comment.startswith("rule_") and os.path.realpath(folder) == here]
 
 
-def scripts_left() -> list[psutil.Process]:
-    """Scripts of this folder that run on this machine."""
+def scripts_left() -> dict[psutil.Process, str]:
+    """Processes on this machine that run a script of this folder, and the script."""
     place = os.path.realpath(".snakemake/scripts") + os.sep
-    found = []
+    found = {}
     for process in psutil.process_iter(["cmdline", "username"]):
         words = process.info["cmdline"] or []
-        mine = process.info["username"] == getpass.getuser() and "python" in "".join(words[:1])
-        if mine and any(word.startswith(place) for word in words):
-            found.append(process)
+        script = next((Path(word).name for word in words[1:] if word.startswith(place)), None)
+        if script and process.info["username"] == getpass.getuser() and "python" in words[0]:
+            found[process] = script
     return found
 
 
@@ -57,13 +58,14 @@ def end_what_is_left() -> None:
             sys.exit(f"resume: SLURM jobs {' '.join(jobs)} don't end (squeue says why); nothing was started")
         time.sleep(1)
     scripts = scripts_left()
-    for process in scripts:
-        print(f"resume: ends process {process.pid}: {Path(process.info['cmdline'][1]).name}", flush=True)
-        process.terminate()
-        process.resume()  # one that was stopped would not notice
-    _, scripts = psutil.wait_procs(scripts, timeout=max(end - time.monotonic(), 0))
-    if scripts:
-        sys.exit(f"resume: processes {[process.pid for process in scripts]} don't end; nothing was started")
+    for process, script in scripts.items():
+        print(f"resume: ends process {process.pid}: {script}", flush=True)
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+            process.resume()  # one that was stopped would not notice
+    _, left = psutil.wait_procs(list(scripts), timeout=max(end - time.monotonic(), 0))
+    if left:
+        sys.exit(f"resume: processes {[process.pid for process in left]} don't end; nothing was started")
 
 
 if __name__ == "__main__":
