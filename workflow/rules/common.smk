@@ -36,6 +36,9 @@ try:
     # Seen from the working directory: as a module's, outputs are under its prefix, which params don't get by themselves.
     PLACE = str(workflow.modifier.modify_path(CONFIG.results))
     check_writable(PLACE)
+    for name in EXPERIMENTS:
+        if (Path(PLACE) / name).is_dir():
+            check_writable(Path(PLACE) / name)
     RUNS = {name: {run.run: run for run in settings.expand(name, e)} for name, e in EXPERIMENTS.items()}
 except ConsistencyError as error:
     raise WorkflowError(f"configuration: {error}") from None
