@@ -166,13 +166,9 @@ def test_two_gpus_are_two_processes(tmp_path, run):
     assert "lower learning_rate" in told
 
 
-def test_tensorboard_is_no_reason_to_train_again(finished):
-    finished.configure({}, tensorboard=True)
-    try:
-        assert set(finished.jobs()) <= {"report"}  # which says what was configured
-        finished.snakemake("results/digits/classifier", "--force")
-        events = list((finished.folder / "results/digits/tensorboard/classifier").glob("events.out.tfevents*"))
-        assert len(events) == 1
-    finally:
-        finished.configure({})
-        finished.snakemake()
+def test_tensorboard_is_no_reason_to_train_again(undisturbed):
+    undisturbed.configure(TEACHER, tensorboard=True)
+    assert undisturbed.jobs(TARGET) == {}
+    undisturbed.snakemake("results/digits/classifier")
+    events = list((undisturbed.folder / "results/digits/tensorboard/classifier").glob("events.out.tfevents*"))
+    assert len(events) == 1

@@ -58,6 +58,11 @@ class Board:
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier training with this name
         self._writer = SummaryWriter(str(folder), purge_step=first + 1)
 
+    @staticmethod
+    def ask() -> None:
+        """Have trainings of this process and of those that it starts log to it."""
+        os.environ["CONSISTENCY_TENSORBOARD"] = "1"
+
     @classmethod
     def beside(cls, side_folder: Path, first: int) -> Board | None:
         """For a training at step `first` whose side folder is `…/checkpoints/{run}`: in `…/tensorboard/{run}`.

@@ -41,7 +41,7 @@ Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 MEMORY_ADVICE = (
-    "lower training.batch_size, or with the same result raise training.accumulate; a GPU is also spared by "
+    "lower training.batch_size, or keep it and raise training.accumulate; a GPU is also spared by "
     "training.gradient_checkpointing and training.precision bf16"
 )
 

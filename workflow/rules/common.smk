@@ -1,6 +1,5 @@
 # Configuration, and the look-ups that rules use. Settings reach a job through its params alone, key
 # by key, so that a change reruns the jobs that use the key and no others.
-import os
 import re
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from consistency import config as settings
 from consistency import estimates, preflight
 from consistency.errors import ConsistencyError
 from consistency.locks import hold
+from consistency.progress import Board
 from consistency.settings import condition
 from consistency.storage import check_writable
 
@@ -27,7 +27,7 @@ except ConsistencyError as error:
 RESULTS = CONFIG.results
 LIVING = []  # what is held as long as this process lives
 if CONFIG.tensorboard:
-    os.environ["CONSISTENCY_TENSORBOARD"] = "1"  # not a param, which would train again
+    Board.ask()  # not a param, which would train again
 if workflow.output_settings.dryrun:
     for name, experiment in EXPERIMENTS.items():
         logger.info(estimates.table(name, experiment, list(RUNS[name].values())))

@@ -15,6 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+FORMAT = "%(asctime)s %(message)s"
+
 
 @contextmanager
 def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterator[None]:
@@ -76,6 +78,3 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-FORMAT = "%(asctime)s %(message)s"
