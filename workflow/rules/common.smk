@@ -18,6 +18,9 @@ from consistency.storage import check_writable
 try:
     CONFIG, EXPERIMENTS = settings.load(config)
     check_writable(CONFIG.results)
+    for name in EXPERIMENTS:
+        if (Path(CONFIG.results) / name).is_dir():
+            check_writable(Path(CONFIG.results) / name)
     RUNS = {name: {run.run: run for run in settings.expand(name, e)} for name, e in EXPERIMENTS.items()}
 except ConsistencyError as error:
     raise WorkflowError(f"configuration: {error}") from None
