@@ -12,6 +12,7 @@
 
 PYTHON ?= python3
 CORES ?= all
+TESTS ?= tests
 # On a cluster: make reproduce PROFILE=slurm; more arguments of snakemake: ARGS="--config experiments=fashion"
 HOW = $(if $(PROFILE),--workflow-profile $(PROFILE),--cores $(CORES)) $(ARGS)
 # Modules are compiled on first import (see below), which this variable would forbid.
@@ -47,7 +48,7 @@ resume: $(STAMP)
 	$(BIN)/python workflow/scripts/resume.py $(HOW)
 
 test: $(TESTING)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest $(TESTS)
 
 soak: $(TESTING)
 	$(BIN)/python tests/soak.py
