@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -49,7 +50,8 @@ def hold(path: str | os.PathLike, wait: bool = False, share: bool = False) -> IO
     if not share:
         file.truncate(0)
     job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-    file.write(f"process {os.getpid()} on {socket.gethostname()}{job}\n")
+    with contextlib.suppress(OSError):  # on a full disk it is held without a word
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}{job}\n".encode())
     return file
 
 

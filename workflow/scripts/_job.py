@@ -42,6 +42,7 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     from consistency.errors import ConsistencyError
     from consistency.locks import hold, release
     from consistency.preemption import SIGNALS, name_of
+    from consistency.storage import explained
 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(max(1, snakemake.threads // parallel.count()))
@@ -51,8 +52,12 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
         logging.basicConfig(level=logging.INFO if parallel.is_first() else logging.WARNING, format=FORMAT)
     else:
         # A job of an earlier snakemake, killed since, may still write the same files: it is waited for.
-        lock = hold(f"{log}.lock", wait=True)
-        Path(log).write_bytes(b"")
+        try:
+            with explained(log):
+                lock = hold(f"{log}.lock", wait=True)
+                Path(log).write_bytes(b"")
+        except ConsistencyError as error:
+            sys.exit(f"\n{snakemake.rule}: {error}")
         logging.basicConfig(filename=log, level=logging.INFO, format=FORMAT)  # appends, as processes do
         for number in SIGNALS:  # while it trains they mean something else
             signal.signal(number, lambda n, _: sys.exit(f"\n{snakemake.rule}: stopped by {name_of(n)}"))
