@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ def plain_log(axis: Axis) -> None:
 def save(figure: Figure, pdf: str | Path, png: str | Path) -> None:
     """Write both formats atomically; without dates, so that the same data give the same bytes."""
     for path, metadata in ((pdf, {"CreationDate": None}), (png, {"Software": None})):
+        content = io.BytesIO()  # matplotlib hides what the operating system says of a full disk
+        figure.savefig(content, format=Path(path).suffix[1:], metadata=metadata)
         with atomic(path) as temporary:
-            figure.savefig(temporary, format=Path(path).suffix[1:], metadata=metadata)
+            temporary.write_bytes(content.getbuffer())
     plt.close(figure)
