@@ -1,6 +1,7 @@
 """Flipped bits, kills, full and read-only disks, two snakemakes: nothing is lost, and nothing is silently wrong."""
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -120,7 +121,9 @@ def test_two_snakemakes_in_one_folder(tmp_path):
         locks = tmp_path / ".snakemake" / "locks"
         while first.poll() is None and not (locks.is_dir() and any(locks.iterdir())):
             time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)  # or it may be done before the second one looks
         second = project.snakemake("results/digits/noise.safetensors", check=False)
+        first.send_signal(signal.SIGCONT)
         assert second.returncode != 0
         text = second.stdout + second.stderr
         assert "Directory cannot be locked" in text

@@ -48,9 +48,10 @@ def test_every_metric_can_be_traced(finished):
 
 def test_report_is_one_page_with_everything(finished):
     page = (finished.folder / "results" / "report.html").read_text(encoding="utf-8")
-    for name in ("digits-tradeoff.png", "digits-samples.png", "digits-main.html", "claims.html", "digits-training.png"):
+    figures = ("digits-tradeoff.png", "digits-samples.png", "digits-training.png")
+    for name in (*figures, "digits-main.html", "claims.html", "digits-samples.html", "tradeoff.html"):
         assert name in page
-    assert "Read the claims table first" in page  # the introduction, workflow/report/workflow.rst
+    assert "Where to look" in page  # the introduction, workflow/report/workflow.rst
 
 
 def test_a_second_run_has_nothing_to_do(finished):
