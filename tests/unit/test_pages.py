@@ -61,7 +61,7 @@ def test_latents_show_their_decoded_pictures_and_measure_themselves(tmp_path):
 
     rows, files, shown = pictures(tmp_path, np.random.default_rng(1), 16, 1, decoded=True)
     prompts = [f"</script><b>prompt {number}" for number in range(10)]
-    write_json(tmp_path / "captions.json", prompts)
+    write_json(tmp_path / "captions.json", {"captions": prompts})
     out, noise = tmp_path / "page.html", tmp_path / "noise.safetensors"
     samples.draw(out, TEMPLATE, "Title", rows, files, shown, noise, captions=tmp_path / "captions.json")
     data = data_of(out)

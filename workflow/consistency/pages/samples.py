@@ -52,7 +52,7 @@ def draw(
     ends = {} if truth is None else load_tensors(truth, framework="np", rows=count)[0]
     sections = _sections(rows, _listed(samples), _listed(pictures), ends, count)
     count = min(len(line["drawn"]) for section in sections for line in section["rows"])
-    prompts = None if captions is None else read_json(captions)
+    prompts = None if captions is None else read_json(captions)["captions"]
     while True:
         data: dict[str, Any] = {"labels": labels[:count], "sections": [_packed(s, count, bool(ends)) for s in sections]}
         data |= _plane(sections, ends, count) if ends else _tile(sections)
