@@ -57,7 +57,13 @@ def start(folder, *arguments, **variables):
     environment = {k: v for k, v in os.environ.items() if k != "KUBECONFIG"} | SETTINGS | variables
     command = [sys.executable, "-m", "snakemake", *arguments]
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's shell ignores it
     )
 
 
@@ -111,8 +117,8 @@ def ran(tmp_path_factory):
 def test_pods_that_fail_or_are_taken_away_continue_from_their_checkpoint(ran):
     folder, cluster, printed = ran
     rules = [re.search(r"--allowed-rules (\w+)", pod.command)[1] for pod in cluster.pods]
-    assert rules == ["prepare_data", *["train_classifier"] * 3, "measure_data"]
-    assert [pod.process.returncode for pod in cluster.pods] == [0, -9, -9, 0, 0]
+    assert rules == [*["train_classifier"] * 3, "measure_data"]  # prepare_data is local: the driver runs it
+    assert [pod.process.returncode for pod in cluster.pods] == [-9, -9, 0, 0]
     assert printed.count("Trying to restart job") == 2
     log = (folder / "results/logs/digits/train_classifier.log").read_text()
     assert int(re.search(r"resumed at step (\d+) of 4000", log)[1]) > 100
@@ -129,12 +135,13 @@ def test_results_are_on_the_claim_and_traced_to_the_commit(ran):
     assert (folder / "results/digits/classifier/model.safetensors").is_file()
     assert not (folder / "results/digits/checkpoints/classifier").exists()
     copies = (folder / ".snakemake/storage").rglob("*")
-    assert not [path for path in copies if path.is_file()]  # they are the pods' own
+    names = {path.name for path in copies if path.is_file()}
+    assert names <= {"data.safetensors", "prepare_data.log"}  # of the local rule; the others are the pods' own
 
 
 def test_what_a_pod_is_given(ran):
     folder, cluster, _ = ran
-    (prepare, _, _, train, _) = [pod.manifest["spec"]["template"]["spec"] for pod in cluster.pods]
+    (_, _, train, _) = [pod.manifest["spec"]["template"]["spec"] for pod in cluster.pods]
     (container,) = train["containers"]
     assert container["image"] == SETTINGS["CONSISTENCY_IMAGE"]
     asked = {"memory": "3000M", "nvidia.com/gpu": "1", "ephemeral-storage": "20000M"}
@@ -143,7 +150,6 @@ def test_what_a_pod_is_given(ran):
     assert {"name": "lab-data", "mountPath": str(folder)} in container["volumeMounts"]
     assert {"name": "lab-data", "persistentVolumeClaim": {"claimName": "lab-data"}} in train["volumes"]
     assert train["tolerations"][0]["key"] == "nvidia.com/gpu"
-    assert "nvidia.com/gpu" not in prepare["containers"][0]["resources"]["limits"]
     assert cluster.namespaces == {"lab"}
 
 

@@ -111,7 +111,7 @@ def test_the_report_is_of_the_module(study):
     page = (study / "ours/results/report.html").read_text(encoding="utf-8")
     for name in ("digits-tradeoff.png", "digits-main.html", "claims.html"):
         assert f"ours/results/figures/{name}" in page or f"ours/results/tables/{name}" in page
-    assert "Read the claims table first" in page
+    assert "Where to look" in page
     assert "summary.txt" not in page
 
 

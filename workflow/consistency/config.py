@@ -107,12 +107,18 @@ def _message(name: str, error: ValidationError) -> str:
         return f"{name}: {key}: required key is missing"
     if first["type"] == "union_tag_invalid":
         tag, words = first["ctx"]["tag"], [word.strip("'") for word in first["ctx"]["expected_tags"].split(", ")]
-        return f"{name}: {key}.kind: {tag!r} is not allowed; allowed: {', '.join(words)}{nearest(tag, words)}"
+        return f"{name}: {key}.kind: {_shown(tag)} is not allowed; allowed: {', '.join(words)}{nearest(tag, words)}"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "allowed:")
     if allowed := first.get("ctx", {}).get("expected"):
         words = [word.strip("'") for word in str(allowed).replace(" or ", ", ").split(", ")]
         message += nearest(str(first["input"]), words)
-    return f"{name}: {key}: {first['input']!r} is not allowed; {message}"
+    return f"{name}: {key}: {_shown(first['input'])} is not allowed; {message}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; the beginning of a long one."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _keys_at(title: str, location: tuple) -> list[str]:

@@ -23,7 +23,8 @@ def checkpoints(snakemake: Any) -> Path:
 
     Not a param: the key of a cached result shall not hold where it was made.
     """
-    stats = Path(snakemake.output.stats)
+    # On Kubernetes an output is the pod's own copy, .../fs/ and the place that it is for; checkpoints outlive the pod.
+    stats = Path(snakemake.output.stats.rpartition(f"/fs{Path.cwd()}/")[2])
     return stats.parents[1] / "checkpoints" / stats.stem
 
 
