@@ -115,3 +115,19 @@ class Project:
         done = self.snakemake("--dry-run", *arguments)
         rows = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
         return {rule: int(count) for rule, count in rows if rule not in ("total", "all", "paper")}
+
+
+def solved_targets(folder: Path, digits: Path, teacher_folder: Path, count: int) -> Path:
+    """The manifest of so many draws, N = 10, in one shard in `folder`."""
+    from consistency import data, manifest, storage, targets
+    from consistency.schedules import VPSchedule
+    from consistency.teachers import Teacher
+
+    tensors, _ = data.load(digits)
+    shard, path = folder / "shard-0.safetensors", folder / "manifest.json"
+    pool = tensors["train_images"], tensors["train_labels"]
+    teacher = Teacher.load(teacher_folder, VPSchedule())
+    targets.solve_shard(shard, teacher, *pool, range(count), "paper", "ddim", 10, 1.0, 0, count)
+    chosen = {"mode": "paper", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0, "count": count}
+    manifest.gather(path, [shard], chosen, storage.weights_sha256(teacher_folder))
+    return path

@@ -107,18 +107,26 @@ def ran(tmp_path_factory):
 
     cluster = apiserver.Cluster(IMAGE, started)
     kubeconfig = cluster.kubeconfig(tmp_path_factory.mktemp("home") / "config")
-    driver = start(folder, *ARGUMENTS, KUBECONFIG=str(kubeconfig))
+    # noise: a job without a GPU
+    driver = start(folder, *ARGUMENTS, "results/digits/noise.safetensors", KUBECONFIG=str(kubeconfig))
     printed, _ = driver.communicate()
     cluster.stop()
     assert driver.returncode == 0, printed + "".join(pod.log() for pod in cluster.pods)
     return folder, cluster, printed
 
 
+def of_rules(cluster, *rules):
+    """Rule and pod, of these rules, in the order of their start."""
+    named = [(re.search(r"--allowed-rules (\w+)", pod.command)[1], pod) for pod in cluster.pods]
+    return [(rule, pod) for rule, pod in named if rule in rules]
+
+
 def test_pods_that_fail_or_are_taken_away_continue_from_their_checkpoint(ran):
     folder, cluster, printed = ran
-    rules = [re.search(r"--allowed-rules (\w+)", pod.command)[1] for pod in cluster.pods]
-    assert rules == [*["train_classifier"] * 3, "measure_data"]  # prepare_data is local: the driver runs it
-    assert [pod.process.returncode for pod in cluster.pods] == [-9, -9, 0, 0]
+    found = of_rules(cluster, "train_classifier", "measure_data")
+    assert [rule for rule, _ in found] == [*["train_classifier"] * 3, "measure_data"]
+    assert [pod.process.returncode for _, pod in found] == [-9, -9, 0, 0]
+    assert len(cluster.pods) == len(found) + 1  # draw_noise; prepare_data is local: the driver runs it
     assert printed.count("Trying to restart job") == 2
     log = (folder / "results/logs/digits/train_classifier.log").read_text()
     assert int(re.search(r"resumed at step (\d+) of 4000", log)[1]) > 100
@@ -136,12 +144,14 @@ def test_results_are_on_the_claim_and_traced_to_the_commit(ran):
     assert not (folder / "results/digits/checkpoints/classifier").exists()
     copies = (folder / ".snakemake/storage").rglob("*")
     names = {path.name for path in copies if path.is_file()}
-    assert names <= {"data.safetensors", "prepare_data.log"}  # of the local rule; the others are the pods' own
+    assert names == {"prepare_data.log"}  # of the rule that the driver runs; the others are the pods' own
 
 
 def test_what_a_pod_is_given(ran):
     folder, cluster, _ = ran
-    (_, _, train, _) = [pod.manifest["spec"]["template"]["spec"] for pod in cluster.pods]
+    found = of_rules(cluster, "train_classifier", "draw_noise")
+    specs = {rule: pod.manifest["spec"]["template"]["spec"] for rule, pod in found}
+    train, noise = specs["train_classifier"], specs["draw_noise"]
     (container,) = train["containers"]
     assert container["image"] == SETTINGS["CONSISTENCY_IMAGE"]
     asked = {"memory": "3000M", "nvidia.com/gpu": "1", "ephemeral-storage": "20000M"}
@@ -150,6 +160,7 @@ def test_what_a_pod_is_given(ran):
     assert {"name": "lab-data", "mountPath": str(folder)} in container["volumeMounts"]
     assert {"name": "lab-data", "persistentVolumeClaim": {"claimName": "lab-data"}} in train["volumes"]
     assert train["tolerations"][0]["key"] == "nvidia.com/gpu"
+    assert "nvidia.com/gpu" not in noise["containers"][0]["resources"]["limits"]
     assert cluster.namespaces == {"lab"}
 
 

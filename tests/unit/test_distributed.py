@@ -12,7 +12,7 @@ import psutil
 import pytest
 from consistency import config, parallel
 from consistency.errors import ConfigError
-from helpers import ROOT
+from helpers import ROOT, solved_targets
 from safetensors.torch import load_file
 
 # One training a line of what differs: a network, an objective, what the objective needs of the batch.
@@ -99,19 +99,7 @@ EXACT = ["cm", "parts", "ot", "gc"]  # no dropout, whose masks depend on the num
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, digits, teacher_folder):
     """Data, teacher, and targets of 240 draws."""
-    from consistency import data, storage, targets
-    from consistency import manifest as manifests
-    from consistency.schedules import VPSchedule
-    from consistency.teachers import Teacher
-
-    folder = tmp_path_factory.mktemp("targets")
-    tensors, _ = data.load(digits)
-    shard, manifest = folder / "shard-0.safetensors", folder / "manifest.json"
-    pool = tensors["train_images"], tensors["train_labels"]
-    teacher = Teacher.load(teacher_folder, VPSchedule())
-    targets.solve_shard(shard, teacher, *pool, range(240), "paper", "ddim", 10, 1.0, 0, 240)
-    chosen = {"mode": "paper", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0, "count": 240}
-    manifests.gather(manifest, [shard], chosen, storage.weights_sha256(teacher_folder))
+    manifest = solved_targets(tmp_path_factory.mktemp("targets"), digits, teacher_folder, 240)
     return [str(digits), str(teacher_folder), str(manifest)]
 
 

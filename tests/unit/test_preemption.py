@@ -17,7 +17,7 @@ from consistency import distances, errors, fitting, status, training
 from consistency.errors import MemoryShortage, Preempted
 from consistency.preemption import SIGNALS
 from consistency.settings import ConsistencyTraining, Coupling, Training
-from helpers import ROOT
+from helpers import ROOT, solved_targets
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1"}
 MLP = {"kind": "mlp", "width": 32, "depth": 1}
@@ -26,21 +26,7 @@ MLP = {"kind": "mlp", "width": 32, "depth": 1}
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory, digits, teacher_folder):
     """Targets of 256 draws."""
-    from consistency import data, storage, targets
-    from consistency import manifest as manifests
-    from consistency.schedules import VPSchedule
-    from consistency.teachers import Teacher
-
-    folder = tmp_path_factory.mktemp("targets")
-    tensors, _ = data.load(digits)
-    shard, path = folder / "shard-0.safetensors", folder / "manifest.json"
-    pool = tensors["train_images"], tensors["train_labels"]
-    targets.solve_shard(
-        shard, Teacher.load(teacher_folder, VPSchedule()), *pool, range(256), "paper", "ddim", 10, 1.0, 0, 256
-    )
-    chosen = {"mode": "paper", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0, "count": 256}
-    manifests.gather(path, [shard], chosen, storage.weights_sha256(teacher_folder))
-    return path
+    return solved_targets(tmp_path_factory.mktemp("targets"), digits, teacher_folder, 256)
 
 
 def call(kind, digits, teacher, manifest, steps=800):

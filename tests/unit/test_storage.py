@@ -12,6 +12,7 @@ import torch
 from consistency import data, storage, targets, training
 from consistency.compat import ensure_torchvision
 from consistency.errors import MismatchError, StorageError
+from helpers import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -244,3 +245,10 @@ def test_hashing_a_small_file_costs_little(tmp_path):
     for _ in range(20):
         storage.check_tensors(tmp_path / "t")
     assert (time.process_time() - began) / 20 < 0.01
+
+
+def test_verify_does_not_call_nothing_whole(tmp_path):
+    command = [sys.executable, str(ROOT / "workflow/scripts/verify.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"verify: {tmp_path} holds no file of this pipeline; name the folder of results\n"

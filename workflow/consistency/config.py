@@ -90,6 +90,13 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
     return list(runs.values())
 
 
+def results_folder(file: str | Path = "config.yaml") -> Path:
+    """The folder of all outputs that a config.yaml names; `results` where it names none or is not there."""
+    path = Path(file)
+    given = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return Path((given or {}).get("results", Config.model_fields["results"].default))
+
+
 def _message(name: str, error: ValidationError) -> str:
     """The first of pydantic's errors in one line: key, what was given, what is allowed."""
     errors = error.errors()

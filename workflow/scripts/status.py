@@ -7,17 +7,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
 from consistency import status
+from consistency.config import results_folder
 
 parser = argparse.ArgumentParser(description="What is being trained and what is finished.")
 parser.add_argument("results", nargs="?", help="folder of all outputs; by default that of config.yaml")
 parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again and again, every 5 s")
 options = parser.parse_args()
-results = options.results
-if results is None:
-    config = Path("config.yaml")
-    results = (yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}).get("results", "results")
+results = options.results or results_folder()
 try:
     while True:
         text = status.table(results)

@@ -5,11 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import yaml
 from consistency import claims
+from consistency.config import results_folder
 
-configured = yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8")).get("results", "results")
-results = Path(sys.argv[1] if len(sys.argv) > 1 else configured)
+results = Path(sys.argv[1]) if len(sys.argv) > 1 else results_folder()
 print(f"\nClaims (the ratio that a row names, with its 95 % interval)\n\n{claims.summary(results / 'claims.csv')}\n")
 for name, what in (
     ("report.html", "report with figures, tables and captions"),

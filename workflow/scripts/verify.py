@@ -5,9 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from consistency.config import results_folder
 from consistency.storage import verify
 
-checked, damaged = verify(Path(sys.argv[1] if len(sys.argv) > 1 else "results"))
+results = Path(sys.argv[1]) if len(sys.argv) > 1 else results_folder()
+checked, damaged = verify(results)
+if not checked and not damaged:
+    sys.exit(f"verify: {results} holds no file of this pipeline; name the folder of results")
 for line in damaged:
     print(line, file=sys.stderr)
 print(f"{checked} files are as they were written, {len(damaged)} are damaged; figures, tables and logs carry no hash")
