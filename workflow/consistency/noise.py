@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .streams import generator
+from .streams import generators
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +18,8 @@ def normal_array(
 ) -> np.ndarray:
     """Standard normal noise, float32, shape (len(samples), *shape), one stream per sample."""
     out = np.empty((len(samples), *shape), dtype=np.float32)
-    for row, sample in enumerate(samples):
-        out[row] = generator(seed, purpose, *index, sample).standard_normal(shape, dtype=np.float32)
+    for row, random in zip(out, generators(seed, purpose, *index, numbers=samples), strict=True):
+        random.standard_normal(out=row, dtype=np.float32)
     return out
 
 

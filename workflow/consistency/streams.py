@@ -7,6 +7,8 @@ what an uninterrupted one would have drawn.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 _PURPOSES = {
@@ -27,3 +29,41 @@ def generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
     """
     entropy = np.random.SeedSequence(seed, spawn_key=(_PURPOSES[purpose], *index))
     return np.random.Generator(np.random.Philox(entropy))
+
+
+def generators(
+    seed: int, purpose: str, *index: int, numbers: range | Sequence[int] | np.ndarray
+) -> Iterator[np.random.Generator]:
+    """What `generator(seed, purpose, *index, number)` gives for each of the numbers, several times as fast.
+
+    One object is set anew for each number: it is the number's until the next one is asked for.
+
+    Args:
+        numbers: 0..2³² − 1.
+    """
+    # SeedSequence's last step, for all numbers at once: the last word of entropy is mixed into its pool of four words,
+    # from which Philox takes its key (documented and fixed for good by NumPy; a test compares).
+    words = max(4, -(-seed.bit_length() // 32)) + 1 + sum(max(1, -(-i.bit_length() // 32)) for i in index)
+    pool = np.random.SeedSequence(seed, spawn_key=(_PURPOSES[purpose], *index)).pool
+    last, mixed = np.asarray(numbers, np.uint32), []
+    constant = 0x43B0D7E5 * pow(0x931E8875, 4 * words, 2**32) % 2**32
+    for word in pool:
+        hashed = last ^ np.uint32(constant)
+        constant = constant * 0x931E8875 % 2**32
+        hashed = hashed * np.uint32(constant)
+        hashed ^= hashed >> 16
+        word = np.uint32(0xCA01F9DD) * np.full_like(last, word) - np.uint32(0x4973F715) * hashed
+        mixed.append(word ^ word >> 16)
+    constant = 0x8B51F9DD
+    for i, word in enumerate(mixed):
+        word = word ^ np.uint32(constant)
+        constant = constant * 0x58F38DED % 2**32
+        word = word * np.uint32(constant)
+        mixed[i] = (word ^ word >> 16).astype(np.uint64)
+    keys = np.stack([mixed[0] | mixed[1] << 32, mixed[2] | mixed[3] << 32], axis=-1)
+    bits = np.random.Philox(0)
+    random, state = np.random.Generator(bits), bits.state
+    for key in keys:
+        state["state"]["key"] = key
+        bits.state = state
+        yield random

@@ -29,7 +29,7 @@ from .progress import Progress
 from .schedules import VPSchedule
 from .solvers import Eps
 from .storage import load_tensors, save_tensors
-from .streams import generator
+from .streams import generator, generators
 from .teachers import Teacher
 
 log = logging.getLogger("consistency")
@@ -116,15 +116,15 @@ def draw(
     images: torch.Tensor, labels: torch.Tensor, numbers: range, n_steps: int, seed: int
 ) -> dict[str, torch.Tensor]:
     """The draws of those numbers: x (B, …), noise (B, …), k (B,) in 0..N − 1, cond (B,)."""
-    rows, starts, noises = [], [], []
-    for number in numbers:
-        rng = generator(seed, "draw", number)
+    rows, starts = [], []
+    noise = torch.empty(len(numbers), *images.shape[1:])
+    for row, rng in zip(noise.numpy(), generators(seed, "draw", numbers=numbers), strict=True):
         rows.append(int(rng.integers(len(images))))
         starts.append(int(rng.random() * n_steps))
-        noises.append(torch.from_numpy(rng.standard_normal(images.shape[1:], dtype="float32")))
+        rng.standard_normal(out=row, dtype="float32")
     return {
         "x": as_float(images[rows]),
-        "noise": torch.stack(noises),
+        "noise": noise,
         "k": torch.tensor(starts),
         "cond": labels[rows],
     }
