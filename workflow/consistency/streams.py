@@ -44,26 +44,22 @@ def generators(
     # SeedSequence's last step, for all numbers at once: the last word of entropy is mixed into its pool of four words,
     # from which Philox takes its key (documented and fixed for good by NumPy; a test compares).
     words = max(4, -(-seed.bit_length() // 32)) + 1 + sum(max(1, -(-i.bit_length() // 32)) for i in index)
-    pool = np.random.SeedSequence(seed, spawn_key=(_PURPOSES[purpose], *index)).pool
-    last, mixed = np.asarray(numbers, np.uint32), []
-    constant = 0x43B0D7E5 * pow(0x931E8875, 4 * words, 2**32) % 2**32
-    for word in pool:
-        hashed = last ^ np.uint32(constant)
-        constant = constant * 0x931E8875 % 2**32
-        hashed = hashed * np.uint32(constant)
-        hashed ^= hashed >> 16
-        word = np.uint32(0xCA01F9DD) * np.full_like(last, word) - np.uint32(0x4973F715) * hashed
-        mixed.append(word ^ word >> 16)
-    constant = 0x8B51F9DD
-    for i, word in enumerate(mixed):
-        word = word ^ np.uint32(constant)
-        constant = constant * 0x58F38DED % 2**32
-        word = word * np.uint32(constant)
-        mixed[i] = (word ^ word >> 16).astype(np.uint64)
-    keys = np.stack([mixed[0] | mixed[1] << 32, mixed[2] | mixed[3] << 32], axis=-1)
+    pool = np.random.SeedSequence(seed, spawn_key=(_PURPOSES[purpose], *index)).pool[:, None]
+    mixed = np.uint32(0xCA01F9DD) * pool - np.uint32(0x4973F715) * _hash(
+        np.asarray(numbers, np.uint32), 0x43B0D7E5 * pow(0x931E8875, 4 * words, 2**32), 0x931E8875
+    )
+    low_high = _hash(mixed ^ mixed >> 16, 0x8B51F9DD, 0x58F38DED).astype(np.uint64)
+    keys = (low_high[::2] | low_high[1::2] << 32).T
     bits = np.random.Philox(0)
     random, state = np.random.Generator(bits), bits.state
     for key in keys:
         state["state"]["key"] = key
         bits.state = state
         yield random
+
+
+def _hash(values: np.ndarray, constant: int, factor: int) -> np.ndarray:
+    """SeedSequence's hash of words (n,) or (4, n), with its next four constants: uint32 (4, n)."""
+    constants = [[constant * pow(factor, i, 2**32) % 2**32] for i in range(5)]
+    hashed = (values ^ np.array(constants[:4], np.uint32)) * np.array(constants[1:], np.uint32)
+    return hashed ^ hashed >> 16
