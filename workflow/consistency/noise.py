@@ -18,7 +18,8 @@ def normal_array(
 ) -> np.ndarray:
     """Standard normal noise, float32, shape (len(samples), *shape), one stream per sample."""
     out = np.empty((len(samples), *shape), dtype=np.float32)
-    for row, random in zip(out, generators(seed, purpose, *index, numbers=samples), strict=True):
+    rows = out.reshape(len(samples), -1) if len(samples) else out
+    for row, random in zip(rows, generators(seed, purpose, *index, numbers=samples), strict=True):
         random.standard_normal(out=row, dtype=np.float32)
     return out
 

@@ -11,10 +11,11 @@ from .errors import MismatchError, memory_advice
 from .noise import normal
 from .progress import Progress
 from .schedules import VESchedule
-from .storage import load_tensors, save_tensors
+from .storage import load_tensors
 from .students import ConsistencyFunction, EDMConsistencyFunction
 from .targets import solver_named, trajectory
 from .teachers import Teacher
+from .writers import Shapes, tensor_file
 
 
 def load_noise(path: str | Path, sample_shape: tuple[int, ...], count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,18 +58,21 @@ def sample_teacher(
     grid = teacher.schedule.grid(n_steps)
     indices = start_indices(n_steps, starts)
     progress = Progress(len(noise), f"sample teacher {solver} N={n_steps} w={guidance:g}")
-    ends, points, device = [], [], pick_device()
+    device = pick_device()
     teacher.to(device)
-    for x, cond in zip(noise.split(batch_size), labels.split(batch_size), strict=True):
-        eps = teacher.eps(cond.to(device), guidance)
-        start = x.to(device, teacher.dtype)
-        path_points = trajectory(start, grid, solver_named(solver), eps, teacher.schedule).cpu()
-        ends.append(path_points[:, -1])
-        points.append(path_points[:, indices].transpose(0, 1))
-        progress.update(len(x))
-    tensors = {"samples": torch.cat(ends), "points": torch.cat(points, dim=1)}
-    tensors["times"] = torch.tensor([grid[k] for k in indices])
-    save_tensors(path, tensors, {"solver": solver, "n_steps": n_steps, "guidance": guidance})
+    shapes: Shapes = {"samples": (teacher.dtype, tuple(noise.shape)), "times": (torch.int64, (len(indices),))}
+    shapes["points"] = teacher.dtype, (len(indices), *noise.shape)
+    with tensor_file(path, shapes) as file:
+        file.metadata |= {"solver": solver, "n_steps": n_steps, "guidance": guidance}
+        file["times"][:] = torch.tensor([grid[k] for k in indices])
+        for first in range(0, len(noise), batch_size):
+            rows = slice(first, first + batch_size)
+            eps = teacher.eps(labels[rows].to(device), guidance)
+            start = noise[rows].to(device, teacher.dtype)
+            points = trajectory(start, grid, solver_named(solver), eps, teacher.schedule).cpu()
+            file["samples"][rows] = points[:, -1]
+            file["points"][:, rows] = points[:, indices].transpose(0, 1)
+            progress.update(len(points))
 
 
 def ve_times(schedule: VESchedule, steps: int, levels: int = 1281) -> list[float]:
@@ -135,20 +139,20 @@ def sample_student(
     grid, device = student.schedule.grid(n_steps), pick_device()
     place(student, device, precision)
     progress = Progress(len(noise), "sample student")
-    parts: dict[str, list[torch.Tensor]] = {}
-    for first in range(0, len(noise), batch_size):
-        rows = slice(first, first + batch_size)
-        x, cond = noise[rows].to(device), labels[rows].to(device)
-        with autocast(device, precision):
-            for steps in sampling_steps:
-                if steps <= n_steps:
-                    sampled = few_step(student, x, cond, few_step_times(grid, steps), seed, first).cpu()
-                    parts.setdefault(f"steps_{steps}", []).append(sampled)
-            for row, time in enumerate(reference["times"].tolist()):
-                start = reference["points"][row, rows].to(x)
-                parts.setdefault(f"from_{time}", []).append(student(start, time, cond).cpu())
-        progress.update(len(x))
-    save_tensors(path, {name: torch.cat(values) for name, values in parts.items()})
+    few, times = [steps for steps in sampling_steps if steps <= n_steps], reference["times"].tolist()
+    names = [*(f"steps_{steps}" for steps in few), *(f"from_{time}" for time in times)]
+    with tensor_file(path, dict.fromkeys(names, (torch.float32, tuple(noise.shape)))) as file:
+        for first in range(0, len(noise), batch_size):
+            rows = slice(first, first + batch_size)
+            x, cond = noise[rows].to(device), labels[rows].to(device)
+            with autocast(device, precision):
+                for steps in few:
+                    sampled = few_step(student, x, cond, few_step_times(grid, steps), seed, first)
+                    file[f"steps_{steps}"][rows] = sampled.cpu()
+                for row, time in enumerate(times):
+                    start = reference["points"][row, rows].to(x)
+                    file[f"from_{time}"][rows] = student(start, time, cond).cpu()
+            progress.update(len(x))
 
 
 @memory_advice("lower evaluation.batch_size")
@@ -174,14 +178,14 @@ def sample_pairs_student(
     for student in students.values():
         place(student, device, precision)
     progress = Progress(len(noise), "sample student")
-    parts: dict[str, list[torch.Tensor]] = {}
-    for first in range(0, len(noise), batch_size):
-        rows = slice(first, first + batch_size)
-        for name, student in students.items():
-            start, cond = (noise[rows] * student.schedule.sigma_max).to(device), labels[rows].to(device)
-            for steps in sampling_steps if name == "final" else [1]:
+    sets = {f"steps_{steps}": (students["final"], steps) for steps in sampling_steps}
+    sets |= {name: (student, 1) for name, student in students.items() if name != "final"}
+    with tensor_file(path, dict.fromkeys(sets, (torch.float32, tuple(noise.shape)))) as file:
+        for first in range(0, len(noise), batch_size):
+            rows = slice(first, first + batch_size)
+            for name, (student, steps) in sets.items():
+                start, cond = (noise[rows] * student.schedule.sigma_max).to(device), labels[rows].to(device)
                 with autocast(device, precision):
-                    sampled = few_step(student, start, cond, ve_times(student.schedule, steps), seed, first).cpu()
-                parts.setdefault(f"steps_{steps}" if name == "final" else name, []).append(sampled)
-        progress.update(len(noise[rows]))
-    save_tensors(path, {name: torch.cat(values) for name, values in parts.items()})
+                    sampled = few_step(student, start, cond, ve_times(student.schedule, steps), seed, first)
+                file[name][rows] = sampled.cpu()
+            progress.update(len(noise[rows]))

@@ -265,7 +265,7 @@ def save_tensors(
     Raises:
         MismatchError: a number that is not finite; no later stage shall average over it.
     """
-    header = {"json": json.dumps((metadata or {}) | {"sha256": ZEROS}, sort_keys=True)}
+    header = tensor_header(metadata or {})
     light = all(type(v).__module__ == "numpy" for v in tensors.values())
     for name, value in tensors.items():
         _check_finite(path, name, value, light)
@@ -279,13 +279,23 @@ def save_tensors(
             from safetensors.torch import save_file
 
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=header)
-        with open(temporary, "r+b") as file:
-            key = rb"\"sha256\": \""
-            place = 8 + file.read(int.from_bytes(file.read(8), "little")).index(key + ZEROS.encode()) + len(key)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(place)
-            file.write(digest.encode())
+        seal_tensors(temporary)
+
+
+def tensor_header(metadata: dict[str, Any]) -> dict[str, str]:
+    """The metadata of a safetensors file before it is sealed."""
+    return {"json": json.dumps(metadata | {"sha256": ZEROS}, sort_keys=True)}
+
+
+def seal_tensors(path: str | os.PathLike) -> None:
+    """Put the file's sha256 in the place that `tensor_header` keeps for it."""
+    with open(path, "r+b") as file:
+        key = rb"\"sha256\": \""
+        place = 8 + file.read(int.from_bytes(file.read(8), "little")).index(key + ZEROS.encode()) + len(key)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(place)
+        file.write(digest.encode())
 
 
 def check_tensors(path: str | os.PathLike) -> None:

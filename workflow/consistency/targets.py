@@ -28,9 +28,10 @@ from .manifest import read
 from .progress import Progress
 from .schedules import VPSchedule
 from .solvers import Eps
-from .storage import load_tensors, save_tensors
+from .storage import load_tensors
 from .streams import generator, generators
 from .teachers import Teacher
+from .writers import Shapes, tensor_file
 
 log = logging.getLogger("consistency")
 
@@ -54,42 +55,54 @@ def solve(
     batch_size: int,
     device: torch.device | None = None,
     progress: Callable[[int], None] | None = None,
+    dtype: torch.dtype | None = None,
+    order: torch.Tensor | None = None,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the solver from each sample's own start to time 0.
 
     The samples of a batch are each at a time of their own: one that is done gives its place to one that has
-    not begun, so no call is spent on a finished sample and all batches but the last few are full.
+    not begun, so no call is spent on a finished sample and all batches but the last few are full. Only the batch is
+    on the device.
 
     Args:
         x: (n, …), sample b at time grid[start[b]].
-        start: int64 (n,), index k of the start in the grid; ascending (the longest solve first) wastes least.
+        start: int64 (n,), index k of the start in the grid.
         grid: the N + 1 times.
         eps: rows (B,) → Eps; gives the guided prediction for those samples.
         batch_size: samples in one call.
         device: of the calls; x stays where it is.
         progress: called with the number of samples done since.
+        dtype: of the arithmetic; x's by default.
+        order: int64 (n,), in which samples begin; the longest solve first wastes least. Default: as they lie.
+        out: where x_n and x_0 are written; new tensors by default.
 
     Returns:
         x_n after each sample's first step, and x_0; both (n, …).
     """
-    x, first, times = x.clone(), x.clone(), torch.tensor(grid)
-    place, waiting = start.clone(), 0
-    rows = torch.empty(0, dtype=torch.int64)
+    first, last = out or (torch.empty_like(x), torch.empty_like(x))
+    times, waiting, final = torch.tensor(grid), 0, len(grid) - 1
+    order = torch.arange(len(x)) if order is None else order
+    rows, place, state = order[:0], start[:0], x[:0].to(device, dtype)
     while True:
-        done = place[rows] == len(grid) - 1
-        if progress is not None and done.any():
-            progress(int(done.sum()))
-        rows = rows[~done]
-        joining = min(batch_size - len(rows), len(x) - waiting)
-        rows, waiting = torch.cat([rows, torch.arange(waiting, waiting + joining)]), waiting + joining
+        done = place == final
+        if done.any():
+            last[rows[done]] = state[done.to(state.device)].to(last)
+            if progress is not None:
+                progress(int(done.sum()))
+            rows, place, state = rows[~done], place[~done], state[~done.to(state.device)]
+        joining = order[waiting : waiting + batch_size - len(rows)]
+        if len(joining):
+            waiting += len(joining)
+            rows, place = torch.cat([rows, joining]), torch.cat([place, start[joining]])
+            state = torch.cat([state, x[joining].to(state)])
         if not len(rows):
-            return first, x
-        k = place[rows]
-        stepped = solver(x[rows].to(device), times[k], times[k + 1], eps(rows), schedule).to(x.device)
-        x[rows] = stepped
-        begun = k == start[rows]
-        first[rows[begun]] = stepped[begun]
-        place[rows] += 1
+            return first, last
+        state = solver(state, times[place], times[place + 1], eps(rows), schedule)
+        begun = place == start[rows]
+        if begun.any():
+            first[rows[begun]] = state[begun.to(state.device)].to(first)
+        place = place + 1
 
 
 def calls_of(solver: Solver, schedule: VPSchedule) -> int:
@@ -152,36 +165,45 @@ def solve_shard(
     schedule, step = teacher.schedule, solver_named(solver)
     grid = schedule.grid(n_steps)
     progress = Progress(len(numbers), f"solve {mode} {solver} N={n_steps} w={guidance:g}")
-    drawn = draw(images, labels, numbers, n_steps, seed)
-    x, noise, cond = drawn["x"].to(teacher.dtype), drawn["noise"].to(teacher.dtype), drawn["cond"]
+    count = len(numbers)
+    shapes: Shapes = {"cond": (torch.int64, (count,))}
     if mode == "paper":
-        k, order = torch.sort(drawn["k"], stable=True)
-        x_s, cond = schedule.add_noise(x[order], noise[order], torch.tensor(grid)[k]), cond[order]
-
-        def eps(rows: torch.Tensor) -> Eps:
-            return teacher.eps(cond[rows].to(device), guidance)
-
-        x_n, x_0 = solve(x_s, k, grid, step, eps, schedule, batch_size, device, progress.update)
-        back = torch.argsort(order)
-        tensors = {"x_s": x_s, "x_n": x_n, "x_0": x_0, "k": k, "cond": cond}
-        tensors = {name: value[back] for name, value in tensors.items()}
-        steps = int((n_steps - k).sum())
+        shapes |= dict.fromkeys(("x_s", "x_n", "x_0"), (torch.float32, (count, *images.shape[1:])))
+        shapes["k"] = torch.int64, (count,)
     else:
-        parts = []
-        for rows in torch.arange(len(numbers)).split(batch_size):
-            x_t = schedule.add_noise(x[rows], noise[rows], grid[0]).to(device)
-            predict = teacher.eps(cond[rows].to(device), guidance)
-            parts.append(trajectory(x_t, grid, step, predict, schedule).cpu())
-            progress.update(len(rows))
-        tensors, steps = {"points": torch.cat(parts), "cond": cond}, len(numbers) * n_steps
-    tensors = {name: v.to(torch.float32) if v.is_floating_point() else v for name, v in tensors.items()}
-    if not all(torch.isfinite(value).all() for value in tensors.values() if value.is_floating_point()):
-        raise MismatchError(f"{path}: the teacher's ODE solution is not finite; check teacher, solver and n_steps")
-    minimum = steps * calls_of(step, schedule) * (1 if guidance == 1 else 2)
-    calls = teacher.calls - before
-    log.info("teacher calls: %d, the minimum is %d", calls, minimum)
-    counts = {"teacher_calls": calls, "teacher_calls_minimum": minimum}
-    save_tensors(path, tensors, {"first": numbers.start, "count": len(numbers), **counts})
+        shapes["points"] = torch.float32, (count, n_steps + 1, *images.shape[1:])
+    with tensor_file(path, shapes) as file:
+        for first in range(0, count, batch_size):
+            rows = slice(first, min(first + batch_size, count))
+            drawn = draw(images, labels, numbers[rows], n_steps, seed)
+            x, noise = drawn["x"].to(teacher.dtype), drawn["noise"].to(teacher.dtype)
+            file["cond"][rows] = drawn["cond"]
+            if mode == "paper":
+                file["k"][rows] = drawn["k"]
+                file["x_s"][rows] = schedule.add_noise(x, noise, torch.tensor(grid)[drawn["k"]])
+                continue
+            predict = teacher.eps(drawn["cond"].to(device), guidance)
+            x_t = schedule.add_noise(x, noise, grid[0]).to(device)
+            file["points"][rows] = trajectory(x_t, grid, step, predict, schedule).cpu()
+            progress.update(len(x))
+        steps = count * n_steps
+        if mode == "paper":
+            k, cond, ends = file["k"].clone(), file["cond"].clone(), (file["x_n"], file["x_0"])
+
+            def eps(rows: torch.Tensor) -> Eps:
+                return teacher.eps(cond[rows].to(device), guidance)
+
+            order = torch.argsort(k, stable=True)
+            options = {"dtype": teacher.dtype, "order": order, "out": ends}
+            solve(file["x_s"], k, grid, step, eps, schedule, batch_size, device, progress.update, **options)
+            steps -= int(k.sum())
+        if not all(part.isfinite().all() for value in file.values() for part in value.split(batch_size)):
+            raise MismatchError(f"{path}: the teacher's ODE solution is not finite; check teacher, solver and n_steps")
+        minimum = steps * calls_of(step, schedule) * (1 if guidance == 1 else 2)
+        calls = teacher.calls - before
+        log.info("teacher calls: %d, the minimum is %d", calls, minimum)
+        file.metadata |= {"first": numbers.start, "count": count}
+        file.metadata |= {"teacher_calls": calls, "teacher_calls_minimum": minimum}
 
 
 class TargetReader:

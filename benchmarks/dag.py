@@ -1,0 +1,100 @@
+"""What is measured on the workflow: the last whole run of this checkout, nothing to do, dry runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from networks import Row, row
+from timing import ROOT, Spread
+
+SNAKEMAKE = [sys.executable, "-m", "snakemake"]
+
+
+def jobs(folder: Path) -> list[dict[str, Any]]:
+    """Rule, start and end of every job whose record Snakemake keeps in a folder's .snakemake."""
+    found = {}
+    for file in (folder / ".snakemake" / "metadata").rglob("*"):
+        if not file.is_file():
+            continue
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record.get("rule") and record.get("endtime") and record.get("log"):
+            found[record["log"][0]] = {key: record[key] for key in ("rule", "starttime", "endtime")}
+    return sorted(found.values(), key=lambda job: job["starttime"])
+
+
+def last_run(folder: Path, cores: int) -> Iterator[Row]:
+    """How well the cores were used by the whole run that a checkout holds.
+
+    The jobs' time is from a job's start to its end as Snakemake records them, its process's start included. A checkout
+    whose jobs were not all run in one go gives no efficiency.
+    """
+    known = jobs(folder)
+    if len(known) < 10:
+        return
+    wall = max(job["endtime"] for job in known) - known[0]["starttime"]
+    busy = sum(job["endtime"] - job["starttime"] for job in known)
+    gaps = [b["starttime"] - a["starttime"] for a, b in itertools.pairwise(known)]
+    setting = f"{len(known)} jobs, {cores} cores, in {folder.name}"
+    if max(gaps) < 120:
+        yield row("Workflow", "the last run", setting, "first job's start to last job's end", "s", wall)
+        yield row("Workflow", "the last run", setting, "sum of the jobs' seconds / cores", "s", busy / cores)
+        note = "job seconds include each process's start (python and torch)"
+        yield row(
+            "Workflow", "the last run", setting, "share of the cores' time in jobs", "", busy / cores / wall, note
+        )
+    rules: dict[str, list[float]] = {}
+    for job in known:
+        rules.setdefault(job["rule"], []).append(job["endtime"] - job["starttime"])
+    for rule, seconds in sorted(rules.items(), key=lambda item: -sum(item[1]))[:8]:
+        what = f"{rule}: seconds of a job"
+        yield row("Workflow", "the last run", f"{len(seconds)} jobs", what, "s", Spread.of(seconds))
+
+
+def timed(*arguments: str) -> tuple[float, str]:
+    """Seconds and output of a snakemake command in this checkout."""
+    began = time.perf_counter()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [*SNAKEMAKE, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+    )
+    if done.returncode:
+        raise RuntimeError(f"snakemake {' '.join(arguments)[:200]}: {done.stdout[-500:]}{done.stderr[-2000:]}")
+    return time.perf_counter() - began, done.stdout + done.stderr
+
+
+def nothing_to_do(rounds: int) -> Iterator[Row]:
+    """Time of a run that finds everything made; none where this checkout has something to do."""
+    _, said = timed("--cores", "all", "--dry-run")
+    if "Nothing to be done" in said:
+        seconds = [timed("--cores", "all")[0] for _ in range(rounds)]
+        yield row(
+            "Workflow", "default experiments", "everything made", "snakemake --cores all", "s", Spread.of(seconds)
+        )
+
+
+def dry_runs(sizes: list[int]) -> Iterator[Row]:
+    """Time of a dry run of so many runs: two methods, five seeds, as many guidance scales as it takes."""
+    for size in sizes:
+        scales = [1 + number / 1000 for number in range(size // 10)]
+        grid = {
+            "solver": "ddim",
+            "n_steps": 10,
+            "guidance": scales,
+            "seed": [0, 1, 2, 3, 4],
+            "method": ["cm", "direct"],
+        }
+        changed = {"digits": {"runs": [grid], "analysis": {"coupling_methods": []}, "claims": ["A1", "A2", "A3"]}}
+        with tempfile.TemporaryDirectory() as folder:
+            config = ["experiments=digits", f"results={folder}", f"overrides={json.dumps(changed)}"]
+            seconds, said = timed("--dry-run", "--quiet", "rules", "--config", *config)
+        total = next((line.split()[1] for line in said.splitlines() if line.startswith("total ")), "?")
+        yield row("Workflow", "dry run", f"{size:,} runs, {total} jobs", "snakemake -n", "s", seconds)

@@ -1,0 +1,370 @@
+"""What is measured on networks: a Direct CM step with and without cached targets, solving, training, sampling."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from consistency import config, distances, estimates, manifest, models, objectives, students, targets, training
+from consistency.data import as_float
+from consistency.devices import autocast, pick_device
+from consistency.optimizers import make_optimizer
+from consistency.sampling import few_step_times, sample_student
+from consistency.schedules import VPSchedule
+from consistency.storage import load_tensors, save_tensors
+from consistency.streams import generator
+from consistency.teachers import Teacher, network_time
+from timing import Spread, clock, paired, ratio
+
+Row = dict[str, Any]
+STUDENTS = (1, 6, 36)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with the sizes that a preset uses it at."""
+
+    name: str
+    network: dict[str, Any]
+    shape: tuple[int, ...]
+    classes: int
+    train_batch: int
+    solve_batch: int
+    steps: int  # of one student
+    count: int  # targets of the preset
+    precision: str = "no"
+
+    @classmethod
+    def of(cls, preset: str) -> Case:
+        """The case of a preset."""
+        _, experiments = config.load({"experiments": [preset]})
+        e = experiments[preset]
+        shape, _, classes = estimates.shape_of(e)
+        sizes = e.student.training.batch_size, e.targets.batch_size, e.student.training.steps, e.targets.count
+        return cls(preset, e.network.model_dump(), shape, classes, *sizes, e.student.training.precision)
+
+    def smaller(self) -> Case:
+        """The same with little to do, for tests."""
+        return Case(self.name, self.network, self.shape, self.classes, 8, 16, 40, 64)
+
+    def images(self, count: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (uint8) and labels of that shape."""
+        rng = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (count, *self.shape), generator=rng, dtype=torch.uint8)
+        return pixels, torch.randint(0, self.classes, (count,), generator=rng)
+
+    def build(self) -> torch.nn.Module:
+        """The network with random weights, its last layer too."""
+        network = models.build(self.network, self.shape, self.classes, 1000, 0)
+        for parameter in network.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.01)
+        return network
+
+    def teacher(self) -> Teacher:
+        """A teacher on the device, in the case's precision."""
+        teacher = Teacher(self.build().eval(), VPSchedule(), precision=self.precision)
+        return teacher.to(pick_device())
+
+
+def row(section: str, case: str, setting: str, quantity: str, unit: str, value: Spread | float, note: str = "") -> Row:
+    """One line of the table."""
+    spread = value if isinstance(value, Spread) else Spread(float(value), float(value), float(value), 1)
+    numbers = {"value": spread.median, "low": spread.low, "high": spread.high, "rounds": spread.count}
+    return {
+        "section": section,
+        "case": case,
+        "setting": setting,
+        "quantity": quantity,
+        "unit": unit,
+        **numbers,
+        "note": note,
+    }
+
+
+def reference_solve(
+    x: torch.Tensor, k: torch.Tensor, cond: torch.Tensor, grid: list[int], teacher: Teacher, guidance: float
+) -> torch.Tensor:
+    """The end of each sample's solve as paper A's reference gets it: the whole batch goes from the largest start to 0,
+    each sample joining at its own start; a guided step calls the network twice. DDIM.
+
+    Args:
+        x: (B, …), sample b at grid[k[b]].
+    """
+    schedule, step = teacher.schedule, targets.solver_named("ddim")
+    null = torch.full_like(cond, teacher.network.classes)
+
+    def eps(x: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
+        index = network_time(t, len(x), teacher.timestep_offset, x.device)
+        with autocast(x.device, teacher.precision):
+            conditional = teacher.network(x, index, cond).to(x.dtype)
+            teacher.calls += len(x)
+            if guidance == 1:
+                return conditional
+            unconditional = teacher.network(x, index, null).to(x.dtype)
+        teacher.calls += len(x)
+        return unconditional + guidance * (conditional - unconditional)
+
+    for j in range(int(k.min()), len(grid) - 1):
+        begun = (k <= j).reshape(-1, *[1] * (x.ndim - 1)).to(x.device)
+        x = torch.where(begun, step(x, grid[j], grid[j + 1], eps, schedule), x)
+    return x
+
+
+def packed_solve(
+    x: torch.Tensor, k: torch.Tensor, cond: torch.Tensor, grid: list[int], teacher: Teacher, guidance: float
+) -> torch.Tensor:
+    """The same as well as it can be done in a training step: no call for samples that have not begun or are done, both
+    branches of a guided step in one call."""
+    k, order = torch.sort(k, stable=True)
+
+    def eps(rows: torch.Tensor) -> Any:
+        return teacher.eps(cond[order[rows]], guidance)
+
+    step = targets.solver_named("ddim")
+    _, x_0 = targets.solve(x[order], k, grid, step, eps, teacher.schedule, len(x), x.device)
+    return x_0[torch.argsort(order)]
+
+
+@dataclass
+class Shard:
+    """Targets on disk, solved for a benchmark."""
+
+    manifest: Path
+    path: Path
+    seconds: float
+    calls: int
+
+
+def solve_shard(case: Case, teacher: Teacher, folder: Path, count: int, n_steps: int, guidance: float) -> Shard:
+    """Solve, write and gather `count` draws."""
+    images, labels = case.images()
+    path, before = folder / "shard-0.safetensors", teacher.calls
+
+    def work() -> None:
+        targets.solve_shard(
+            path, teacher, images, labels, range(count), "paper", "ddim", n_steps, guidance, 1, case.solve_batch
+        )
+
+    seconds = clock(work)
+    settings = {"mode": "paper", "n_steps": n_steps, "guidance": guidance, "count": count}
+    manifest.gather(folder / "manifest.json", [path], settings, "0" * 64)
+    return Shard(folder / "manifest.json", path, seconds, teacher.calls - before)
+
+
+class Student:
+    """A student with its optimiser."""
+
+    def __init__(self, case: Case):
+        self.device, self.precision = pick_device(), case.precision
+        self.model = students.ConsistencyFunction(case.build(), VPSchedule()).to(self.device).train()
+        self.optimizer = make_optimizer("adamw", list(self.model.parameters()), 1e-4, 0.0)
+
+    def step(self, batch: dict[str, torch.Tensor]) -> None:
+        """Forward, loss, backward, AdamW: a bare step of Direct CM."""
+        with autocast(self.device, self.precision):
+            prediction, target = objectives.direct(self.model, batch)
+        distances.mse(prediction.float(), target).mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def direct_step(case: Case, n_steps: int, guidance: float, rounds: int) -> Iterator[Row]:
+    """A Direct CM step with cached targets, against the same step that solves the ODE itself."""
+    teacher, student, device = case.teacher(), Student(case), pick_device()
+    images, labels = case.images()
+    grid, setting = teacher.schedule.grid(n_steps), f"DDIM, N = {n_steps}, w = {guidance:g}, batch {case.train_batch}"
+    with tempfile.TemporaryDirectory() as folder:
+        shard = solve_shard(case, teacher, Path(folder), max(4 * case.solve_batch, 2048), n_steps, guidance)
+        stored, _ = load_tensors(shard.path, ["k"])
+        reader = targets.TargetReader(shard.manifest, teacher.schedule, case.train_batch, 0)
+        number = iter(range(10**9))
+        calls: dict[str, list[float]] = {"reference": [], "packed": []}
+
+        def cached() -> None:
+            batch = reader(next(number))
+            student.step({name: value.to(device, non_blocking=True) for name, value in batch.items()})
+
+        def online(kind: str, solve: Callable[..., torch.Tensor]) -> None:
+            rng, before = generator(0, "order", next(number)), teacher.calls
+            rows = torch.from_numpy(rng.integers(len(images), size=case.train_batch))
+            k = torch.from_numpy(rng.integers(n_steps, size=case.train_batch))
+            noise = torch.from_numpy(rng.standard_normal((case.train_batch, *case.shape), dtype="float32"))
+            s, n = torch.tensor(grid)[k], torch.tensor(grid)[k + 1]
+            x_s = teacher.schedule.add_noise(as_float(images[rows]), noise, s).to(device)
+            cond = labels[rows].to(device)
+            with torch.no_grad():
+                x_0 = solve(x_s, k, cond, grid, teacher, guidance)
+            student.step({"x_s": x_s, "s": s.to(device), "n": n.to(device), "cond": cond, "x_0": x_0})
+            calls[kind].append((teacher.calls - before) / case.train_batch)
+
+        found = paired(
+            {
+                "cached": lambda: [cached() for _ in range(10)],
+                "reference": lambda: online("reference", reference_solve),
+                "packed": lambda: online("packed", packed_solve),
+            },
+            rounds,
+        )
+    times = {name: [v / (10 if name == "cached" else 1) for v in values] for name, values in found.items()}
+    labels_of = {
+        "cached": "step, cached targets",
+        "reference": "step, online solve as in the reference",
+        "packed": "step, best online solve",
+    }
+    section = "Direct CM step"
+    for name, values in times.items():
+        milliseconds = Spread.of([1e3 * v for v in values])
+        yield row(section, case.name, setting, labels_of[name], "ms", milliseconds)
+        asked = Spread.of(calls[name]) if name in calls else 0.0
+        yield row(
+            section, case.name, setting, f"teacher calls a sample, {labels_of[name].removeprefix('step, ')}", "", asked
+        )
+    for name in ("reference", "packed"):
+        yield row(
+            section,
+            case.name,
+            setting,
+            f"times slower: {labels_of[name].removeprefix('step, ')}",
+            "×",
+            ratio(times[name], times["cached"]),
+        )
+    middle = {name: Spread.of(values).median for name, values in times.items()}
+    per_target = shard.seconds / len(stored["k"])
+    solving = per_target * case.count
+    note = f"{case.count:,} targets at {1e3 * per_target:.3g} ms, writing included"
+    for name in ("reference", "packed"):
+        what = labels_of[name].removeprefix("step, ")
+        yield row(
+            section,
+            case.name,
+            setting,
+            f"break-even against {what}",
+            "steps",
+            solving / (middle[name] - middle["cached"]),
+            note,
+        )
+        for k in STUDENTS:
+            share = (solving + k * case.steps * middle["cached"]) / (k * case.steps * middle[name])
+            what_k = f"cost of {k} student{'s' * (k > 1)} of {case.steps:,} steps, cached / {what}"
+            yield row(section, case.name, setting, what_k, "×", share, note)
+    # With a target of its own for each draw of every student nothing is reused.
+    fresh = per_target * case.train_batch + middle["cached"]
+    yield row(
+        section,
+        case.name,
+        setting,
+        "one student, no target used twice, cached / best online solve",
+        "×",
+        fresh / middle["packed"],
+        "solving, writing, reading, step",
+    )
+
+
+def solving(case: Case, n_steps: int, guidance: float, count: int, rounds: int) -> Iterator[Row]:
+    """Targets a second, and their share of what the network alone can do at the same batch."""
+    teacher = case.teacher()
+    branches = 1 if guidance == 1 else 2
+    x = torch.randn(branches * case.solve_batch, *case.shape, device=pick_device())
+    t = torch.randint(0, 1000, (len(x),), device=x.device)
+    cond = torch.randint(0, case.classes, (len(x),), device=x.device)
+
+    @torch.no_grad()
+    def forward() -> None:
+        for _ in range(4):
+            with autocast(x.device, teacher.precision):
+                teacher.network(x, t, cond)
+
+    shards: list[Shard] = []
+    with tempfile.TemporaryDirectory() as folder:
+
+        def solve() -> None:
+            shards.append(solve_shard(case, teacher, Path(folder), count, n_steps, guidance))
+            load_tensors(shards[-1].path)  # read and checked
+
+        found = paired({"solve": solve, "forward": forward}, rounds)
+    setting = f"DDIM, N = {n_steps}, w = {guidance:g}, {count:,} targets, batch {case.solve_batch}"
+    pure = [seconds / (4 * len(x)) for seconds in found["forward"]]
+    calls = shards[-1].calls
+    section = "Target solving"
+    yield row(section, case.name, setting, "targets", "1/s", Spread.of([count / s for s in found["solve"]]))
+    share = Spread.of([calls * one / whole for one, whole in zip(pure, found["solve"], strict=True)])
+    note = "1 is the limit; draws, noise, packing, writing, hashing and reading included"
+    yield row(section, case.name, setting, "share of the network's own rate", "", share, note)
+
+
+def training_step(case: Case, rounds: int) -> Iterator[Row]:
+    """A step of the training loop against the bare step of the same network."""
+    teacher, steps, every = case.teacher(), 160, 40
+    with tempfile.TemporaryDirectory() as folder:
+        shard = solve_shard(case, teacher, Path(folder), max(8 * case.train_batch, 1024), 10, 1)
+        reader = targets.TargetReader(shard.manifest, VPSchedule(), case.train_batch, 0)
+        bare = Student(case)
+        batch = {name: value.to(bare.device) for name, value in reader(0).items()}
+        loops: dict[str, list[float]] = {"loop": [], "loop with EMA": []}
+
+        def loop(name: str, ema: float | None) -> None:
+            options = training.Settings(
+                steps, case.train_batch, 1e-4, ema_decay=ema, precision=case.precision, log_every=every
+            )
+            side = Path(folder) / name.replace(" ", "-")
+            model = students.ConsistencyFunction(case.build(), VPSchedule())
+            records = training.train(model, objectives.direct, distances.mse, reader, options, 0, side, {"": name})
+            training.finish(side)
+            rates = [case.train_batch / record["samples_per_s"] for record in records[1:]]
+            loops[name].append(Spread.of(rates).median)
+
+        found = paired(
+            {
+                "loop": lambda: loop("loop", None),
+                "bare": lambda: [bare.step(batch) for _ in range(every)],
+                "loop with EMA": lambda: loop("loop with EMA", 0.999),
+            },
+            rounds,
+        )
+    times = [seconds / every for seconds in found["bare"]]
+    section, setting = "Training step", f"Direct CM, batch {case.train_batch}"
+    yield row(section, case.name, setting, "forward, backward, AdamW", "ms", Spread.of([1e3 * v for v in times]))
+    for name, values in loops.items():
+        measured = values[1:]  # the first round does not count
+        yield row(section, case.name, setting, f"step of the {name}", "ms", Spread.of([1e3 * v for v in measured]))
+        note = "data, clipping, logging, progress, reseeding included"
+        yield row(section, case.name, setting, f"{name} / bare step", "×", ratio(measured, times), note)
+
+
+def sampling(case: Case, rounds: int) -> Iterator[Row]:
+    """Student samples, against the network's own rate."""
+    count, student = 2 * case.solve_batch, students.ConsistencyFunction(case.build(), VPSchedule()).eval()
+    noise, labels = torch.randn(count, *case.shape), torch.randint(0, case.classes, (count,))
+    passes, device = 1 + 2 + 4, pick_device()
+    x, cond = noise[: case.solve_batch].to(device), labels[: case.solve_batch].to(device)
+    t = torch.randint(0, 1000, (len(x),), device=device)
+
+    @torch.no_grad()
+    def forward() -> None:
+        for _ in range(4):
+            with autocast(device, case.precision):
+                student.network(x, t, cond)
+
+    with tempfile.TemporaryDirectory() as folder:
+        reference, path = Path(folder) / "teacher.safetensors", Path(folder) / "student.safetensors"
+        save_tensors(reference, {"points": torch.zeros(0, count, *case.shape), "times": torch.zeros(0)})
+        assert len(few_step_times(student.schedule.grid(10), 4)) == 4
+
+        def sample() -> None:
+            sample_student(path, student, noise, labels, 10, [1, 2, 4], reference, 0, case.solve_batch, case.precision)
+
+        found = paired({"sample": sample, "forward": forward}, rounds)
+    setting = f"1, 2 and 4 steps of {count:,} samples, batch {case.solve_batch}"
+    pure = [seconds / (4 * len(x)) for seconds in found["forward"]]
+    share = Spread.of([passes * count * one / whole for one, whole in zip(pure, found["sample"], strict=True)])
+    yield row("Sampling", case.name, setting, "samples", "1/s", Spread.of([3 * count / s for s in found["sample"]]))
+    yield row("Sampling", case.name, setting, "share of the network's own rate", "", share, "writing included")
+
+
+logging.getLogger("consistency").setLevel(logging.WARNING)
