@@ -2,6 +2,7 @@
 # make resume      after a kill or a reboot: ends what was left running, then goes on
 # make install     the environment alone
 # make test        environment, every test that this machine can run
+# make bench     what precomputed targets buy, and the overheads of every stage (ten minutes); results/benchmark.md
 # make soak        kill -9, full disk and fuzz at length; writes benchmarks/soak.md (an hour or so)
 # make verify      compare results/ with the hashes that its files carry
 # make lint        ruff, snakefmt, snakemake --lint
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from-requirements.lock
 TESTING := $(VENV)/installed-from-requirements-test.lock
 
-.PHONY: help install reproduce resume test soak verify lint schemas envs status clean
+.PHONY: help install reproduce resume test bench soak verify lint schemas envs status clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -49,6 +50,9 @@ resume: $(STAMP)
 
 test: $(TESTING)
 	$(BIN)/python -m pytest $(TESTS)
+
+bench: $(TESTING)
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 soak: $(TESTING)
 	$(BIN)/python tests/soak.py

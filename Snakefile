@@ -59,3 +59,6 @@ include: "workflow/rules/sample.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/paper.smk"
 include: "workflow/rules/report.smk"
+
+
+remember_signatures()

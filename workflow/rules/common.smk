@@ -1,8 +1,13 @@
 # Configuration, and the look-ups that rules use. Settings reach a job through its params alone, key
 # by key, so that a change reruns the jobs that use the key and no others.
+import gc
+import inspect
+import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
+from types import FunctionType
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -43,6 +48,7 @@ try:
 except ConsistencyError as error:
     raise WorkflowError(f"configuration: {error}") from None
 
+gc.set_threshold(100_000, 50, 50)  # a DAG's objects stay; to look through all of them again and again takes long
 RESULTS = CONFIG.results
 LIVING = []  # what is held as long as this process lives
 if CONFIG.tensorboard:
@@ -115,6 +121,7 @@ def dump(value):
     return value.model_dump()
 
 
+@cache
 def conditions_of(experiment):
     """Teacher conditions (solver, N, w) of an experiment, by id."""
     runs = FROM_TARGETS[experiment].values()
@@ -133,7 +140,31 @@ def row_of(run):
 
 def pattern(names):
     """A wildcard pattern that matches these names and no others (none: matches nothing)."""
-    return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
+    return _branches(sorted(set(names))) or "(?!)"
+
+
+def _branches(names):
+    """Of sorted names: what they begin with in common is tried once, or a file of a thousand runs takes long to match."""
+    groups = {}
+    for name in names:
+        groups.setdefault(name[:1], []).append(name)
+    parts = []
+    for letter, group in groups.items():
+        start = os.path.commonprefix(group)
+        rest = [name[len(start) :] for name in group]
+        parts.append(re.escape(start) + (f"(?:{_branches(rest)})" if letter and len(group) > 1 else ""))
+    return "|".join(parts)
+
+
+def remember_signatures():
+    """Snakemake asks for the signature of each function of a rule again for each job, which is a fifth of the time of a
+    large dry run."""
+    for rule in workflow.rules:
+        for part in (rule.input, rule.params, rule.resources.values()):
+            for function in part:
+                function = getattr(function, "callable", function)
+                if isinstance(function, FunctionType):
+                    function.__signature__ = inspect.signature(function)
 
 
 def sources_of(experiment):

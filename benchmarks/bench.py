@@ -1,0 +1,190 @@
+"""`make bench`: what precomputed targets buy, and how near each stage is to what the network alone costs.
+
+    python benchmarks/bench.py                   everything that fits into ten minutes on two CPU cores
+    python benchmarks/bench.py --only memory     some sections; see `sections` for their names
+    python benchmarks/bench.py --small           tiny sizes, for tests: its numbers say nothing
+
+On a GPU the same command measures there, with larger networks and SDXL's UNet. It writes
+results/benchmark.{csv,md,pdf,png}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "workflow")]
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")  # as the workflow's jobs on small networks
+
+import dag  # noqa: E402
+import distances  # noqa: E402
+import memory  # noqa: E402
+import networks  # noqa: E402
+import pandas as pd  # noqa: E402
+import sdxl  # noqa: E402
+import torch  # noqa: E402
+from consistency.storage import atomic, write_table, write_text  # noqa: E402
+from networks import Case, Row  # noqa: E402
+from timing import machine  # noqa: E402
+
+Sections = dict[str, Callable[[], Iterator[Row]]]
+
+
+def sections(small: bool, folder: Path, sizes: list[int], largest: int) -> Sections:
+    """Name → the function that measures it."""
+    gpu = torch.cuda.is_available()
+    cases = [Case.of("digits"), Case.of("fashion" if gpu else "fashion-small")]
+    cases = [case.smaller() for case in cases] if small else cases
+    mlp, unet = cases
+    rounds = 2 if small else 7
+
+    def steps() -> Iterator[Row]:
+        for n_steps, guidance in ((10, 1.0), (10, 4.0), (50, 4.0)):
+            yield from networks.direct_step(mlp, n_steps, guidance, rounds)
+        yield from networks.direct_step(unet, 10, 4.0, rounds if gpu else 2)
+
+    def solving() -> Iterator[Row]:
+        for case, n_steps, guidance, count in (
+            (mlp, 10, 1.0, mlp.count),
+            (mlp, 50, 4.0, mlp.count // 2),
+            (unet, 10, 1.0, unet.count if gpu else unet.solve_batch),
+            (unet, 10, 4.0, unet.count if gpu else unet.solve_batch),
+        ):
+            yield from networks.solving(case, n_steps, guidance, count, rounds if gpu or case is mlp else 2)
+
+    def training() -> Iterator[Row]:
+        yield from networks.training_step(mlp, rounds)
+        yield from networks.training_step(unet, 3 if gpu else 1)
+
+    def sampling() -> Iterator[Row]:
+        yield from networks.sampling(mlp, rounds)
+        yield from networks.sampling(unet, rounds if gpu else 1)
+
+    def metrics() -> Iterator[Row]:
+        yield from distances.features(4 if small else 32, 2)
+        yield from distances.frechet(200, 64, 2)
+        if not small:
+            yield from distances.frechet(2500, 512, 3)
+            yield from distances.frechet(2500, 2048, 1)
+
+    def workflow() -> Iterator[Row]:
+        yield from dag.last_run(folder, os.cpu_count() or 1)
+        yield from dag.nothing_to_do(3)
+        yield from dag.dry_runs([10] if small else sizes)
+
+    return {
+        "steps": steps,
+        "solving": solving,
+        "training": training,
+        "sampling": sampling,
+        "metrics": metrics,
+        "dag": workflow,
+        "memory": lambda: memory.stages([1000] if small else [10**k for k in range(3, 7) if 10**k <= largest]),
+        "sdxl": lambda: sdxl.rows([1] if small or not gpu else [1, 4, 16], 2 if small else 5, tiny=not gpu),
+    }
+
+
+def text(table: pd.DataFrame, about: dict[str, str], seconds: float, command: str) -> str:
+    """The table as Markdown, with the machine above it."""
+    lines = [
+        "# Benchmark",
+        "",
+        *(f"- {key}: {value}" for key, value in about.items()),
+        f"- command: `{command}`, {seconds / 60:.1f} minutes",
+        "",
+        "Medians [quartiles] of paired measurements (A B A B …); ratios are medians of the ratios round by round.",
+    ]
+    for section, part in table.groupby("section", sort=False):
+        lines += [
+            "",
+            f"## {section}",
+            "",
+            "| case | setting | quantity | value | rounds | note |",
+            "|---|---|---|---|---|---|",
+        ]
+        for entry in part.itertuples():
+            spread = "" if entry.rounds < 2 else f" [{entry.low:.3g}, {entry.high:.3g}]"
+            number = f"{entry.value:,.4g}" if entry.value < 1e6 else f"{entry.value:,.0f}"
+            value = f"{number}{spread} {entry.unit}".strip()
+            cells = [entry.case, entry.setting, entry.quantity, value, str(entry.rounds), entry.note]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(table: pd.DataFrame, stem: Path) -> None:
+    """Step times with and without cached targets; shares of the network's own rate."""
+    from consistency.figures.style import WIDTH, plt
+
+    drawing, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.9), gridspec_kw={"width_ratios": [3, 2]})
+    steps = table[(table.section == "Direct CM step") & (table.unit == "ms")]
+    names = {
+        "step, cached targets": ("cached targets", "#0173b2"),
+        "step, best online solve": ("online, packed", "#de8f05"),
+        "step, online solve as in the reference": ("online, as the reference", "#949494"),
+    }
+    groups = list(dict.fromkeys(zip(steps.case, steps.setting, strict=True)))
+    for number, (quantity, (label, colour)) in enumerate(names.items()):
+        part = steps[steps.quantity == quantity].set_index(["case", "setting"])
+        places = [i + (number - 1) * 0.27 for i in range(len(groups))]
+        left.bar(places, [part.value[group] for group in groups], 0.27, label=label, color=colour)
+    short = [f"{case}\n{setting.split(', batch')[0].removeprefix('DDIM, ')}" for case, setting in groups]
+    left.set_xticks(range(len(groups)), short)
+    left.set(yscale="log", ylabel="ms a Direct CM step", title="One training step")
+    left.legend(loc="upper left")
+    left.margins(y=0.35)
+    shares = table[table.quantity == "share of the network's own rate"]
+    labels = [f"{row.section.lower()}, {row.case}\n{row.setting.split(', batch')[0]}" for row in shares.itertuples()]
+    right.barh(range(len(shares)), shares.value, color="#029e73")
+    right.axvline(1, color="0.3", linewidth=0.8, linestyle="--")
+    right.set_yticks(range(len(shares)), labels, fontsize=5.5)
+    right.invert_yaxis()
+    right.set(xlabel="share of the network's own rate (1: nothing lost)", xlim=(0, 1.1), title="Overheads")
+    drawing.tight_layout()
+    for kind in ("pdf", "png"):
+        with atomic(stem.with_suffix(f".{kind}")) as temporary:
+            drawing.savefig(temporary, format=kind)
+
+
+def main() -> None:
+    """Measure what is asked for and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="sections, separated by commas")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, for tests")
+    parser.add_argument("--folder", type=Path, default=HERE.parent, help="the checkout whose last run is looked at")
+    parser.add_argument("--runs", default="10,100,1000", help="sizes of the dry runs")
+    parser.add_argument("--targets", type=int, default=10**6, help="most targets of the memory rows")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "results", help="folder of the table")
+    chosen = parser.parse_args()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    known = sections(chosen.small, chosen.folder, [int(size) for size in chosen.runs.split(",")], chosen.targets)
+    names = [name for name in chosen.only.split(",") if name] or list(known)
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"--only: no section {unknown[0]!r}; there are {', '.join(known)}")
+    began, rows = time.perf_counter(), []
+    for name in names:
+        start = time.perf_counter()
+        for row in known[name]():
+            rows.append(row)
+            print(
+                f"{row['section']}, {row['case']}, {row['setting']}: {row['quantity']} {row['value']:.4g} {row['unit']}"
+            )
+        print(f"-- {name}: {time.perf_counter() - start:.0f} s", flush=True)
+    if not rows:
+        sys.exit("nothing was measured")
+    table = pd.DataFrame(rows)
+    command = " ".join(["python benchmarks/bench.py", *sys.argv[1:]])
+    write_table(chosen.out / "benchmark.csv", table)
+    write_text(chosen.out / "benchmark.md", text(table, machine(), time.perf_counter() - began, command))
+    if {"steps", "solving"} <= set(names):
+        figure(table, chosen.out / "benchmark")
+    print(f"{len(rows)} rows in {chosen.out / 'benchmark.md'}")
+
+
+if __name__ == "__main__":
+    main()
