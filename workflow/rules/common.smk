@@ -159,8 +159,8 @@ def _branches(names):
 def remember_signatures():
     """Snakemake asks for the signature of each function of a rule again for each job, which is a fifth of the time of a
     large dry run."""
-    for rule in workflow.rules:
-        for part in (rule.input, rule.params, rule.resources.values()):
+    for known in workflow.rules:
+        for part in (known.input, known.params, known.resources.values()):
             for function in part:
                 function = getattr(function, "callable", function)
                 if isinstance(function, FunctionType):
