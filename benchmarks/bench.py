@@ -59,8 +59,15 @@ def sections(small: bool, folder: Path, sizes: list[int], largest: int) -> Secti
             yield from networks.solving(case, n_steps, guidance, count, rounds if gpu or case is mlp else 2)
 
     def training() -> Iterator[Row]:
-        yield from networks.training_step(mlp, rounds)
-        yield from networks.training_step(unet, 3 if gpu else 1)
+        yield from networks.training_step(mlp, rounds, 8 if small else 200)
+        yield from networks.training_step(unet, 3 if gpu else 2, 4 if small else 200 if gpu else 24)
+
+    def model() -> Iterator[Row]:
+        if small:
+            yield from networks.cost_model(mlp, (64, 640), (8, 64, 32), 1)
+            return
+        yield from networks.cost_model(mlp, (4096, 32768), (64, 256, 512), rounds)
+        yield from networks.cost_model(unet, (4096, 16384) if gpu else (64, 192), (16, 64, 96), 3 if gpu else 1)
 
     def sampling() -> Iterator[Row]:
         yield from networks.sampling(mlp, rounds)
@@ -83,6 +90,7 @@ def sections(small: bool, folder: Path, sizes: list[int], largest: int) -> Secti
         "solving": solving,
         "training": training,
         "sampling": sampling,
+        "model": model,
         "metrics": metrics,
         "dag": workflow,
         "memory": lambda: memory.stages([1000] if small else [10**k for k in range(3, 7) if 10**k <= largest]),

@@ -20,6 +20,7 @@ from consistency.storage import load_tensors, save_tensors
 from consistency.streams import generator
 from consistency.teachers import Teacher, network_time
 from timing import Spread, clock, paired, ratio
+from torch.utils.flop_counter import FlopCounterMode
 
 Row = dict[str, Any]
 STUDENTS = (1, 6, 36)
@@ -165,10 +166,10 @@ class Student:
         self.model = students.ConsistencyFunction(case.build(), VPSchedule()).to(self.device).train()
         self.optimizer = make_optimizer("adamw", list(self.model.parameters()), 1e-4, 0.0)
 
-    def step(self, batch: dict[str, torch.Tensor]) -> None:
-        """Forward, loss, backward, AdamW: a bare step of Direct CM."""
+    def step(self, batch: dict[str, torch.Tensor], objective: Callable[..., Any] = objectives.direct) -> None:
+        """Forward, loss, backward, AdamW: a bare step."""
         with autocast(self.device, self.precision):
-            prediction, target = objectives.direct(self.model, batch)
+            prediction, target = objective(self.model, batch)
         distances.mse(prediction.float(), target).mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -180,7 +181,8 @@ def direct_step(case: Case, n_steps: int, guidance: float, rounds: int) -> Itera
     images, labels = case.images()
     grid, setting = teacher.schedule.grid(n_steps), f"DDIM, N = {n_steps}, w = {guidance:g}, batch {case.train_batch}"
     with tempfile.TemporaryDirectory() as folder:
-        shard = solve_shard(case, teacher, Path(folder), max(4 * case.solve_batch, 2048), n_steps, guidance)
+        count = min(case.count, max(4 * case.solve_batch, 2048))
+        shard = solve_shard(case, teacher, Path(folder), count, n_steps, guidance)
         stored, _ = load_tensors(shard.path, ["k"])
         reader = targets.TargetReader(shard.manifest, teacher.schedule, case.train_batch, 0)
         number = iter(range(10**9))
@@ -298,9 +300,9 @@ def solving(case: Case, n_steps: int, guidance: float, count: int, rounds: int) 
     yield row(section, case.name, setting, "share of the network's own rate", "", share, note)
 
 
-def training_step(case: Case, rounds: int) -> Iterator[Row]:
-    """A step of the training loop against the bare step of the same network."""
-    teacher, steps, every = case.teacher(), 160, 40
+def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
+    """A step of the training loop, over `steps` of them (4 or more), against the bare step of the same network."""
+    teacher, every = case.teacher(), steps // 4
     with tempfile.TemporaryDirectory() as folder:
         shard = solve_shard(case, teacher, Path(folder), max(8 * case.train_batch, 1024), 10, 1)
         reader = targets.TargetReader(shard.manifest, VPSchedule(), case.train_batch, 0)
@@ -335,6 +337,74 @@ def training_step(case: Case, rounds: int) -> Iterator[Row]:
         yield row(section, case.name, setting, f"step of the {name}", "ms", Spread.of([1e3 * v for v in measured]))
         note = "data, clipping, logging, progress, reseeding included"
         yield row(section, case.name, setting, f"{name} / bare step", "×", ratio(measured, times), note)
+
+
+def cost_model(case: Case, small: tuple[int, int], batches: tuple[int, int, int], rounds: int) -> Iterator[Row]:
+    """The constants of `estimates` on this machine, fitted on two sizes each, and what they predict for a third.
+
+    Seconds of solving are passes × operations / rate; of a training step operations / rate + a constant, the backward
+    pass counted as two forward passes and CM's target as one more. Fitted: the rate on two numbers of targets at
+    N = 10 and w = 1, the step's constant on two batch sizes of Direct CM. Checked: another N, with guidance; another
+    batch size, and CM.
+
+    Args:
+        small: the two numbers of targets. batches: the two batch sizes of the fit, and the one of the check.
+    """
+    teacher, setting = case.teacher(), f"batch {case.solve_batch}"
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        one = torch.zeros(1, dtype=torch.int64, device=pick_device())
+        teacher.network(torch.zeros(1, *case.shape, device=one.device), one, one)
+    flops = counter.get_total_flops()
+
+    def solve(count: int, n_steps: int, guidance: float) -> tuple[float, int]:
+        with tempfile.TemporaryDirectory() as folder:
+            shard = solve_shard(case, teacher, Path(folder), count, n_steps, guidance)
+        return shard.seconds, shard.calls
+
+    def step(batch: int, objective: Callable[..., Any]) -> float:
+        student = Student(case)
+        x = torch.randn(batch, *case.shape, device=student.device)
+        s = torch.randint(100, 1000, (batch,), device=student.device)
+        cond = torch.randint(0, case.classes, (batch,), device=student.device)
+        given = {"x_s": x, "x_n": x, "x_0": x, "s": s, "n": s - 100, "cond": cond}
+        for _ in range(2):
+            student.step(given, objective)
+        return clock(lambda: [student.step(given, objective) for _ in range(5)]) / 5
+
+    solve(small[0], 10, 1)
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        (a, calls_a), (b, calls_b) = solve(small[0], 10, 1), solve(small[1], 10, 1)
+        rate = (calls_b - calls_a) * flops / (b - a)
+        c, calls_c = solve(small[1], 25, 4)
+        first, second, third = (step(batch, objectives.direct) for batch in batches)
+        work = [3 * flops * batch for batch in batches]
+        speed = (work[1] - work[0]) / (second - first)
+        constant = first - work[0] / speed
+        cm = step(batches[2], objectives.consistency_distillation)
+        for name, value in {
+            "rate": rate / 1e9,
+            "solve": (a + (calls_c - calls_a) * flops / rate) / c,
+            "speed": speed / 1e9,
+            "constant": 1e3 * constant,
+            "step": (work[2] / speed + constant) / third,
+            "cm": 4 / 3 * (work[2] / speed + constant) / cm,
+        }.items():
+            found.setdefault(name, []).append(value)
+    told = {
+        "rate": (setting, "solving, fitted", "GFLOP/s"),
+        "solve": (f"{small[1]:,} targets, N = 25, w = 4", "predicted / measured: solving", "×"),
+        "speed": (f"batches {batches[0]} and {batches[1]}", "training, fitted", "GFLOP/s"),
+        "constant": (
+            f"batches {batches[0]} and {batches[1]}",
+            "of a training step beside its operations, fitted",
+            "ms",
+        ),
+        "step": (f"batch {batches[2]}", "predicted / measured: step of Direct CM", "×"),
+        "cm": (f"batch {batches[2]}", "predicted / measured: step of CM", "×"),
+    }
+    for name, (where, what, unit) in told.items():
+        yield row("Cost model", case.name, where, what, unit, Spread.of(found[name]))
 
 
 def sampling(case: Case, rounds: int) -> Iterator[Row]:

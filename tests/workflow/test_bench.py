@@ -12,6 +12,7 @@ SECTIONS = {
     "solving": "Target solving",
     "training": "Training step",
     "sampling": "Sampling",
+    "model": "Cost model",
     "metrics": "Fréchet distance",
     "dag": "Workflow",
     "memory": "Memory",

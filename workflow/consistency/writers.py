@@ -95,9 +95,10 @@ def _take(path: Path, size: int) -> None:
 def _check_finite(path: str | os.PathLike, name: str, tensor: torch.Tensor) -> None:
     if not tensor.is_floating_point() or not tensor.numel():
         return
-    values = tensor.numpy().reshape(len(tensor), -1)
+    values, bad = tensor.numpy().reshape(len(tensor), -1), []
     for first in range(0, len(values), step := max(1, CHECKED // values[0].nbytes)):
-        bad = ~np.isfinite(values[first : first + step]).all(1)
-        if bad.any():
-            row = first + int(bad.argmax())
-            raise MismatchError(f"{path}: not written: {name} is not finite, first in row {row}")
+        bad += (first + np.flatnonzero(~np.isfinite(values[first : first + step]).all(1))).tolist()
+    if bad:
+        raise MismatchError(
+            f"{path}: not written: {name} is not finite in {len(bad)} of {len(values)} rows, first in row {bad[0]}"
+        )
