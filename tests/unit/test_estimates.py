@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from consistency import config, estimates, settings
+from consistency import config, estimates, scaling, settings
 from helpers import ROOT
 
 PRESETS = sorted(path.stem for path in config.PRESETS.glob("*.yaml") if "suite:" not in path.read_text())
@@ -14,9 +14,9 @@ KNOWN = json.loads(estimates.FLOPS.read_text(encoding="utf-8"))
 HALF, WHOLE = 3e14, 3e13  # operations a second
 
 
-def stages_of(name, overrides=None):
+def stages_of(name, overrides=None, device=estimates.GPU):
     experiment = config.load_experiment(name, overrides)
-    return estimates.estimate(experiment, config.expand(name, experiment))
+    return estimates.estimate(experiment, config.expand(name, experiment), device)
 
 
 # flops.json
@@ -290,8 +290,49 @@ def test_the_table_of_every_preset(name):
     assert lines[-1].split()[0] == "total"
     stages = estimates.estimate(experiment, runs)
     assert len(lines) == 3 + len(stages)
+    assert f"{'GPU' if experiment.gpu else 'core'} hours" in lines[1]
     if all(row["hours"] is not None for row in stages.values()):
         assert lines[-1].split()[3] == format(sum(row["hours"] for row in stages.values()), ",.2f")
+
+
+def test_steps_and_jobs_take_their_time(monkeypatch, tmp_path):
+    """One condition, two shards, two methods, one seed; what is not known as a network has no constant of its own."""
+    changes = {"targets": {"count": 1000, "shards": 2}, "runs": [{"n_steps": 4, "seed": [0]}]}
+    overrides = MADE_UP | changes
+    experiment = config.load_experiment("digits", overrides)
+    fake(monkeypatch, tmp_path / "f", {estimates.key_of(experiment): {"flops": 1000, "parameters": 10}})
+    device = estimates.Device("core", {"mlp": 1e3, "no": 1.0}, {"mlp": 0.5}, 3.0, "made up")
+    hours = {stage: row["hours"] * 3600 for stage, row in stages_of("digits", overrides, device).items()}
+    assert hours == pytest.approx(
+        {
+            "data": 3,
+            "teacher": 3 * 1000 + 100 * 0.5 + 3,
+            "teacher samples": 50 * 4 + 3,
+            "targets": 1000 * 2.5 + 2 * 3,
+            "students": (3 + 4) * 100 + 2 * 20 * 0.5 + 2 * 3,
+            "samples": 2 * 50 * (1 + 2 + 3) + 2 * 3,
+        }
+    )
+
+
+def test_ten_million_targets_by_hand():
+    """SDXL: N = 100 with guidance, 50.5 steps of two calls a target; three latents each on disk."""
+    experiment = config.load_experiment("sdxl")
+    found = scaling.targets(experiment, "ddim", 100, 9.0, 10_000_000, 100)
+    unet = KNOWN["stabilityai/stable-diffusion-xl-base-1.0"]["flops"]
+    assert found["calls"] == pytest.approx(10_000_000 * 101)
+    assert found["hours"] == pytest.approx(found["calls"] * unet / HALF / 3600)
+    assert found["wall"] == pytest.approx(found["hours"] / 100)
+    assert found["bytes"] == 10_000_000 * 3 * 4 * 4 * 128 * 128
+    heun = scaling.targets(experiment, "heun", 100, 1.0, 10_000_000, 100)
+    assert heun["calls"] == found["calls"]
+
+
+def test_the_pages_tables_are_what_the_model_says():
+    """docs/scaling.md holds what `python -m consistency.scaling` prints."""
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    for table in scaling.tables().split("\n\n"):
+        assert table.strip() in page, "run `python -m consistency.scaling` in workflow/ and copy its tables"
 
 
 def test_solver_calls_are_those_of_the_solvers():

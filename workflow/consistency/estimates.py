@@ -1,12 +1,14 @@
-"""What a preset will cost, for dry runs: network evaluations, floating-point operations, GPU hours, disk.
+"""What a preset will cost, for dry runs: network evaluations, floating-point operations, hours, disk.
 
 Operations of one forward pass are counted by torch on networks without memory (`python -m consistency.estimates` writes
-flops.json), so that a dry run imports nothing heavy. Hours follow from an assumed rate and are no measurement.
+flops.json), so that a dry run imports nothing heavy. Hours are operations over a rate, with constants for steps and
+jobs: measured for a CPU core (docs/scaling.md), assumed for a GPU.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,46 @@ from .preflight import weights
 from .settings import Experiment, Run
 
 FLOPS = Path(__file__).with_name("flops.json")
-# Operations a second that a data-centre GPU is assumed to reach, in half precision and in float32.
-RATE = {"bf16": 3e14, "fp16": 3e14, "no": 3e13}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What an hour of it does.
+
+    Attributes:
+        name: as the table says it.
+        rates: operations a second, by precision or by kind of network.
+        steps: seconds of a training step beside its operations, by kind of network.
+        job: seconds of a job beside its work: the start of Python and torch.
+        note: where the numbers are from.
+    """
+
+    name: str
+    rates: dict[str, float]
+    steps: dict[str, float]
+    job: float
+    note: str
+
+    def seconds(self, flops: float, kind: str, precision: str, steps: float, jobs: float) -> float:
+        """Time of so many operations in so many training steps and jobs."""
+        rate = self.rates.get(kind) or self.rates[precision]
+        return flops / rate + steps * self.steps.get(kind, 0.0) + jobs * self.job
+
+
+GPU = Device(
+    "GPU",
+    {"bf16": 3e14, "fp16": 3e14, "no": 3e13},
+    {},
+    0.0,
+    "at an assumed 300 TFLOP/s in half precision and 30 in float32 (small networks reach far less)",
+)
+CPU = Device(
+    "core",
+    {"mlp": 5e10, "unet": 4.4e10, "no": 4.4e10, "bf16": 4.4e10},
+    {"mlp": 2.8e-3, "unet": 0.024},
+    1.6,
+    "at rates measured on one core that had nothing else to do (docs/scaling.md)",
+)
 BACKWARD = 2  # a backward pass costs about two forward passes
 CALLS = {"heun": 2}  # network evaluations a solver step; the others take one
 
@@ -98,12 +138,23 @@ def key_of(experiment: Experiment, hub: str | None = None) -> str:
     return json.dumps([network, list(shape), classes], sort_keys=True)
 
 
-def estimate(experiment: Experiment, runs: list[Run]) -> dict[str, dict[str, float | None]]:
-    """Stage → forward passes (in samples), flops, hours (of one GPU), bytes. None where it is not known.
+def device_of(experiment: Experiment) -> Device:
+    """What the preset's jobs run on."""
+    return GPU if experiment.gpu else CPU
+
+
+def estimate(
+    experiment: Experiment, runs: list[Run], device: Device | None = None
+) -> dict[str, dict[str, float | None]]:
+    """Stage → forward passes (in samples), flops, hours (of one device), bytes. None where it is not known.
 
     A training step counts as forward and backward of the batch, plus one forward for each target that the student
     computes. Feature extraction and the text encoders are not counted.
+
+    Args:
+        device: by default the one of `device_of`.
     """
+    device = device or device_of(experiment)
     known = json.loads(FLOPS.read_text(encoding="utf-8"))
     shape, count, _ = shape_of(experiment)
     teacher, student, pairs = experiment.teacher, experiment.student.training, experiment.consistency_training
@@ -115,13 +166,21 @@ def estimate(experiment: Experiment, runs: list[Run]) -> dict[str, dict[str, flo
     stages: dict[str, dict[str, float | None]] = {}
 
     def add(
-        stage: str, passes: float, network: dict[str, Any], precision: str, stored: float | None, share: float = 1.0
+        stage: str,
+        passes: float,
+        network: dict[str, Any],
+        precision: str,
+        stored: float | None,
+        share: float = 1.0,
+        steps: int = 0,
+        jobs: int = 1,
     ) -> None:
         row = stages.setdefault(stage, {"passes": 0.0, "flops": 0.0, "hours": 0.0, "bytes": 0.0})
         flops = passes * share * network["flops"] if network else None
         found = {"passes": passes, "flops": flops, "hours": None, "bytes": stored}
         if flops is not None:
-            found["hours"] = flops / RATE[precision] / 3600
+            kind = experiment.network.kind if network is built else ""
+            found["hours"] = device.seconds(flops, kind, precision, steps, jobs) / 3600
         for name, value in found.items():
             row[name] = None if value is None or row[name] is None else row[name] + value
 
@@ -140,7 +199,15 @@ def estimate(experiment: Experiment, runs: list[Run]) -> dict[str, dict[str, flo
     if teacher.source in ("train", "analytic") and from_targets:
         training = teacher.training
         passes = training.steps * training.batch_size
-        add("teacher", passes, built, training.precision, 4 * built["parameters"] if built else None, 1 + BACKWARD)
+        add(
+            "teacher",
+            passes,
+            built,
+            training.precision,
+            4 * built["parameters"] if built else None,
+            1 + BACKWARD,
+            training.steps,
+        )
     for condition, run in {run.condition: run for run in from_targets}.items():
         calls = CALLS.get(run.solver, 1) * (1 if run.guidance == 1 else 2)
         stored = (1 + min(evaluation.start_times, run.n_steps)) * evaluation.count * sample
@@ -151,7 +218,7 @@ def estimate(experiment: Experiment, runs: list[Run]) -> dict[str, dict[str, flo
             steps = (run.n_steps + 1) / 2 if mode == "paper" else run.n_steps
             kept = 3 if mode == "paper" else run.n_steps + 1
             stored = targets.count * kept * sample
-            add("targets", targets.count * steps * calls, cost, teacher.precision, stored)
+            add("targets", targets.count * steps * calls, cost, teacher.precision, stored, jobs=targets.shards)
     for run in runs:
         training = pairs.training if run.from_pairs else student
         network = built if run.from_pairs or teacher.source == "analytic" else cost
@@ -160,7 +227,8 @@ def estimate(experiment: Experiment, runs: list[Run]) -> dict[str, dict[str, flo
         generated = bool(run.coupling and run.coupling.kind == "generator_induced")
         share = 1 + BACKWARD + own_target + generated + training.gradient_checkpointing
         stored = stored if run.parameters == "full" or stored is None else stored / 10
-        add("students", training.steps * training.batch_size, network, training.precision, stored, share)
+        passes = training.steps * training.batch_size
+        add("students", passes, network, training.precision, stored, share, training.steps)
         few = [steps for steps in evaluation.sampling_steps if run.from_pairs or steps <= run.n_steps]
         sets = few + [1] * (len(pairs.budgets) if run.from_pairs else min(evaluation.start_times, run.n_steps))
         passes = evaluation.count * sum(sets)
@@ -172,12 +240,11 @@ def estimate(experiment: Experiment, runs: list[Run]) -> dict[str, dict[str, flo
 
 def table(name: str, experiment: Experiment, runs: list[Run]) -> str:
     """The estimate as text."""
-    stages = estimate(experiment, runs)
+    device = device_of(experiment)
+    stages = estimate(experiment, runs, device)
     lines = [
-        f"{name}: {experiment.title}; {len(runs)} runs. Estimate, not measured; hours at an assumed "
-        f"{RATE['bf16'] / 1e12:g} TFLOP/s in half precision and {RATE['no'] / 1e12:g} in float32 (small networks reach "
-        "far less).",
-        f"  {'stage':<16}{'forward passes':>16}{'PFLOP':>12}{'GPU hours':>11}{'GB on disk':>12}",
+        f"{name}: {experiment.title}; {len(runs)} runs. Estimate, not measured; hours {device.note}.",
+        f"  {'stage':<16}{'forward passes':>16}{'PFLOP':>12}{device.name + ' hours':>11}{'GB on disk':>12}",
     ]
     totals = {"passes": 0.0, "flops": 0.0, "hours": 0.0, "bytes": 0.0}
     for stage, row in stages.items():

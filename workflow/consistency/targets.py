@@ -226,17 +226,19 @@ class TargetReader:
                 "targets.shards or student.training.batch_size"
             )
         self._open: tuple[int, dict[str, torch.Tensor]] | None = None
+        self._shards: tuple[int, list[int]] = (-1, [])  # an epoch, and the order of its shards
         self._order: tuple[tuple[int, int], torch.Tensor] | None = None
         self._verified: set[int] = set()
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of a step: x_s, x_n, x_0 (B, …), s, n (B,), cond (B,) (see `objectives`)."""
         epoch, place = divmod(step, sum(self.batches))
-        for shard in generator(self.seed, "order", epoch).permutation(len(self.batches)):
+        if self._shards[0] != epoch:
+            self._shards = epoch, generator(self.seed, "order", epoch).permutation(len(self.batches)).tolist()
+        for shard in self._shards[1]:
             if place < self.batches[shard]:
                 break
             place -= self.batches[shard]
-        shard = int(shard)
         items = self._permutation(epoch, shard)[place * self.batch_size : (place + 1) * self.batch_size]
         tensors = self._tensors(shard)
         if self.manifest["mode"] == "paper":
