@@ -266,3 +266,18 @@ print([name for name in ("torch._dynamo", "torch.distributed.tensor", "sympy") i
     folder = Path(training.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("share", [0.5, 1 - 1e-7, 1.0, 1 + 1e-7, 2.0])
+def test_clipping_is_torchs(share):
+    """Bit for bit, whether the limit is below the norm, at it or above."""
+    found = []
+    for clip in (torch.nn.utils.clip_grad_norm_, training._clip):
+        torch.manual_seed(0)
+        net = Net()
+        net(torch.randn(3, 4)).square().sum().backward()
+        weights = [*net.parameters(), torch.nn.Parameter(torch.zeros(2))]  # one without a gradient
+        limit = share * torch.nn.utils.get_total_norm([p.grad for p in weights[:-1]]).item()
+        norm = clip(weights, limit)
+        found.append([norm, *(p.grad for p in weights[:-1])])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -142,7 +142,7 @@ def train(
     plain = ranks == 1 and settings.precision == "no"
     prepared, optimizer = (model, optimizer) if plain else accelerator.prepare(model, optimizer)
     backward = torch.Tensor.backward if plain else accelerator.backward
-    clip = torch.nn.utils.clip_grad_norm_ if plain else accelerator.clip_grad_norm_
+    clip = _clip if plain else accelerator.clip_grad_norm_
     scaler = accelerator.scaler  # of fp16
 
     side = Path(side_folder)
@@ -274,6 +274,14 @@ def _parts(batch: Batch, number: int) -> list[Batch]:
         return [batch]
     split = {name: value.chunk(number) for name, value in batch.items()}
     return [{name: values[i] for name, values in split.items()} for i in range(len(next(iter(split.values()))))]
+
+
+def _clip(parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
+    """`clip_grad_norm_`, which multiplies all gradients also where it multiplies them by one; returns their norm."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm + 1e-6 > limit:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
 
 
 def _rows(batch: Batch, rank: int, ranks: int) -> Batch:
