@@ -53,20 +53,22 @@ def sections(small: bool, folder: Path, sizes: list[int], largest: int) -> Secti
         for case, n_steps, guidance, count in (
             (mlp, 10, 1.0, mlp.count),
             (mlp, 50, 4.0, mlp.count // 2),
-            (unet, 10, 1.0, unet.count if gpu else unet.solve_batch),
-            (unet, 10, 4.0, unet.count if gpu else unet.solve_batch),
+            (unet, 10, 1.0, unet.count if gpu else 4 * unet.solve_batch),
+            (unet, 10, 4.0, unet.count if gpu else 4 * unet.solve_batch),
         ):
-            yield from networks.solving(case, n_steps, guidance, count, rounds if gpu or case is mlp else 2)
+            yield from networks.solving(
+                case, n_steps, guidance, count, rounds if gpu or (n_steps, case) == (10, mlp) else 3
+            )
 
     def training() -> Iterator[Row]:
         yield from networks.training_step(mlp, rounds, 8 if small else 200)
-        yield from networks.training_step(unet, 3 if gpu else 2, 4 if small else 200 if gpu else 24)
+        yield from networks.training_step(unet, 3 if gpu else 2, 4 if small else 200 if gpu else 16)
 
     def model() -> Iterator[Row]:
         if small:
             yield from networks.cost_model(mlp, (64, 640), (8, 64, 32), 1)
             return
-        yield from networks.cost_model(mlp, (4096, 32768), (64, 256, 512), rounds)
+        yield from networks.cost_model(mlp, (4096, 32768), (64, 256, 512), 3)
         yield from networks.cost_model(unet, (4096, 16384) if gpu else (64, 192), (16, 64, 96), 3 if gpu else 1)
 
     def sampling() -> Iterator[Row]:
@@ -77,7 +79,7 @@ def sections(small: bool, folder: Path, sizes: list[int], largest: int) -> Secti
         yield from distances.features(4 if small else 32, 2)
         yield from distances.frechet(200, 64, 2)
         if not small:
-            yield from distances.frechet(2500, 512, 3)
+            yield from distances.frechet(2500, 512, 2)
             yield from distances.frechet(2500, 2048, 1)
 
     def workflow() -> Iterator[Row]:

@@ -181,8 +181,7 @@ def direct_step(case: Case, n_steps: int, guidance: float, rounds: int) -> Itera
     images, labels = case.images()
     grid, setting = teacher.schedule.grid(n_steps), f"DDIM, N = {n_steps}, w = {guidance:g}, batch {case.train_batch}"
     with tempfile.TemporaryDirectory() as folder:
-        count = min(case.count, max(4 * case.solve_batch, 2048))
-        shard = solve_shard(case, teacher, Path(folder), count, n_steps, guidance)
+        shard = solve_shard(case, teacher, Path(folder), min(case.count, 4 * case.solve_batch), n_steps, guidance)
         stored, _ = load_tensors(shard.path, ["k"])
         reader = targets.TargetReader(shard.manifest, teacher.schedule, case.train_batch, 0)
         number = iter(range(10**9))

@@ -218,8 +218,8 @@ command finished when space was free: {", ".join(sorted(set(disk)))}.
 
 ## Fuzz of the readers
 
-Inputs are mutations of valid files. Nothing but the documented errors, no wrong value, {fuzzed["seconds"]:.0f} s, peak memory
-{fuzzed["peak_mb"]:.0f} MB above the start's.
+Inputs are mutations of valid files. Nothing but the documented errors, no wrong value, {fuzzed["seconds"]:.0f} s; the process
+held {fuzzed["grown_mb"]:.0f} MB more at the end.
 
 | reader | inputs | refused | read |
 |---|---|---|---|
