@@ -65,11 +65,9 @@ def sections(small: bool, folder: Path, sizes: list[int], largest: int) -> Secti
         yield from networks.training_step(unet, 3 if gpu else 2, 4 if small else 200 if gpu else 16)
 
     def model() -> Iterator[Row]:
-        if small:
-            yield from networks.cost_model(mlp, (64, 640), (8, 64, 32), 1)
-            return
-        yield from networks.cost_model(mlp, (4096, 32768), (64, 256, 512), 3)
-        yield from networks.cost_model(unet, (4096, 16384) if gpu else (64, 192), (16, 64, 96), 3 if gpu else 1)
+        yield from networks.cost_model(mlp, 64 if small else 8192, (8, 32, 64) if small else (64, 256, 512), rounds)
+        if not small:
+            yield from networks.cost_model(unet, 4096 if gpu else 32, (16, 64, 96), 3)
 
     def sampling() -> Iterator[Row]:
         yield from networks.sampling(mlp, rounds)

@@ -338,18 +338,18 @@ def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
         yield row(section, case.name, setting, f"{name} / bare step", "×", ratio(measured, times), note)
 
 
-def cost_model(case: Case, small: tuple[int, int], batches: tuple[int, int, int], rounds: int) -> Iterator[Row]:
+def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: int) -> Iterator[Row]:
     """The constants of `estimates` on this machine, fitted on two sizes each, and what they predict for a third.
 
-    Seconds of solving are passes × operations / rate; of a training step operations / rate + a constant, the backward
-    pass counted as two forward passes and CM's target as one more. Fitted: the rate on two numbers of targets at
-    N = 10 and w = 1, the step's constant on two batch sizes of Direct CM. Checked: another N, with guidance; another
-    batch size, and CM.
+    Seconds of solving are passes × operations / rate + targets × a constant; of a training step operations / rate + a
+    constant, the backward pass counted as two forward passes and CM's target as one more. Fitted: on `count` targets at
+    N = 10 and N = 50, w = 1; on the smallest and the largest batch of Direct CM. Checked: twice as many targets at
+    N = 25 with guidance; the batch between, with Direct CM and CM.
 
     Args:
-        small: the two numbers of targets. batches: the two batch sizes of the fit, and the one of the check.
+        batches: ascending.
     """
-    teacher, setting = case.teacher(), f"batch {case.solve_batch}"
+    teacher = case.teacher()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         one = torch.zeros(1, dtype=torch.int64, device=pick_device())
         teacher.network(torch.zeros(1, *case.shape, device=one.device), one, one)
@@ -366,41 +366,39 @@ def cost_model(case: Case, small: tuple[int, int], batches: tuple[int, int, int]
         s = torch.randint(100, 1000, (batch,), device=student.device)
         cond = torch.randint(0, case.classes, (batch,), device=student.device)
         given = {"x_s": x, "x_n": x, "x_0": x, "s": s, "n": s - 100, "cond": cond}
-        for _ in range(2):
-            student.step(given, objective)
-        return clock(lambda: [student.step(given, objective) for _ in range(5)]) / 5
+        times = [clock(lambda: student.step(given, objective)) for _ in range(8)]
+        return Spread.of(times[2:]).median
 
-    solve(small[0], 10, 1)
+    solve(count, 10, 1)
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
-        (a, calls_a), (b, calls_b) = solve(small[0], 10, 1), solve(small[1], 10, 1)
-        rate = (calls_b - calls_a) * flops / (b - a)
-        c, calls_c = solve(small[1], 25, 4)
-        first, second, third = (step(batch, objectives.direct) for batch in batches)
+        (a, calls_a), (b, calls_b), (c, calls_c) = solve(count, 10, 1), solve(count, 50, 1), solve(2 * count, 25, 4)
+        second = (b - a) / (calls_b - calls_a)  # of a pass
+        target = max(0.0, a - calls_a * second) / count
+        small, between, large = (step(batch, objectives.direct) for batch in batches)
         work = [3 * flops * batch for batch in batches]
-        speed = (work[1] - work[0]) / (second - first)
-        constant = first - work[0] / speed
-        cm = step(batches[2], objectives.consistency_distillation)
+        speed = (work[2] - work[0]) / (large - small)
+        constant = max(0.0, small - work[0] / speed)
+        cm = step(batches[1], objectives.consistency_distillation)
         for name, value in {
-            "rate": rate / 1e9,
-            "solve": (a + (calls_c - calls_a) * flops / rate) / c,
+            "rate": flops / second / 1e9,
+            "target": 1e6 * target,
+            "solve": (calls_c * second + 2 * count * target) / c,
             "speed": speed / 1e9,
             "constant": 1e3 * constant,
-            "step": (work[2] / speed + constant) / third,
-            "cm": 4 / 3 * (work[2] / speed + constant) / cm,
+            "step": (work[1] / speed + constant) / between,
+            "cm": 4 / 3 * (work[1] / speed + constant) / cm,
         }.items():
             found.setdefault(name, []).append(value)
+    fitted, sizes = f"{count:,} targets, N = 10 and 50, w = 1", f"batches {batches[0]} and {batches[2]}"
     told = {
-        "rate": (setting, "solving, fitted", "GFLOP/s"),
-        "solve": (f"{small[1]:,} targets, N = 25, w = 4", "predicted / measured: solving", "×"),
-        "speed": (f"batches {batches[0]} and {batches[1]}", "training, fitted", "GFLOP/s"),
-        "constant": (
-            f"batches {batches[0]} and {batches[1]}",
-            "of a training step beside its operations, fitted",
-            "ms",
-        ),
-        "step": (f"batch {batches[2]}", "predicted / measured: step of Direct CM", "×"),
-        "cm": (f"batch {batches[2]}", "predicted / measured: step of CM", "×"),
+        "rate": (fitted, "solving: rate, fitted", "GFLOP/s"),
+        "target": (fitted, "solving: a target beside its passes, fitted", "µs"),
+        "solve": (f"{2 * count:,} targets, N = 25, w = 4", "predicted / measured: solving", "×"),
+        "speed": (sizes, "training: rate, fitted", "GFLOP/s"),
+        "constant": (sizes, "training: a step beside its operations, fitted", "ms"),
+        "step": (f"batch {batches[1]}", "predicted / measured: step of Direct CM", "×"),
+        "cm": (f"batch {batches[1]}", "predicted / measured: step of CM", "×"),
     }
     for name, (where, what, unit) in told.items():
         yield row("Cost model", case.name, where, what, unit, Spread.of(found[name]))

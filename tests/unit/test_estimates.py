@@ -301,15 +301,15 @@ def test_steps_and_jobs_take_their_time(monkeypatch, tmp_path):
     overrides = MADE_UP | changes
     experiment = config.load_experiment("digits", overrides)
     fake(monkeypatch, tmp_path / "f", {estimates.key_of(experiment): {"flops": 1000, "parameters": 10}})
-    device = estimates.Device("core", {"mlp": 1e3, "no": 1.0}, {"mlp": 0.5}, 3.0, "made up")
+    device = estimates.Device("core", {"mlp": 1e3, "no": 1.0}, {"mlp": 5e2}, {"mlp": 0.5}, 3.0, "made up")
     hours = {stage: row["hours"] * 3600 for stage, row in stages_of("digits", overrides, device).items()}
     assert hours == pytest.approx(
         {
             "data": 3,
-            "teacher": 3 * 1000 + 100 * 0.5 + 3,
+            "teacher": 3 * 1000 * 2 + 100 * 0.5 + 3,
             "teacher samples": 50 * 4 + 3,
             "targets": 1000 * 2.5 + 2 * 3,
-            "students": (3 + 4) * 100 + 2 * 20 * 0.5 + 2 * 3,
+            "students": (3 + 4) * 100 * 2 + 2 * 20 * 0.5 + 2 * 3,
             "samples": 2 * 50 * (1 + 2 + 3) + 2 * 3,
         }
     )

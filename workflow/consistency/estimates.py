@@ -25,6 +25,7 @@ class Device:
     Attributes:
         name: as the table says it.
         rates: operations a second, by precision or by kind of network.
+        training: the same of training steps, by kind of network, where it differs.
         steps: seconds of a training step beside its operations, by kind of network.
         job: seconds of a job beside its work: the start of Python and torch.
         note: where the numbers are from.
@@ -32,13 +33,14 @@ class Device:
 
     name: str
     rates: dict[str, float]
+    training: dict[str, float]
     steps: dict[str, float]
     job: float
     note: str
 
     def seconds(self, flops: float, kind: str, precision: str, steps: float, jobs: float) -> float:
         """Time of so many operations in so many training steps and jobs."""
-        rate = self.rates.get(kind) or self.rates[precision]
+        rate = (steps and self.training.get(kind)) or self.rates.get(kind) or self.rates[precision]
         return flops / rate + steps * self.steps.get(kind, 0.0) + jobs * self.job
 
 
@@ -46,13 +48,15 @@ GPU = Device(
     "GPU",
     {"bf16": 3e14, "fp16": 3e14, "no": 3e13},
     {},
+    {},
     0.0,
     "at an assumed 300 TFLOP/s in half precision and 30 in float32 (small networks reach far less)",
 )
 CPU = Device(
     "core",
-    {"mlp": 5e10, "unet": 4.4e10, "no": 4.4e10, "bf16": 4.4e10},
-    {"mlp": 2.8e-3, "unet": 0.024},
+    {"mlp": 6.0e10, "unet": 7.1e10, "no": 7.1e10, "bf16": 7.1e10},
+    {"mlp": 6.7e10, "unet": 9.3e10},
+    {"mlp": 1.6e-3, "unet": 6e-3},
     1.6,
     "at rates measured on one core that had nothing else to do (docs/scaling.md)",
 )

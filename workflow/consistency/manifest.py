@@ -27,8 +27,9 @@ def gather(path: str | Path, shards: list[Path], settings: dict[str, Any], teach
         MismatchError: shards that do not cover the draws 0..count − 1 once each.
     """
     entries, position, calls, minimum = [], 0, 0, 0
+    name = "x_0" if settings["mode"] == "paper" else "points"
     for shard in shards:
-        tensors, metadata = load_tensors(shard, framework="np")
+        tensors, metadata = load_tensors(shard, [name], framework="np", rows=1)  # all of it is checked
         if metadata.get("first") != position:
             raise MismatchError(
                 f"{shard}: starts at draw {metadata.get('first')}, expected {position}; delete it and run again"
@@ -39,7 +40,6 @@ def gather(path: str | Path, shards: list[Path], settings: dict[str, Any], teach
         entries.append({"file": Path(shard).name, "count": metadata["count"], "sha256": sha256(shard)})
     if position != settings["count"]:
         raise MismatchError(f"{path}: shards hold {position} draws, the configuration says {settings['count']}")
-    name = "x_0" if settings["mode"] == "paper" else "points"
     write_json(
         path,
         {
