@@ -54,9 +54,9 @@ GPU = Device(
 )
 CPU = Device(
     "core",
-    {"mlp": 6.0e10, "unet": 7.1e10, "no": 7.1e10, "bf16": 7.1e10},
-    {"mlp": 6.7e10, "unet": 9.3e10},
-    {"mlp": 1.6e-3, "unet": 6e-3},
+    {"mlp": 6.2e10, "unet": 7.0e10, "no": 7.0e10, "bf16": 7.0e10},
+    {"mlp": 6.7e10, "unet": 9.4e10},
+    {"mlp": 2.1e-3, "unet": 15e-3},
     1.6,
     "at rates measured on one core that had nothing else to do (docs/scaling.md)",
 )
