@@ -141,8 +141,8 @@ def figure(table: pd.DataFrame, stem: Path) -> None:
         part = steps[steps.quantity == quantity].set_index(["case", "setting"])
         places = [i + (number - 1) * 0.27 for i in range(len(groups))]
         left.bar(places, [part.value[group] for group in groups], 0.27, label=label, color=colour)
-    short = [f"{case}\n{setting.split(', batch')[0].removeprefix('DDIM, ')}" for case, setting in groups]
-    left.set_xticks(range(len(groups)), short)
+    short = ["\n".join([case, *setting.split(", batch")[0].split(", ")[1:]]) for case, setting in groups]
+    left.set_xticks(range(len(groups)), short, fontsize=6.5)
     left.set(yscale="log", ylabel="ms a Direct CM step", title="One training step")
     left.legend(loc="upper left")
     left.margins(y=0.35)
@@ -152,7 +152,7 @@ def figure(table: pd.DataFrame, stem: Path) -> None:
     right.axvline(1, color="0.3", linewidth=0.8, linestyle="--")
     right.set_yticks(range(len(shares)), labels, fontsize=5.5)
     right.invert_yaxis()
-    right.set(xlabel="share of the network's own rate (1: nothing lost)", xlim=(0, 1.1), title="Overheads")
+    right.set(xlabel="share of the network's own rate", xlim=(0, 1.2), title="Overheads (1: nothing lost)")
     drawing.tight_layout()
     for kind in ("pdf", "png"):
         with atomic(stem.with_suffix(f".{kind}")) as temporary:
