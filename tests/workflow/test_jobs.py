@@ -119,7 +119,7 @@ def test_signals_retries_and_ctrl_c(tmp_path, run, undisturbed):
 
 def test_another_stage_ends_at_once_and_leaves_nothing(run, undisturbed):
     project = undisturbed
-    project.configure(TEACHER | {"targets": {"count": 40_000, "shards": 1}})
+    project.configure(TEACHER | {"targets": {"count": 400_000, "shards": 1}})
     shard = "results/digits/targets/paper-ddim-n5-w1/shard-0.safetensors"
     running = run(project, shard)
     job = running.job("solve_targets")

@@ -142,6 +142,11 @@ def key_of(experiment: Experiment, hub: str | None = None) -> str:
     return json.dumps([network, list(shape), classes], sort_keys=True)
 
 
+def operations() -> dict[str, dict[str, int]]:
+    """Network (`key_of`) → parameters, and flops of one forward pass."""
+    return json.loads(FLOPS.read_text(encoding="utf-8"))
+
+
 def device_of(experiment: Experiment) -> Device:
     """What the preset's jobs run on."""
     return GPU if experiment.gpu else CPU
@@ -159,7 +164,7 @@ def estimate(
         device: by default the one of `device_of`.
     """
     device = device or device_of(experiment)
-    known = json.loads(FLOPS.read_text(encoding="utf-8"))
+    known = operations()
     shape, count, _ = shape_of(experiment)
     teacher, student, pairs = experiment.teacher, experiment.student.training, experiment.consistency_training
     sample, targets, evaluation = 4 * _product(shape), experiment.targets, experiment.evaluation

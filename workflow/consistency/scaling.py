@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
-from .config import PRESETS, expand, load_experiment
-from .estimates import CALLS, FLOPS, device_of, estimate, key_of, shape_of
+from .config import PRESETS, expand, load
+from .estimates import CALLS, device_of, estimate, key_of, operations, shape_of
 from .settings import Experiment
 
 PRICE = {"GPU": 2.5, "core": 0.03}  # dollars an hour that are assumed, of a data-centre GPU and of a CPU core
@@ -26,7 +24,7 @@ def targets(
     """
     device, teacher = device_of(experiment), experiment.teacher
     hub = teacher.hub.repo if teacher.source == "hub" else None
-    known = json.loads(FLOPS.read_text(encoding="utf-8"))[key_of(experiment, hub)]
+    known = operations()[key_of(experiment, hub)]
     calls = count * (n_steps + 1) / 2 * CALLS.get(solver, 1) * (1 if guidance == 1 else 2)
     flops = calls * known["flops"]
     kind = experiment.network.kind if hub is None else ""
@@ -43,8 +41,10 @@ def tables() -> str:
         "| preset | runs | teacher calls for targets | PFLOP | hours | of a | GB on disk | dollars |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    experiments = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
-    known = {name: load_experiment(name) for name, path in experiments.items() if "suite:" not in path.read_text()}
+    found = {}
+    for path in PRESETS.glob("*.yaml"):
+        found |= load({"experiments": [path.stem]})[1]  # a suite is its experiments
+    known = dict(sorted(found.items()))
     for name, experiment in known.items():
         runs, device = expand(name, experiment), device_of(experiment)
         stages = estimate(experiment, runs, device)

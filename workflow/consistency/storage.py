@@ -394,4 +394,5 @@ def verify(folder: str | os.PathLike) -> tuple[int, list[str]]:
 def _first(file: Any, name: str, rows: int) -> Any:
     """The first rows of a tensor of an open safetensors file, or all of a shorter one."""
     part = file.get_slice(name)
-    return part[: min(rows, part.get_shape()[0])]
+    count = part.get_shape()[0]
+    return part[: min(rows, count)] if count else file.get_tensor(name)
