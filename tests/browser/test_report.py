@@ -59,7 +59,9 @@ def test_every_item_shows_and_reads(project, opened, width):
         page.get_by_text("Does solving a diffusion model").wait_for()
         for rows in tables_of_items(page):
             for row in range(rows.count()):
+                before = page.evaluate("app.state.resultPath")
                 rows.nth(row).locator("a").first.click()
+                page.wait_for_function("before => app.state.resultPath && app.state.resultPath !== before", arg=before)
                 path = page.evaluate("app.state.resultPath")
                 seen.add(path)
                 (see_picture if path.endswith(".png") else see_page)(page, project.folder / path)
