@@ -55,8 +55,8 @@ def last_run(folder: Path, cores: int) -> Iterator[Row]:
     for job in known:
         rules.setdefault(job["rule"], []).append(job["endtime"] - job["starttime"])
     for rule, seconds in sorted(rules.items(), key=lambda item: -sum(item[1]))[:8]:
-        what = f"{rule}: seconds of a job"
-        yield row("Workflow", "the last run", f"{len(seconds)} jobs", what, "s", Spread.of(seconds))
+        what, note = f"{rule}: seconds of a job", f"{sum(seconds) / busy:.0%} of all jobs' time"
+        yield row("Workflow", "the last run", f"{len(seconds)} jobs", what, "s", Spread.of(seconds), note)
 
 
 def timed(*arguments: str) -> tuple[float, str]:
