@@ -31,7 +31,8 @@ localrules:
     paper,
 
 
-# Before any job: a sign of life for `make resume`; whether the files that are needed are here, or can be had.
+# Before any job: a sign of life for `make resume`; whether the files that are needed are here, or can be had; the process
+# that jobs on this machine start from.
 onstart:
     LIVING.append(hold(".snakemake/running", share=True))
     missing = [
@@ -39,6 +40,8 @@ onstart:
     ]
     if missing:
         raise WorkflowError("\n".join(missing))
+    if workflow.local_exec and not (workflow.remote_exec or workflow.subprocess_exec):
+        _warm.start(*imports())
 
 
 rule all:
@@ -62,3 +65,4 @@ include: "workflow/rules/report.smk"
 
 
 remember_signatures()
+one_timer()

@@ -5,6 +5,8 @@ import inspect
 import os
 import re
 import sys
+import threading
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import FunctionType
@@ -27,7 +29,9 @@ elif isinstance(HERE, LocalSourceFile):
 else:
     raise WorkflowError(f"{HERE}: as a module the workflow is a folder, github(…) or gitlab(…)")
 sys.path.insert(0, str(WORKFLOW))
+sys.path.append(str(WORKFLOW / "scripts"))
 
+import _warm
 from consistency import config as settings
 from consistency import estimates, preflight, provenance
 from consistency.errors import ConsistencyError
@@ -138,6 +142,14 @@ def row_of(run):
     return {key: getattr(run, key) for key in ("run", "method", "solver", "n_steps", "guidance", "seed")}
 
 
+def imports():
+    """What jobs of these experiments import that others do without."""
+    found = [e.network.kind == "unet" and "diffusers.models.unets.unet_2d" for e in EXPERIMENTS.values()]
+    found += [run.parameters == "lora" and "peft" for runs in RUNS.values() for run in runs.values()]
+    found = sorted({module for module in found if module})
+    return ["consistency.compat:ensure_torchvision", *found] if found else []
+
+
 def pattern(names):
     """A wildcard pattern that matches these names and no others (none: matches nothing)."""
     return _branches(sorted(set(names))) or "(?!)"
@@ -165,6 +177,24 @@ def remember_signatures():
                 function = getattr(function, "callable", function)
                 if isinstance(function, FunctionType):
                     function.__signature__ = inspect.signature(function)
+
+
+def one_timer():
+    """Each round of Snakemake's scheduler starts a timer that brings about another round, so that there are as many
+    rounds a second as jobs have ended: a third of a core at a thousand jobs. Here one timer waits at a time, and none
+    when Snakemake ends."""
+    timers = []
+
+    def schedule(scheduler, delay):
+        if not timers:
+            timers.append(threading.Timer(delay, lambda: (timers.clear(), scheduler._open_jobs.release())))
+            timers[0].daemon = True
+            timers[0].start()
+
+    with suppress(ImportError):  # of another release
+        from snakemake.scheduling.job_scheduler import JobScheduler
+
+        JobScheduler._schedule_reevalutation = schedule
 
 
 def sources_of(experiment):

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import _warm
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 FORMAT = "%(asctime)s %(message)s"
@@ -40,6 +42,9 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     if not network:
         os.environ["HF_HUB_OFFLINE"] = "1"
     from consistency import parallel
+
+    if snakemake.threads == 1 and not (network or snakemake.resources.get("gpu")):
+        _warm.run_there(sys.argv[0])
     from consistency.errors import ConsistencyError
     from consistency.locks import hold, release
     from consistency.preemption import SIGNALS, name_of

@@ -1,0 +1,193 @@
+"""The process that jobs start from: their results, ends and errors are those of jobs that start afresh."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+import soak
+from helpers import ROOT, Project
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs start afresh on other systems")
+SCRIPTS = ROOT / "workflow" / "scripts"
+METRICS = "results/digits/metrics/cm-ddim-n5-w1-s0.json"
+STUDENT = "results/digits/students/cm-ddim-n5-w1-s0"
+
+
+def harness(folder, body, script, **environment):
+    """Run a Python text beside a server of its own that imports nothing; `run(*, signal)` starts the job `script`."""
+    (folder / "tmp0.stage.py").write_text(
+        f"import sys; sys.path.append({str(SCRIPTS)!r})\nimport _warm; _warm.run_there(sys.argv[0])\n"
+        + textwrap.dedent(script)
+    )
+    text = f"""
+import os, signal, subprocess, sys, time
+sys.path.append({str(SCRIPTS)!r})
+import _warm
+_warm.MODULES = ()
+_warm.start()
+job = [sys.executable, "tmp0.stage.py"]
+{textwrap.dedent(body)}
+"""
+    known = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
+    return subprocess.run(
+        [sys.executable, "-c", text], cwd=folder, env=known, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("end, code, said", [
+    ("pass", 0, ""), ("sys.exit(3)", 3, ""), ("sys.exit('too bad')", 1, "too bad\n"), ("os._exit(4)", 4, ""),
+    ("raise ValueError('odd')", 1, "ValueError: odd\n"), ("os.kill(os.getpid(), 11)", -11, ""),
+    ("os.kill(os.getpid(), 9)", -9, ""),
+])  # fmt: skip
+def test_a_job_ends_as_its_fork_does(tmp_path, end, code, said):
+    done = harness(tmp_path, "sys.exit(str(subprocess.run(job).returncode))", f"import os\n{end}\n")
+    assert done.stderr.endswith(f"{said}{code}\n")
+    assert done.stderr.count("\n") == (1 if not said else 2 if "Error" not in said else done.stderr.count("\n"))
+
+
+def test_a_fork_has_the_surroundings_of_its_job(tmp_path):
+    """Folder, environment, arguments, mask, standard output and input; the server keeps its own."""
+    body = """
+    for number in range(2):
+        folder = f"place{number}"
+        os.mkdir(folder)
+        job = [sys.executable, os.path.abspath("tmp0.stage.py")]
+        known = {k: v for k, v in os.environ.items() if k != "ONLY0"} | {f"ONLY{number}": "yes"}
+        with open("said", "a") as said:
+            subprocess.run(job, cwd=folder, env=known, umask=0o27, stdout=said, input=b"given", check=True)
+    """
+    script = """
+    import json, os
+    mask = os.umask(0)
+    names = sorted(name for name in os.environ if name.startswith(("ONLY", "CONSISTENCY_WARM")))
+    print(json.dumps([os.getcwd(), names, mask, sys.argv, sys.stdin.read(), os.getppid() != os.getpid()]))
+    """
+    done = harness(tmp_path, body, script)
+    assert done.returncode == 0, done.stderr
+    for number, line in enumerate((tmp_path / "said").read_text().splitlines()):
+        folder, names, mask, arguments, given, _ = json.loads(line)
+        assert folder == str(tmp_path / f"place{number}")
+        assert names == [f"ONLY{number}"]
+        assert mask == 0o27
+        assert arguments == [str(tmp_path / "tmp0.stage.py")]
+        assert given == "given"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_signals_are_passed_on(tmp_path, name):
+    body = f"""
+    process = subprocess.Popen(job)
+    while not os.path.exists("ready"):
+        time.sleep(0.01)
+    process.send_signal(signal.{name})
+    print(process.wait())
+    """
+    script = f"""
+    import signal, time
+    signal.signal(signal.{name}, lambda number, frame: sys.exit(f"heard {{number}}"))
+    open("ready", "w").close()
+    time.sleep(30)
+    """
+    done = harness(tmp_path, body, script)
+    assert done.stdout == "1\n"
+    assert done.stderr == f"heard {getattr(signal, name).value}\n"
+
+
+def test_a_fork_dies_with_its_job_and_the_server_with_its_parent(tmp_path):
+    body = """
+    process = subprocess.Popen(job)
+    while not os.path.exists("ready"):
+        time.sleep(0.01)
+    server = _warm._kept[1].pid
+    print(server, open("ready").read(), flush=True)
+    process.kill()
+    os._exit(0)
+    """
+    script = """
+    import os, time
+    with open("written", "w") as file: file.write(str(os.getpid()))
+    os.rename("written", "ready")
+    time.sleep(60)
+    """
+    done = harness(tmp_path, body, script)
+    pids = [int(word) for word in done.stdout.split()]
+    assert len(set(pids)) == 2
+    end = time.monotonic() + 10
+    while alive := [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]:
+        assert time.monotonic() < end, alive
+        time.sleep(0.01)
+
+
+def test_without_the_server_a_job_starts_afresh(tmp_path):
+    script = "import os\nprint(os.getppid() == int(os.environ['ABOVE']))\n"
+    body = """
+    {}
+    os.environ["ABOVE"] = str(os.getpid())
+    subprocess.run(job, check=True)
+    """
+    killed = "_warm._kept[1].kill(); _warm._kept[1].wait()"
+    assert harness(tmp_path, body.format("pass"), script).stdout == "False\n"
+    assert harness(tmp_path, body.format(killed), script).stdout == "True\n"
+    other = "os.environ['CONSISTENCY_WARM'] = os.environ['CONSISTENCY_WARM'].replace(sys.prefix, '/other')"
+    assert harness(tmp_path, body.format(other), script).stdout == "True\n"
+    assert harness(tmp_path, body.format("pass"), script, CONSISTENCY_WARM="no").stdout == "True\n"
+
+
+def test_a_server_killed_under_a_job_is_told(tmp_path):
+    body = """
+    process = subprocess.Popen(job)
+    while not os.path.exists("ready"):
+        time.sleep(0.01)
+    _warm._kept[1].kill()
+    os.rename("ready", "go")
+    sys.exit(process.wait() or "no error")
+    """
+    script = """
+    import os, time
+    open("ready", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    """
+    done = harness(tmp_path, body, script)
+    assert done.returncode == 1
+    assert done.stderr == "the process that jobs start from (_warm.py) was killed; run again\n"
+
+
+def test_results_are_those_of_fresh_processes(finished, tmp_path, monkeypatch):
+    """The same bytes, from data to metrics."""
+    monkeypatch.setenv("CONSISTENCY_WARM", "no")
+    project = Project(tmp_path)
+    project.snakemake(METRICS)
+    found, expected = soak.outcome(tmp_path / "results"), soak.outcome(finished.folder / "results")
+    assert len(found) >= 12
+    assert [name for name in found if found[name] != expected[name]] == []
+
+
+def test_jobs_of_several_threads_start_afresh(finished, tmp_path):
+    """By their own word in the lock file: the process that trains is a child of the server, or the job itself."""
+    parents = {}
+    for threads in (1, 2):
+        project = Project(tmp_path / str(threads))
+        training = {"steps": 3000, "checkpoint_every": 10_000, "threads": threads}
+        project.configure({"teacher": {"training": training}})
+        lock = project.folder / "results/logs/digits/train_teacher.log.lock"
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", "results/digits/teacher"]
+        known = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        with open(tmp_path / f"{threads}.out", "w") as output:
+            running = subprocess.Popen(command, cwd=project.folder, env=known, stdout=output, stderr=output)
+        while not (lock.exists() and lock.read_text()):
+            assert running.poll() is None, (tmp_path / f"{threads}.out").read_text()
+            time.sleep(0.01)
+        job = psutil.Process(int(lock.read_text().split()[1]))
+        parents[threads] = job.parent().cmdline()
+        assert ("_warm.py" in " ".join(job.cmdline())) == (threads == 1)
+        running.terminate()
+        running.wait()
+    assert any(word.endswith("_warm.py") for word in parents[1])
+    assert not any(word.endswith("_warm.py") for word in parents[2])

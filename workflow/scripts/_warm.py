@@ -1,0 +1,199 @@
+"""A process that has torch and the library imported already, and forks itself for every job: importing them takes a job
+1.5 s, which in a run of many short jobs is a third of the time.
+
+`start` begins it beside a snakemake that runs its jobs on this machine; `run_there` is the job's own process asking.
+That one stays, as what Snakemake, `ps` and signals see: it passes signals on and ends as the fork does. The fork dies
+with it, even of kill −9, and the server with its snakemake. Linux alone; elsewhere, and for jobs with several threads
+or GPUs, which are to begin with a fresh process, nothing of this happens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+ADDRESS = "CONSISTENCY_WARM"  # where the server listens, and for which interpreter; "no" in the environment: no server
+PASSED_ON = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGCONT")
+# What jobs import, in the order of need.
+MODULES = (
+    "snakemake.script",
+    "torch",
+    "consistency.data",
+    "consistency.sampling",
+    "consistency.metrics.measure",
+    "consistency.metrics.classifier",
+    "consistency.fitting",
+    "consistency.optimizers",
+    "accelerate",
+    "scipy.optimize",
+    "pandas",
+    "consistency.figures.style",
+)
+
+
+def start(*more: str) -> None:
+    """Start the server, which imports `MODULES` and more and ends when this process does.
+
+    Args:
+        more: modules, or module:function for a call without arguments.
+    """
+    if sys.platform != "linux" or ADDRESS in os.environ:
+        return
+    ours, theirs = os.pipe()  # its other end closes when this process ends
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("")  # an abstract address, of the kernel's choice: no file that could be left over
+        listener.listen(128)
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        descriptors = listener.fileno(), ours
+        command = [sys.executable, __file__, *map(str, descriptors), *MODULES, *more]
+        options = {"stdin": subprocess.DEVNULL, "pass_fds": descriptors, "process_group": 0, "env": environment}
+        _kept.extend([theirs, subprocess.Popen(command, **options)])
+        os.environ[ADDRESS] = f"{listener.getsockname()[1:].decode()} {sys.prefix}"
+    os.close(ours)
+
+
+_kept: list[object] = []  # as long as this process lives
+
+
+def run_there(script: str) -> None:
+    """Run a Python file in a fork of the server, and end as it ends. Returns where there is no server."""
+    name, _, prefix = os.environ.get(ADDRESS, "no").partition(" ")
+    if prefix != sys.prefix:
+        return
+    with socket.socket(socket.AF_UNIX) as connection:
+        environment = {key: value for key, value in os.environ.items() if key != ADDRESS}
+        mask = os.umask(0)
+        os.umask(mask)
+        request = {"script": script, "folder": os.getcwd(), "environment": environment, "mask": mask}
+        answers = connection.makefile("r")
+        try:
+            connection.connect(f"\0{name}")
+            if _user(connection) != os.getuid():
+                return
+            socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [0, 1, 2])
+            fork = int(answers.readline())
+        except (OSError, ValueError):  # it ended, before it took the job
+            return
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            with suppress(ProcessLookupError):
+                os.kill(fork, number)
+
+        for signal_name in PASSED_ON:
+            signal.signal(getattr(signal, signal_name), pass_on)
+        if not (answer := answers.readline()):
+            sys.exit("the process that jobs start from (_warm.py) was killed; run again")
+        code = int(answer)
+    if code < 0:  # it died of a signal, and so does this
+        with suppress(OSError):  # SIGKILL
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def _user(connection: socket.socket) -> int:
+    """Who is at the other end: an abstract address has no permissions."""
+    return struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+
+
+def _serve(listener: socket.socket, lifeline: int, modules: Iterator[str]) -> None:
+    """Fork for every connection until the lifeline's other end closes and no fork is left; import what is to be
+    imported as soon as no connection waits."""
+    waiting = selectors.DefaultSelector()
+    waiting.register(listener, selectors.EVENT_READ)
+    waiting.register(lifeline, selectors.EVENT_READ)
+    forks: dict[int, tuple[int, socket.socket]] = {}
+    while forks or lifeline in waiting.get_map():
+        if module := next(modules, ""):
+            name, _, function = module.partition(":")
+            with suppress(Exception):  # a job that needs it will say what is wrong
+                imported = importlib.import_module(name)
+                if function:
+                    getattr(imported, function)()
+            gc.freeze()
+        for key, _ in waiting.select(0 if module else None):
+            if key.fileobj is listener:
+                connection, _ = listener.accept()
+                if _user(connection) != os.getuid():
+                    connection.close()
+                elif pid := os.fork():
+                    forks[ended := os.pidfd_open(pid)] = pid, connection
+                    waiting.register(ended, selectors.EVENT_READ)
+                else:
+                    waiting.close()
+                    listener.close()
+                    _become_job(connection)
+            elif key.fileobj == lifeline:
+                waiting.unregister(lifeline)
+                waiting.unregister(listener)
+                listener.close()
+            else:
+                waiting.unregister(key.fileobj)
+                os.close(key.fileobj)
+                pid, connection = forks.pop(key.fileobj)
+                with suppress(OSError), connection:  # the job's process may be gone
+                    connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def _become_job(connection: socket.socket) -> None:
+    """In a fork: take over a job's surroundings and run its script; does not return."""
+    code = 1
+    try:
+        text, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+        while not text.endswith(b"\n"):
+            if not (more := connection.recv(1 << 16)):
+                os._exit(1)
+            text += more
+        request = json.loads(text)
+        # From here on the kernel kills this process when the other end closes.
+        fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(connection, 10, signal.SIGKILL)  # F_SETSIG
+        fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
+        os.chdir(request["folder"])
+        os.umask(request["mask"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        signal.signal(signal.SIGINT, _INTERRUPT)
+        script = request["script"]
+        ctypes.CDLL(None).prctl(15, Path(script).suffixes[-2][1:].encode())  # PR_SET_NAME, for `top`
+        sys.argv, sys.path[0] = [script], str(Path(script).parent)
+        connection.sendall(b"%d\n" % os.getpid())
+        runpy.run_path(script, run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _INTERRUPT = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is passed on by the job's process
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), iter(sys.argv[3:]))
