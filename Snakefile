@@ -40,7 +40,7 @@ onstart:
     ]
     if missing:
         raise WorkflowError("\n".join(missing))
-    if workflow.local_exec and not (workflow.remote_exec or workflow.subprocess_exec):
+    if has_many_jobs_here():
         _warm.start(*imports())
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from consistency.schedules import VPSchedule
 from consistency.storage import load_tensors, save_tensors
 from consistency.streams import generator
 from consistency.teachers import Teacher, network_time
-from timing import Spread, clock, paired, ratio
+from timing import Spread, clock, paired, ratio, synchronise
 from torch.utils.flop_counter import FlopCounterMode
 
 Row = dict[str, Any]
@@ -300,42 +302,47 @@ def solving(case: Case, n_steps: int, guidance: float, count: int, rounds: int) 
 
 
 def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
-    """A step of the training loop, over `steps` of them (4 or more), against the bare step of the same network."""
-    teacher, every = case.teacher(), steps // 4
+    """Steps of the training loop, each measured beside a bare step of the same network: a round is `steps` pairs."""
+    teacher = case.teacher()
+    loops: dict[str, list[list[float]]] = {"loop": [], "loop with EMA": []}
+    bares: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         shard = solve_shard(case, teacher, Path(folder), max(8 * case.train_batch, 1024), 10, 1)
         reader = targets.TargetReader(shard.manifest, VPSchedule(), case.train_batch, 0)
         bare = Student(case)
         batch = {name: value.to(bare.device) for name, value in reader(0).items()}
-        loops: dict[str, list[float]] = {"loop": [], "loop with EMA": []}
 
         def loop(name: str, ema: float | None) -> None:
-            options = training.Settings(
-                steps, case.train_batch, 1e-4, ema_decay=ema, precision=case.precision, log_every=every
-            )
+            ends: list[tuple[float, float]] = []  # when the loop asks for a step's batch, and when it gets to work
+
+            def batch_at(step: int) -> dict[str, torch.Tensor]:
+                synchronise()
+                asked = time.perf_counter()
+                bare.step(batch)
+                synchronise()
+                ends.append((asked, time.perf_counter()))
+                return reader(step)
+
+            options = training.Settings(steps + 3, case.train_batch, 1e-4, ema_decay=ema, precision=case.precision)
             side = Path(folder) / name.replace(" ", "-")
             model = students.ConsistencyFunction(case.build(), VPSchedule())
-            records = training.train(model, objectives.direct, distances.mse, reader, options, 0, side, {"": name})
+            training.train(model, objectives.direct, distances.mse, batch_at, options, 0, side, {"": name})
             training.finish(side)
-            rates = [case.train_batch / record["samples_per_s"] for record in records[1:]]
-            loops[name].append(Spread.of(rates).median)
+            own = [b[0] - a[1] for a, b in itertools.pairwise(ends)][2:]  # the first ones make the optimiser's state
+            beside = [done - asked for asked, done in ends][2:-1]
+            loops[name].append([Spread.of(own).median, ratio(own, beside).median])
+            bares.append(Spread.of(beside).median)
 
-        found = paired(
-            {
-                "loop": lambda: loop("loop", None),
-                "bare": lambda: [bare.step(batch) for _ in range(every)],
-                "loop with EMA": lambda: loop("loop with EMA", 0.999),
-            },
-            rounds,
-        )
-    times = [seconds / every for seconds in found["bare"]]
+        paired({"loop": lambda: loop("loop", None), "loop with EMA": lambda: loop("loop with EMA", 0.999)}, rounds)
     section, setting = "Training step", f"Direct CM, batch {case.train_batch}"
-    yield row(section, case.name, setting, "forward, backward, AdamW", "ms", Spread.of([1e3 * v for v in times]))
+    yield row(
+        section, case.name, setting, "forward, backward, AdamW", "ms", Spread.of([1e3 * value for value in bares[2:]])
+    )
     for name, values in loops.items():
-        measured = values[1:]  # the first round does not count
+        measured, ratios = zip(*values[1:], strict=True)  # the first round does not count
         yield row(section, case.name, setting, f"step of the {name}", "ms", Spread.of([1e3 * v for v in measured]))
-        note = "data, clipping, logging, progress, reseeding included"
-        yield row(section, case.name, setting, f"{name} / bare step", "×", ratio(measured, times), note)
+        note = f"data, clipping, logging, progress, reseeding included; {steps} steps of each in turn a round"
+        yield row(section, case.name, setting, f"{name} / bare step", "×", Spread.of(list(ratios)), note)
 
 
 def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: int) -> Iterator[Row]:

@@ -243,7 +243,7 @@ class TargetReader:
         tensors = self._tensors(shard)
         if self.manifest["mode"] == "paper":
             k = tensors["k"][items]
-            pair = {name: tensors[name][items] for name in ("x_s", "x_n", "x_0", "cond")}
+            pair = {name: tensors[name].index_select(0, items) for name in ("x_s", "x_n", "x_0", "cond")}
         else:
             row, k = items // self.pairs, items % self.pairs
             points = tensors["points"]

@@ -278,7 +278,10 @@ def _parts(batch: Batch, number: int) -> list[Batch]:
 
 def _clip(parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
     """`clip_grad_norm_`, which multiplies all gradients also where it multiplies them by one; returns their norm."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    # as torch.nn.utils.get_total_norm, which sorts them by device first
+    norm = torch.linalg.vector_norm(
+        torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
+    )
     if norm + 1e-6 > limit:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

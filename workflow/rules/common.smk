@@ -8,6 +8,7 @@ import sys
 import threading
 from contextlib import suppress
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import FunctionType
 
@@ -140,6 +141,12 @@ def condition_of(wildcards):
 def row_of(run):
     """The columns of metrics.csv that name a run."""
     return {key: getattr(run, key) for key in ("run", "method", "solver", "n_steps", "guidance", "seed")}
+
+
+def has_many_jobs_here():
+    """Whether this snakemake runs more than a few jobs on this machine."""
+    inside = workflow.remote_exec or workflow.subprocess_exec  # of a job
+    return workflow.local_exec and not inside and len(list(islice(workflow.dag.needrun_jobs(), 5))) == 5
 
 
 def imports():
