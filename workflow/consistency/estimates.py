@@ -57,7 +57,7 @@ CPU = Device(
     {"mlp": 6.2e10, "unet": 7.0e10, "no": 7.0e10, "bf16": 7.0e10},
     {"mlp": 6.7e10, "unet": 9.4e10},
     {"mlp": 2.1e-3, "unet": 15e-3},
-    1.6,
+    0.15,
     "at rates measured on one core that had nothing else to do (docs/scaling.md)",
 )
 BACKWARD = 2  # a backward pass costs about two forward passes
