@@ -53,7 +53,7 @@ def start(*more: str) -> None:
     Args:
         more: modules, or module:function for a call without arguments.
     """
-    if sys.platform != "linux" or ADDRESS in os.environ:
+    if ADDRESS in os.environ or not _possible():
         return
     ours, theirs = os.pipe()  # its other end closes when this process ends
     with socket.socket(socket.AF_UNIX) as listener:
@@ -72,6 +72,24 @@ def start(*more: str) -> None:
 _kept: list[object] = []  # as long as this process lives
 
 
+def _possible() -> bool:
+    """Whether this kernel can do what `_serve` and `_become_job` ask of it: Linux from 5.3 on."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+        one, other = socket.socketpair()
+        with one, other:
+            _signal_end(one)  # to nobody: it has no owner
+        return True
+    except (AttributeError, OSError):
+        return False
+
+
+def _signal_end(connection: socket.socket) -> None:
+    """Have the kernel kill the connection's owner when the other end closes."""
+    fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
+
+
 def run_there(script: str) -> None:
     """Run a Python file in a fork of the server, and end as it ends. Returns where there is no server."""
     name, _, prefix = os.environ.get(ADDRESS, "no").partition(" ")
@@ -88,7 +106,7 @@ def run_there(script: str) -> None:
             if _user(connection) != os.getuid():
                 return
             socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [0, 1, 2])
-            fork = int(answers.readline())
+            fork = int(answers.readline().removeprefix("fork "))
         except (OSError, ValueError):  # it ended, before it took the job
             return
 
@@ -100,7 +118,7 @@ def run_there(script: str) -> None:
             signal.signal(getattr(signal, signal_name), pass_on)
         if not (answer := answers.readline()):
             sys.exit("the process that jobs start from (_warm.py) was killed; run again")
-        code = int(answer)
+        code = int(answer.removeprefix("end "))
     if code < 0:  # it died of a signal, and so does this
         with suppress(OSError):  # SIGKILL
             signal.signal(-code, signal.SIG_DFL)
@@ -137,19 +155,20 @@ def _serve(listener: socket.socket, lifeline: int, modules: Iterator[str]) -> No
                     forks[ended := os.pidfd_open(pid)] = pid, connection
                     waiting.register(ended, selectors.EVENT_READ)
                 else:
-                    waiting.close()
-                    listener.close()
+                    for end in (waiting, listener, *(other for _, other in forks.values())):
+                        end.close()
                     _become_job(connection)
             elif key.fileobj == lifeline:
                 waiting.unregister(lifeline)
                 waiting.unregister(listener)
                 listener.close()
+                break  # the listener may be among what was ready
             else:
                 waiting.unregister(key.fileobj)
                 os.close(key.fileobj)
                 pid, connection = forks.pop(key.fileobj)
                 with suppress(OSError), connection:  # the job's process may be gone
-                    connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                    connection.sendall(b"end %d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 def _become_job(connection: socket.socket) -> None:
@@ -162,10 +181,8 @@ def _become_job(connection: socket.socket) -> None:
                 os._exit(1)
             text += more
         request = json.loads(text)
-        # From here on the kernel kills this process when the other end closes.
         fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(connection, 10, signal.SIGKILL)  # F_SETSIG
-        fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
+        _signal_end(connection)
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
             os.close(descriptor)
@@ -176,9 +193,9 @@ def _become_job(connection: socket.socket) -> None:
         os.environ.update(request["environment"])
         signal.signal(signal.SIGINT, _INTERRUPT)
         script = request["script"]
-        ctypes.CDLL(None).prctl(15, Path(script).suffixes[-2][1:].encode())  # PR_SET_NAME, for `top`
+        ctypes.CDLL(None).prctl(15, Path(script).stem.rpartition(".")[2].encode())  # PR_SET_NAME, for `top`
         sys.argv, sys.path[0] = [script], str(Path(script).parent)
-        connection.sendall(b"%d\n" % os.getpid())
+        connection.sendall(b"fork %d\n" % os.getpid())
         runpy.run_path(script, run_name="__main__")
         code = 0
     except SystemExit as end:
