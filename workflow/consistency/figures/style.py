@@ -62,16 +62,18 @@ def looks(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def shown(runs: list[dict[str, Any]]) -> tuple[list[str], str]:
-    """The first `PANELS` conditions, and a note where there are more."""
+    """The conditions; of more than `PANELS` that many, evenly spread over the table of runs, and a note."""
     groups = list(dict.fromkeys(run["group"] for run in runs))
-    more = f"{PANELS} of {len(groups)} conditions; all are in metrics.csv" if len(groups) > PANELS else ""
-    return groups[:PANELS], more
+    if len(groups) <= PANELS:
+        return groups, ""
+    chosen = [groups[i * len(groups) // PANELS] for i in range(PANELS)]
+    return chosen, f"{PANELS} of {len(groups)} conditions; all are in metrics.csv"
 
 
 def heading(group: str) -> str:
     """A condition over two lines, for a panel's title."""
-    solver, rest = condition_label(group).split(", ", 1)
-    return f"{solver}\n{rest}"
+    solver, steps, guidance, *extra = condition_label(group).split(", ")
+    return f"{', '.join([solver, *extra])}\n{steps}, {guidance}"
 
 
 def legend(figure: Figure, note: str = "") -> None:

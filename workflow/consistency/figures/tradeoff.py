@@ -69,7 +69,9 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
             if row == 0:
                 axes.set_title(f"guidance w = {scale:g}")
             else:
-                axes.set_xlabel(f"ODE error (mean squared error per {unit})")
+                axes.set_xlabel(
+                    f"ODE error (mean squared error per {unit})" if len(scales) < 3 else f"ODE error\n(MSE per {unit})"
+                )
             if column == 0:
                 axes.set_ylabel(f"{distance} to\n{phrase}")
     style.legend(figure, f"{distance} in features of {extractor}; bars: 95 % interval over seeds")
