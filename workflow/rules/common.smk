@@ -188,8 +188,7 @@ def remember_signatures():
 
 def one_timer():
     """Each round of Snakemake's scheduler starts a timer that brings about another round, so that there are as many
-    rounds a second as jobs have ended: a third of a core at a thousand jobs. Here one timer waits at a time, and none
-    when Snakemake ends."""
+    rounds a second, and threads, as jobs have ended. Here one timer waits at a time, and none when Snakemake ends."""
     timers = []
 
     def schedule(scheduler, delay):
