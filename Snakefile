@@ -40,8 +40,7 @@ onstart:
     ]
     if missing:
         raise WorkflowError("\n".join(missing))
-    if has_many_jobs_here():
-        _warm.start(*imports())
+    start_jobs_warm()
 
 
 rule all:

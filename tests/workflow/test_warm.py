@@ -25,16 +25,15 @@ METRICS = "results/digits/metrics/cm-ddim-n5-w1-s0.json"
 def harness(folder, body, script, **environment):
     """Run a Python text beside a server of its own that imports nothing; `run(*, signal)` starts the job `script`."""
     (folder / "tmp0.stage.py").write_text(
-        f"import sys; sys.path.append({str(SCRIPTS)!r})\nimport _warm; _warm.run_there(sys.argv[0])\n"
-        + textwrap.dedent(script)
+        f"import sys; sys.path.append({str(SCRIPTS)!r})\nfrom _job import job\n" + textwrap.dedent(script)
     )
     text = f"""
-import os, signal, subprocess, sys, time
+import os, shlex, signal, subprocess, sys, time
 sys.path.append({str(SCRIPTS)!r})
 import _warm
 _warm.MODULES = ()
-_warm.start()
-job = [sys.executable, "tmp0.stage.py"]
+first = shlex.split(_warm.start() or f"{{sys.executable}} {SCRIPTS}/_start.py")
+job = [*first, sys.executable, "tmp0.stage.py"]
 {textwrap.dedent(body)}
 """
     known = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
@@ -60,7 +59,7 @@ def test_a_fork_has_the_surroundings_of_its_job(tmp_path):
     for number in range(2):
         folder = f"place{number}"
         os.mkdir(folder)
-        job = [sys.executable, os.path.abspath("tmp0.stage.py")]
+        job = [*first, sys.executable, os.path.abspath("tmp0.stage.py")]
         known = {k: v for k, v in os.environ.items() if k != "ONLY0"} | {f"ONLY{number}": "yes"}
         with open("said", "a") as said:
             subprocess.run(job, cwd=folder, env=known, umask=0o27, stdout=said, input=b"given", check=True)
@@ -127,6 +126,31 @@ def test_a_fork_dies_with_its_job_and_the_server_with_its_parent(tmp_path):
         time.sleep(0.01)
 
 
+def test_another_workflow_s_script_starts_afresh(tmp_path):
+    """One that does not know of forks, such as a script that a user adds, whatever its threads."""
+    body = """
+    os.environ["ABOVE"] = str(os.getpid())
+    with open("tmp0.stage.py", "w") as file:
+        file.write("import os\\nprint(os.getppid() == int(os.environ['ABOVE']), 'CONSISTENCY_FORKED' in os.environ)\\n")
+    subprocess.run(job, check=True)
+    subprocess.run([*first, "sh", "-c", "exit 3"]).returncode == 3 or sys.exit("exit status")
+    """
+    done = harness(tmp_path, body, "")
+    assert (done.returncode, done.stdout) == (0, "True False\n"), done.stderr
+
+
+def test_shell_commands_of_rules_are_left_alone(tmp_path):
+    """What stands before a script's command would break `cd … && …`: with such a rule all jobs start afresh."""
+    project = Project(tmp_path)
+    with open(project.folder / "Snakefile", "a") as file:
+        file.write('\n\nrule greet:\n    output: "greeting"\n    shell: "cd . && echo hello > {output}"\n')
+    project.configure({}, experiments=["digits", "gaussians-modes", "gaussians-ring"])
+    made = [f"results/gaussians-{e}/{n}.safetensors" for e in ("modes", "ring") for n in ("data", "noise")]
+    done = project.snakemake("greeting", *made)
+    assert (project.folder / "greeting").read_text() == "hello\n"
+    assert re.search(r"^total +[5-9]$", done.stdout + done.stderr, re.MULTILINE)
+
+
 def test_without_the_server_a_job_starts_afresh(tmp_path):
     script = "import os\nprint(os.getppid() == int(os.environ['ABOVE']))\n"
     body = """
@@ -137,7 +161,7 @@ def test_without_the_server_a_job_starts_afresh(tmp_path):
     killed = "_warm._kept[1].kill(); _warm._kept[1].wait()"
     assert harness(tmp_path, body.format("pass"), script).stdout == "False\n"
     assert harness(tmp_path, body.format(killed), script).stdout == "True\n"
-    other = "os.environ['CONSISTENCY_WARM'] = os.environ['CONSISTENCY_WARM'].replace(sys.prefix, '/other')"
+    other = "os.environ['CONSISTENCY_WARM'] = os.environ['CONSISTENCY_WARM'].replace(sys.executable, '/other')"
     assert harness(tmp_path, body.format(other), script).stdout == "True\n"
     assert harness(tmp_path, body.format("pass"), script, CONSISTENCY_WARM="no").stdout == "True\n"
 

@@ -143,10 +143,16 @@ def row_of(run):
     return {key: getattr(run, key) for key in ("run", "method", "solver", "n_steps", "guidance", "seed")}
 
 
-def has_many_jobs_here():
-    """Whether this snakemake runs more than a few jobs on this machine."""
+def start_jobs_warm():
+    """Where this snakemake runs more than a few jobs on this machine, in its own environment, and as scripts: start the
+    process that they are forked from."""
     inside = workflow.remote_exec or workflow.subprocess_exec  # of a job
-    return workflow.local_exec and not inside and len(list(islice(workflow.dag.needrun_jobs(), 5))) == 5
+    if not workflow.local_exec or inside or workflow.deployment_settings.deployment_method:
+        return
+    scripts_alone = not any(known.shellcmd or known.is_run for known in workflow.rules)
+    many = len(list(islice(workflow.dag.needrun_jobs(), 5))) == 5
+    if scripts_alone and many and Path(shell.get_executable() or "").name == "bash" and (first := _warm.start(*imports())):
+        shell.prefix(f"set -euo pipefail; {first.replace('{', '{{').replace('}', '}}')} ")
 
 
 def imports():

@@ -43,8 +43,9 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
         os.environ["HF_HUB_OFFLINE"] = "1"
     from consistency import parallel
 
-    if snakemake.threads == 1 and not (network or snakemake.resources.get("gpu")):
-        _warm.run_there(sys.argv[0])
+    forked = os.environ.pop(_warm.FORKED, "")
+    if forked and (snakemake.threads > 1 or network or snakemake.resources.get("gpu")):
+        os._exit(_warm.AFRESH)
     from consistency.errors import ConsistencyError
     from consistency.locks import hold, release
     from consistency.preemption import SIGNALS, name_of

@@ -1,10 +1,10 @@
 """A process that has torch and the library imported already, and forks itself for every job: importing them takes a job
 1.5 s, which in a run of many short jobs is a third of the time.
 
-`start` begins it beside a snakemake that runs its jobs on this machine; `run_there` is the job's own process asking.
-That one stays, as what Snakemake, `ps` and signals see: it passes signals on and ends as the fork does. The fork dies
-with it, even of kill −9, and the server with its snakemake. Linux alone; elsewhere, and for jobs with several threads
-or GPUs, which are to begin with a fresh process, nothing of this happens.
+`start` begins it beside a snakemake that runs its jobs on this machine and returns a command, `_start.py`, that is to
+come before each job's own. It stays as what Snakemake, `ps` and signals see: it passes signals on and ends as the fork
+does. The fork dies with it, even of kill −9, and the server with its snakemake. Linux alone; elsewhere, and for jobs
+with several threads or GPUs, which are to begin with a fresh process, nothing of this happens.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import os
 import runpy
 import selectors
+import shlex
 import signal
 import socket
 import struct
@@ -26,13 +27,15 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
-ADDRESS = "CONSISTENCY_WARM"  # where the server listens, and for which interpreter; "no" in the environment: no server
-PASSED_ON = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGCONT")
+ADDRESS = "CONSISTENCY_WARM"  # in the environment: where the server listens, and for which interpreter; "no": no server
+FORKED = "CONSISTENCY_FORKED"  # in a fork's
+AFRESH = 86  # a fork ends so where its job shall start afresh
+OWN = b"\nfrom _job import "  # in scripts that know of this
 # What jobs import, in the order of need.
 MODULES = (
     "snakemake.script",
+    "_job",
     "torch",
     "consistency.data",
     "consistency.sampling",
@@ -47,14 +50,17 @@ MODULES = (
 )
 
 
-def start(*more: str) -> None:
+def start(*more: str) -> str | None:
     """Start the server, which imports `MODULES` and more and ends when this process does.
 
     Args:
         more: modules, or module:function for a call without arguments.
+
+    Returns:
+        What is to come before `python script.py` in a shell's command; None where there can be no server.
     """
     if ADDRESS in os.environ or not _possible():
-        return
+        return None
     ours, theirs = os.pipe()  # its other end closes when this process ends
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("")  # an abstract address, of the kernel's choice: no file that could be left over
@@ -65,8 +71,9 @@ def start(*more: str) -> None:
         command = [sys.executable, __file__, *map(str, descriptors), *MODULES, *more]
         options = {"stdin": subprocess.DEVNULL, "pass_fds": descriptors, "process_group": 0, "env": environment}
         _kept.extend([theirs, subprocess.Popen(command, **options)])
-        os.environ[ADDRESS] = f"{listener.getsockname()[1:].decode()} {sys.prefix}"
+        os.environ[ADDRESS] = f"{listener.getsockname()[1:].decode()} {sys.executable}"
     os.close(ours)
+    return shlex.join([sys.executable, "-IS", str(Path(__file__).with_name("_start.py"))])  # -IS: a third less to load
 
 
 _kept: list[object] = []  # as long as this process lives
@@ -88,42 +95,6 @@ def _signal_end(connection: socket.socket) -> None:
     """Have the kernel kill the connection's owner when the other end closes."""
     fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
-
-
-def run_there(script: str) -> None:
-    """Run a Python file in a fork of the server, and end as it ends. Returns where there is no server."""
-    name, _, prefix = os.environ.get(ADDRESS, "no").partition(" ")
-    if prefix != sys.prefix:
-        return
-    with socket.socket(socket.AF_UNIX) as connection:
-        environment = {key: value for key, value in os.environ.items() if key != ADDRESS}
-        mask = os.umask(0)
-        os.umask(mask)
-        request = {"script": script, "folder": os.getcwd(), "environment": environment, "mask": mask}
-        answers = connection.makefile("r")
-        try:
-            connection.connect(f"\0{name}")
-            if _user(connection) != os.getuid():
-                return
-            socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [0, 1, 2])
-            fork = int(answers.readline().removeprefix("fork "))
-        except (OSError, ValueError):  # it ended, before it took the job
-            return
-
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            with suppress(ProcessLookupError):
-                os.kill(fork, number)
-
-        for signal_name in PASSED_ON:
-            signal.signal(getattr(signal, signal_name), pass_on)
-        if not (answer := answers.readline()):
-            sys.exit("the process that jobs start from (_warm.py) was killed; run again")
-        code = int(answer.removeprefix("end "))
-    if code < 0:  # it died of a signal, and so does this
-        with suppress(OSError):  # SIGKILL
-            signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    os._exit(code)
 
 
 def _user(connection: socket.socket) -> int:
@@ -167,8 +138,9 @@ def _serve(listener: socket.socket, lifeline: int, modules: Iterator[str]) -> No
                 waiting.unregister(key.fileobj)
                 os.close(key.fileobj)
                 pid, connection = forks.pop(key.fileobj)
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 with suppress(OSError), connection:  # the job's process may be gone
-                    connection.sendall(b"end %d\n" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                    connection.sendall(b"afresh\n" if code == AFRESH else b"end %d\n" % code)
 
 
 def _become_job(connection: socket.socket) -> None:
@@ -190,9 +162,11 @@ def _become_job(connection: socket.socket) -> None:
         os.chdir(request["folder"])
         os.umask(request["mask"])
         os.environ.clear()
-        os.environ.update(request["environment"])
+        os.environ.update(request["environment"] | {FORKED: "yes"})
         signal.signal(signal.SIGINT, _INTERRUPT)
         script = request["script"]
+        if OWN not in Path(script).read_bytes():
+            os._exit(AFRESH)
         ctypes.CDLL(None).prctl(15, Path(script).stem.rpartition(".")[2].encode())  # PR_SET_NAME, for `top`
         sys.argv, sys.path[0] = [script], str(Path(script).parent)
         connection.sendall(b"fork %d\n" % os.getpid())
