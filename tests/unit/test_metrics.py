@@ -65,6 +65,14 @@ def test_precision_and_recall_by_brute_force():
     assert 0 < expected[0] < 1
 
 
+@pytest.mark.parametrize("k", [1, 3, 10, 11, 20])
+def test_a_ball_reaches_to_the_kth_neighbour(k):
+    """Of points on a line also where neighbours are equally far, and of a point that is there twice."""
+    line = np.concatenate([np.arange(30.0), [4.0]])[:, None]
+    found = FeatureSet(line, neighbours=k).radii
+    assert found == pytest.approx(np.sort(np.square(line - line.T), axis=1)[:, k], abs=1e-9)
+
+
 def test_precision_and_recall_at_the_extremes():
     near, far = FeatureSet(features(50, 4, 1)), FeatureSet(features(50, 4, 2, 100.0))
     assert precision_recall(near, near) == (1.0, 1.0)

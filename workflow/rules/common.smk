@@ -151,7 +151,12 @@ def start_jobs_warm():
         return
     scripts_alone = not any(known.shellcmd or known.is_run for known in workflow.rules)
     many = len(list(islice(workflow.dag.needrun_jobs(), 5))) == 5
-    if scripts_alone and many and Path(shell.get_executable() or "").name == "bash" and (first := _warm.start(*imports())):
+    if (
+        scripts_alone
+        and many
+        and Path(shell.get_executable() or "").name == "bash"
+        and (first := _warm.start(*imports()))
+    ):
         shell.prefix(f"set -euo pipefail; {first.replace('{', '{{').replace('}', '}}')} ")
 
 

@@ -1,13 +1,15 @@
-"""A job's own process: `_start.py python script.py` has the script run in a fork of the server of `_warm.py`, and ends as
-it ends. Where there is no server for it, it becomes that command. It stands alone and imports little: that is its use.
+"""A job's own process: `_start.py python script.py` has the script run in a fork of the server of `_warm.py`, and ends
+as it does. Where there is no server for it, it becomes that command.
+
+It stands alone and imports little, as each job waits for it.
 """
 
-import json
 import os
 import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 ADDRESS = "CONSISTENCY_WARM"  # as in _warm.py
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGCONT)
@@ -21,22 +23,21 @@ def run_there(python: str, script: str) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         mask = os.umask(0)
         os.umask(mask)
-        request = {"script": script, "folder": os.getcwd(), "environment": dict(os.environ), "mask": mask}
+        variables = [b"%s=%s" % pair for pair in os.environb.items()]
+        request = b"\0".join([os.fsencode(script), os.getcwdb(), b"%d" % mask, *variables])
         answers = connection.makefile("r")
         try:
             connection.connect(f"\0{name}")
             if struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1] != os.getuid():
                 return  # an abstract address has no permissions
-            socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [0, 1, 2])
+            socket.send_fds(connection, [struct.pack("I", len(request)) + request], [0, 1, 2])
             fork = int(answers.readline().removeprefix("fork "))
         except (OSError, ValueError):  # it ended, before it took the job
             return
 
         def pass_on(number: int, frame: object) -> None:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(fork, number)
-            except ProcessLookupError:
-                pass
 
         before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
         answer = answers.readline()
@@ -48,10 +49,8 @@ def run_there(python: str, script: str) -> None:
             sys.exit("the process that jobs start from (_warm.py) was killed; run again")
         code = int(answer.removeprefix("end "))
     if code < 0:  # it died of a signal, and so does this
-        try:
+        with suppress(OSError):  # SIGKILL
             signal.signal(-code, signal.SIG_DFL)
-        except OSError:  # SIGKILL
-            pass
         os.kill(os.getpid(), -code)
     os._exit(code)
 

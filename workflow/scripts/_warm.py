@@ -13,7 +13,6 @@ import ctypes
 import fcntl
 import gc
 import importlib
-import json
 import os
 import runpy
 import selectors
@@ -148,23 +147,22 @@ def _become_job(connection: socket.socket) -> None:
     code = 1
     try:
         text, descriptors, _, _ = socket.recv_fds(connection, 1 << 16, 3)
-        while not text.endswith(b"\n"):
+        while len(text) < 4 or len(text) - 4 < struct.unpack("I", text[:4])[0]:
             if not (more := connection.recv(1 << 16)):
                 os._exit(1)
             text += more
-        request = json.loads(text)
+        script, folder, mask, *variables = (os.fsdecode(part) for part in text[4:].split(b"\0"))
         fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
         _signal_end(connection)
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
             os.close(descriptor)
         sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
-        os.chdir(request["folder"])
-        os.umask(request["mask"])
+        os.chdir(folder)
+        os.umask(int(mask))
         os.environ.clear()
-        os.environ.update(request["environment"] | {FORKED: "yes"})
+        os.environ.update(variable.split("=", 1) for variable in (*variables, f"{FORKED}=yes"))
         signal.signal(signal.SIGINT, _INTERRUPT)
-        script = request["script"]
         if OWN not in Path(script).read_bytes():
             os._exit(AFRESH)
         ctypes.CDLL(None).prctl(15, Path(script).stem.rpartition(".")[2].encode())  # PR_SET_NAME, for `top`

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from .. import distances
-from ..couplings import Generate
+from ..couplings import PER_SAMPLE, Generate
 from ..models import is_mixture
 from ..pairs import coupling_named, partner
 from ..progress import Progress
@@ -59,15 +59,17 @@ class _Coupler:
         self.drawn, self.generate, self.batch_size = drawn, generate, batch_size
         self._kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def __call__(self, name: str, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Data (count, …) and conditions (count,) that the coupling puts with z at σ (count,)."""
+    def __call__(self, name: str, sigma: torch.Tensor, first: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Data (count, …) and conditions (count,) that the coupling puts with z at σ (count,); the `first` of them at
+        least."""
         if name in self._kept:
             return self._kept[name]
-        columns = [self.drawn[key] for key in ("x", "z")] + [sigma, self.drawn["cond"]]
+        only = first if name in PER_SAMPLE else None
+        columns = [column[:only] for column in (self.drawn["x"], self.drawn["z"], sigma, self.drawn["cond"])]
         batches = zip(*(column.split(self.batch_size) for column in columns), strict=True)
         parts = [coupling_named(name)(*batch, self.generate) for batch in batches]
         found = torch.cat([x for x, _ in parts]), torch.cat([cond for _, cond in parts])
-        if name != "generator_induced":
+        if name != "generator_induced" and only is None:
             self._kept[name] = found
         return found
 
@@ -229,7 +231,8 @@ def _curves(coupled: _Coupler, schedule: VESchedule, teacher: AnalyticTeacher | 
     sigmas, z = schedule.grid(65), coupled.drawn["z"]
     out = {"sigmas": sigmas}
     for name in COUPLINGS:
-        points = [schedule.add_noise(coupled(name, sigma.expand(len(z)))[0], z, sigma)[:CURVES] for sigma in sigmas]
+        data = [coupled(name, sigma.expand(len(z)), CURVES)[0][:CURVES] for sigma in sigmas]
+        points = [schedule.add_noise(x, z[:CURVES], sigma) for x, sigma in zip(data, sigmas, strict=True)]
         out[name] = torch.stack(points, dim=1)
     if teacher is not None:
         from ..truth import endpoint

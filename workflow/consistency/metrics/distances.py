@@ -71,12 +71,8 @@ class FeatureSet:
     @cached_property
     def radii(self) -> np.ndarray:
         """Distance² of each point to its k-th nearest neighbour, (n,)."""
-        return np.concatenate(
-            [
-                np.partition(squared_distances(part, self.features), self.neighbours, axis=1)[:, self.neighbours]
-                for part in _blocks(self.features)
-            ]
-        )
+        parts = _blocks(self.features)
+        return np.concatenate([_smallest(squared_distances(part, self.features), self.neighbours) for part in parts])
 
     @cached_property
     def kernel_within(self) -> float:
@@ -84,6 +80,15 @@ class FeatureSet:
         total = _kernel_sum(self.features, self.features)
         itself = ((np.square(self.features).sum(1) / self.features.shape[1] + 1) ** 3).sum()
         return float((total - itself) / (len(self) * (len(self) - 1)))
+
+
+def _smallest(rows: np.ndarray, k: int) -> np.ndarray:
+    """The k-th smallest, from 0, of each row, (n, m) → (n,); overwrites rows. For few k a tenth of `partition`'s time."""
+    if k > 10:
+        return np.partition(rows, k, axis=1)[:, k]
+    for _ in range(k):
+        rows[np.arange(len(rows)), rows.argmin(1)] = np.inf
+    return rows.min(1)
 
 
 def _kernel_sum(a: np.ndarray, b: np.ndarray) -> float:
