@@ -188,6 +188,46 @@ def test_training_in_bf16_is_near_training_in_float32(tmp_path, ema_decay):
         assert 0 < apart(half[name], value) < 0.05, name
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["full", "part-frozen"])
+def test_what_prepare_is_given_are_model_and_average(tmp_path, precision, frozen):
+    """The average is that of the snapshots after each step, also after a resume; both work in the precision."""
+    snapshots = {tmp_path / f"{step}.safetensors": step for step in range(1, 20)}
+    differences, stop_at = [], 15
+
+    def go():
+        model = Net()
+        model.layers[0].requires_grad_(not frozen)
+
+        def output(weights, x):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                return torch.func.functional_call(Net().eval(), weights, (x,)).float()
+
+        def prepare(batch, current, averaged):
+            now, step = model.state_dict(), int(batch["step"][0])
+            average = now | (load_tensors(tmp_path / f"{step}.safetensors")[0] if step else {})
+            assert torch.equal(current(batch["x"]), output(now, batch["x"]))
+            assert torch.equal(averaged(batch["x"]), output(average, batch["x"]))
+            differences.append((averaged(batch["x"]) - current(batch["x"])).abs().max().item())
+            return batch
+
+        def batches(step):
+            if step == stop_at:
+                raise KeyboardInterrupt
+            return batch_at(step) | {"step": torch.full((8,), step)}
+
+        settings = {"steps": 20, "batch_size": 8, "learning_rate": 1e-2, "checkpoint_every": 10, "ema_decay": 0.9}
+        settings = training.Settings(**settings, precision=precision)
+        training.train(model, objective, distances.mse, batches, settings, 7, tmp_path, {}, "", prepare, snapshots)
+
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    stop_at = None
+    go()
+    assert len(differences) == 15 + 10
+    assert min(differences[1:15]) > 0
+
+
 def test_bf16_resumes_exactly(tmp_path):
     options = {"precision": "bf16", "ema_decay": 0.9, "checkpoint_every": 10}
     whole, _ = fit(tmp_path / "whole", **options)

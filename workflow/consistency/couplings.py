@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from .transport import assignment
@@ -33,12 +34,12 @@ def optimal_transport(x: Tensor, z: Tensor, sigma: Tensor, cond: Tensor, generat
     Data are exchanged within a condition only: across conditions the noise of a class would no longer
     be N(0, I), which sampling assumes. With one class (paper B) that is the whole batch.
     """
-    rows = torch.arange(len(x), device=x.device)
-    for label in cond.unique():
-        members = (cond == label).nonzero().flatten()
-        found = assignment(z[members].detach().cpu().numpy(), x[members].detach().cpu().numpy())
-        rows[members] = members[torch.from_numpy(found).to(x.device)]
-    return x[rows], cond
+    data, noise, labels = x.detach().cpu().numpy(), z.detach().cpu().numpy(), cond.cpu().numpy()
+    rows = np.arange(len(x))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rows[members] = members[assignment(noise[members], data[members])]
+    return x[torch.from_numpy(rows).to(x.device)], cond
 
 
 def generator_induced(x: Tensor, z: Tensor, sigma: Tensor, cond: Tensor, generate: Generate) -> Coupled:
