@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -313,25 +314,26 @@ def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
         batch = {name: value.to(bare.device) for name, value in reader(0).items()}
 
         def loop(name: str, ema: float | None) -> None:
-            ends: list[tuple[float, float]] = []  # when the loop asks for a step's batch, and when it gets to work
+            ends: list[tuple[float, float]] = []  # of the bare steps, one amid each step of the loop
 
-            def batch_at(step: int) -> dict[str, torch.Tensor]:
+            def objective(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
                 synchronise()
-                asked = time.perf_counter()
+                began = time.perf_counter()
                 bare.step(batch)
                 synchronise()
-                ends.append((asked, time.perf_counter()))
-                return reader(step)
+                ends.append((began, time.perf_counter()))
+                return objectives.direct(*args)
 
             options = training.Settings(steps + 3, case.train_batch, 1e-4, ema_decay=ema, precision=case.precision)
             side = Path(folder) / name.replace(" ", "-")
             model = students.ConsistencyFunction(case.build(), VPSchedule())
-            training.train(model, objectives.direct, distances.mse, batch_at, options, 0, side, {"": name})
+            training.train(model, objective, distances.mse, reader, options, 0, side, {"": name})
             training.finish(side)
-            own = [b[0] - a[1] for a, b in itertools.pairwise(ends)][2:]  # the first ones make the optimiser's state
-            beside = [done - asked for asked, done in ends][2:-1]
-            loops[name].append([Spread.of(own).median, ratio(own, beside).median])
-            bares.append(Spread.of(beside).median)
+            # The first ones make the optimiser's state. Means, as not every step makes a batch or writes a record.
+            own = statistics.fmean([b[0] - a[1] for a, b in itertools.pairwise(ends)][2:])
+            beside = statistics.fmean([done - began for began, done in ends][2:-1])
+            loops[name].append([own, own / beside])
+            bares.append(beside)
 
         paired({"loop": lambda: loop("loop", None), "loop with EMA": lambda: loop("loop with EMA", 0.999)}, rounds)
     section, setting = "Training step", f"Direct CM, batch {case.train_batch}"

@@ -67,6 +67,77 @@ def test_resume_equals_uninterrupted(tmp_path, ema_decay):
     assert set(lines[0]) == {"step", "loss", "grad_norm", "lr", "samples_per_s", "seconds"}
 
 
+@pytest.fixture
+def apart(monkeypatch):
+    """From the call on, parameters are no longer joined to one tensor."""
+    return lambda: monkeypatch.setattr(training.Joined, "LARGEST", 0)
+
+
+@pytest.mark.parametrize("clip_norm", [1e-2, 1e3])
+@pytest.mark.parametrize("optimizer", ["adamw", "radam", "lion"])
+def test_joined_parameters_are_trained_as_each_by_itself(tmp_path, apart, optimizer, clip_norm):
+    options = {"ema_decay": 0.9, "optimizer": optimizer, "clip_norm": clip_norm, "weight_decay": 0.1}
+    joined, records = fit(tmp_path / "joined", **options)
+    apart()
+    separate, expected = fit(tmp_path / "separate", **options)
+    assert same(joined, separate)
+    assert [(r["loss"], r["grad_norm"]) for r in records] == [(r["loss"], r["grad_norm"]) for r in expected]
+
+
+@pytest.mark.parametrize("first", ["joined", "separate"])
+def test_a_checkpoint_is_continued_with_parameters_joined_or_not(tmp_path, apart, monkeypatch, first):
+    """As where a training of one process goes on in several, or on a GPU."""
+    whole, _ = fit(tmp_path / "whole", ema_decay=0.9)
+    if first == "separate":
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(training.Joined, "LARGEST", 0)
+            fit(tmp_path / "side", stop_after=27, ema_decay=0.9)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path / "side", stop_after=27, ema_decay=0.9)
+        apart()
+    resumed, _ = fit(tmp_path / "side", ema_decay=0.9)
+    assert same(whole, resumed)
+
+
+def test_a_joined_parameter_that_no_loss_reaches_stays(tmp_path):
+    torch.manual_seed(0)
+    model = Net()
+    model.idle = torch.nn.Parameter(torch.ones(16))
+    settings = training.Settings(**SETTINGS)
+    training.train(model, objective, distances.mse, batch_at, settings, 7, tmp_path / "a", {})
+    assert model.idle.tolist() == [1.0] * 16
+    expected, _ = fit(tmp_path / "b")
+    assert same(expected, model.state_dict())
+    assert len({p.untyped_storage().data_ptr() for p in model.parameters()}) == 5  # none is a part of another's tensor
+
+
+def test_batches_made_ahead_are_those_of_their_steps(tmp_path, monkeypatch):
+    expected, _ = fit(tmp_path / "ahead")
+    asked = []
+
+    def watch(step):
+        asked.append(step)
+        return batch_at(step)
+
+    def seen(model, batch):
+        asked.append("step")
+        return objective(model, batch)
+
+    for large in (False, True):
+        if large:
+            monkeypatch.setattr(training, "AHEAD_BYTES", 2 * batch_at(0)["x"].nbytes * 3)
+        torch.manual_seed(0)
+        model = Net()
+        settings = training.Settings(**SETTINGS)
+        training.train(model, seen, distances.mse, watch, settings, 7, tmp_path / str(large), {})
+        assert same(expected, model.state_dict())
+        assert [number for number in asked if number != "step"] == list(range(40))
+        at_once = max(len(run.split()) for run in " ".join(map(str, asked)).split("step"))
+        assert at_once == (3 if large else training.AHEAD)
+        asked.clear()
+
+
 def test_training_learns_and_is_deterministic(tmp_path):
     a, records = fit(tmp_path / "a", steps=200)
     b, _ = fit(tmp_path / "b", steps=200)
@@ -196,7 +267,8 @@ def test_gradients_are_clipped(tmp_path):
     original = torch.optim.AdamW.step
 
     def step(self, *args, **kwargs):
-        norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        norms.append(torch.cat(gradients).norm().item())
         return original(self, *args, **kwargs)
 
     torch.optim.AdamW.step = step

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch import nn
 
 from .devices import check_precision, pick_device
 from .errors import ConfigError, Preempted, TrainingError, memory_advice
-from .optimizers import make_optimizer
+from .optimizers import Joined, make_optimizer
 from .preemption import SIGNALS, StopRequest, name_of
 from .progress import Board, Progress
 from .storage import check_sealed, explained, save_tensors, write_json, write_sealed, write_text
@@ -45,6 +46,11 @@ MEMORY_ADVICE = (
     "lower training.batch_size, or keep it and raise training.accumulate; a GPU is also spared by "
     "training.gradient_checkpointing and training.precision bf16"
 )
+
+
+# So many steps' batches are made at once, of at most so many bytes: right after another one, with all it needs in the
+# processor's caches, a small batch takes a fraction of the time that it takes after a training step.
+AHEAD, AHEAD_BYTES = 16, 4_000_000
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def train(
         objective: (model, batch) → (prediction, target).
         distance: (prediction, target) → loss of each sample (B,); the step minimises its mean, weighted by
             the batch's `weight` (B,) where there is one.
-        batch_at: step → batch of CPU tensors; a pure function of the step.
+        batch_at: step → batch of CPU tensors; a pure function of the step, asked for up to `AHEAD` steps early.
         seed: of dropout and the like, reseeded every step.
         side_folder: holds checkpoint, stats and `training.json` (what, steps) while training; removed by `finish`.
         fingerprint: what the result depends on; a checkpoint with another one is not resumed. The number of processes
@@ -136,18 +142,22 @@ def train(
     model.to(accelerator.device).train()
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(weights.values())
-    optimizer = make_optimizer(settings.optimizer, parameters, settings.learning_rate, settings.weight_decay)
-    average = {k: v.detach().clone() for k, v in weights.items()} if settings.ema_decay else None
     # One process in float32 has nothing to prepare, scale or unscale, and looking for it in every step costs
     # accelerate a fifth of a small network's step, and a second of imports.
     plain = ranks == 1 and settings.precision == "no"
+    joined = Joined(parameters) if plain and Joined.pays(parameters, settings.optimizer) else None
+    trained = parameters if joined is None else [joined.weights]
+    optimizer = make_optimizer(settings.optimizer, trained, settings.learning_rate, settings.weight_decay)
+    averages = [p.detach().clone() for p in trained] if settings.ema_decay else []
+    average = (
+        dict(zip(weights, averages if joined is None else joined.split(*averages), strict=True)) if averages else None
+    )
     mean = model  # with the average's weights
     if prepare is not None and average is not None:
         mean = _with(model, average)
         mean = mean if plain else accelerator.prepare_model(mean, device_placement=False, evaluation_mode=True)
     prepared, optimizer = (model, optimizer) if plain else accelerator.prepare(model, optimizer)
     backward = torch.Tensor.backward if plain else accelerator.backward
-    clip = _clip if plain else accelerator.clip_grad_norm_
     scaler = accelerator.scaler  # of fp16
 
     side = Path(side_folder)
@@ -165,7 +175,8 @@ def train(
                 weights[name].copy_(value)
             for name, value in (average or {}).items():
                 value.copy_(state["average"][name])
-        optimizer.load_state_dict(state["optimizer"])
+        load = optimizer.load_state_dict if joined is None else partial(joined.load_state_dict, optimizer)
+        load(state["optimizer"])
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         log.info("%s: resumed at step %d of %d from %s", what, first, settings.steps, checkpoint)
@@ -184,13 +195,20 @@ def train(
     progress = Progress(settings.steps, what, start=first) if main else None
     spent = records[-1]["seconds"] if records else 0.0
     began, step = time.monotonic() - elapsed, first
+    on_cpu = accelerator.device.type == "cpu"
+    ahead: list[tuple[int, Batch]] = []  # seeds and batches of the next steps, the last one first
+    count = 1
     with memory_advice(MEMORY_ADVICE, lambda: f"{what}: step {step}: "), StopRequest() as stop:
         for step in range(first, settings.steps):
-            _reseed(int(generator(seed, "step", step, *[rank] * (rank > 0)).integers(2**63 - 1)))
-            whole = batch_at(step)
+            if not ahead:
+                numbers = range(step, min(step + count, settings.steps))
+                ahead = [(_seed_of(seed, number, rank), batch_at(number)) for number in numbers][::-1]
+            drawn, whole = ahead.pop()
+            count = min(AHEAD, max(1, AHEAD_BYTES // sum(value.nbytes for value in whole.values())))
+            _reseed(drawn)
             if prepare is None or not together:
                 whole = _rows(whole, rank, ranks)
-            batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in whole.items()}
+            batch = whole if on_cpu else {k: v.to(accelerator.device, non_blocking=True) for k, v in whole.items()}
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate_at(step)
             if prepare is not None:
@@ -205,18 +223,24 @@ def train(
                     prediction, target = objective(prepared, part)
                     losses = distance(prediction, target)
                     loss = (losses * part["weight"]).mean() if "weight" in part else losses.mean()
-                    loss = loss * (len(losses) / len(next(iter(batch.values()))))
+                    if len(parts) > 1:
+                        loss = loss * (len(losses) / len(next(iter(batch.values()))))
                     value += loss.item()
                     if not math.isfinite(value):
                         raise TrainingError(_diagnose(what, step, value, part, prediction, target, model))
                     backward(loss)
-            norm = clip(parameters, settings.clip_norm)
+            if joined is not None:
+                joined.gather()
+            if plain:
+                norm = _clip(trained, settings.clip_norm, None if joined is None else joined.gradients)
+            else:
+                norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm)
             optimizer.step()
             for parameter in parameters:  # zero_grad takes ten times as long
                 parameter.grad = None
-            if average is not None:
+            if averages:
                 with torch.no_grad():
-                    torch._foreach_lerp_(list(average.values()), parameters, 1 - settings.ema_decay)
+                    torch._foreach_lerp_(averages, trained, 1 - settings.ema_decay)
 
             stopping = stop.signal
             if ranks > 1:
@@ -244,9 +268,8 @@ def train(
                 save_tensors(file, {k: v.detach().cpu() for k, v in (average or weights).items()}, {"step": done})
             if main and (done % settings.checkpoint_every == 0 or done == settings.steps or stopping):
                 unrecorded = total, norms, seen, time.monotonic() - began
-                _write_checkpoint(
-                    checkpoint, done, weights, optimizer, average, records, fingerprint, scaler, unrecorded
-                )
+                moments = optimizer.state_dict() if joined is None else joined.state_dict(optimizer)
+                _write_checkpoint(checkpoint, done, weights, moments, average, records, fingerprint, scaler, unrecorded)
             if stopping:
                 if ranks > 1:  # nobody ends, and has the others ended, before the checkpoint is written
                     accelerator.wait_for_everyone()
@@ -265,6 +288,8 @@ def train(
         with torch.no_grad():
             for name, value in average.items():
                 weights[name].copy_(value)
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()  # no longer a part of others' tensor
     model.to("cpu").eval()
     return records
 
@@ -286,11 +311,15 @@ def _parts(batch: Batch, number: int) -> list[Batch]:
     return [{name: values[i] for name, values in split.items()} for i in range(len(next(iter(split.values()))))]
 
 
-def _clip(parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
-    """`clip_grad_norm_`, which multiplies all gradients also where it multiplies them by one; returns their norm."""
+def _clip(trained: list[nn.Parameter], limit: float, parts: list[torch.Tensor] | None = None) -> torch.Tensor:
+    """`clip_grad_norm_`, which multiplies all gradients also where it multiplies them by one; returns their norm.
+
+    Args:
+        parts: of the trained parameters' gradients, whose norms are taken; the gradients themselves by default.
+    """
     # as torch.nn.utils.get_total_norm and clip_grads_with_norm_, which sort them by device first
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    gradients = [p.grad for p in trained if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts or gradients)))
     if norm + 1e-6 > limit:
         torch._foreach_mul_(gradients, limit / (norm + 1e-6))
     return norm
@@ -328,6 +357,11 @@ def write_stats(path: str | Path, records: list[dict[str, float]], append: bool 
         write_text(path, text)
 
 
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    """What a step's own randomness is seeded with, in each process differently."""
+    return int(generator(seed, "step", step, *[rank] * (rank > 0)).integers(2**63 - 1))
+
+
 def _reseed(seed: int) -> None:
     """Seed what dropout draws from. `torch.manual_seed` also queues a call, with a stack trace, for a
     CUDA that is never initialised: a millisecond a step and memory that grows."""
@@ -340,7 +374,7 @@ def _write_checkpoint(
     path: Path,
     step: int,
     weights: dict[str, torch.Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizer: dict[str, Any],
     average: dict[str, torch.Tensor] | None,
     records: list[dict[str, float]],
     fingerprint: dict[str, Any],
@@ -351,7 +385,7 @@ def _write_checkpoint(
     state = {
         "step": step,
         "weights": {k: v.detach().cpu() for k, v in weights.items()},
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer,
         "average": {k: v.cpu() for k, v in average.items()} if average is not None else {},
         "scaler": scaler.state_dict() if scaler is not None else {},
         "records": records,
