@@ -29,6 +29,7 @@ import networks  # noqa: E402
 import pandas as pd  # noqa: E402
 import sdxl  # noqa: E402
 import torch  # noqa: E402
+from consistency.allocation import keep_freed_memory  # noqa: E402
 from consistency.storage import atomic, write_table, write_text  # noqa: E402
 from networks import Case, Row  # noqa: E402
 from timing import machine  # noqa: E402
@@ -62,12 +63,14 @@ def sections(small: bool, folder: Path, sizes: list[int], largest: int) -> Secti
 
     def training() -> Iterator[Row]:
         yield from networks.training_step(mlp, rounds, 8 if small else 200)
-        yield from networks.training_step(unet, 3 if gpu else 2, 4 if small else 200 if gpu else 16)
+        yield from networks.training_step(unet, 3 if gpu else 2, 4 if small else 200 if gpu else 10)
 
     def model() -> Iterator[Row]:
-        yield from networks.cost_model(mlp, 64 if small else 8192, (8, 32, 64) if small else (64, 256, 512), rounds)
+        yield from networks.cost_model(
+            mlp, 64 if small else 8192, (8, 32, 64) if small else (64, 256, 512), min(rounds, 5)
+        )
         if not small:
-            yield from networks.cost_model(unet, 4096 if gpu else 32, (16, 64, 96), 3)
+            yield from networks.cost_model(unet, 4096 if gpu else 32, (16, 64, 96), 3 if gpu else 2)
 
     def sampling() -> Iterator[Row]:
         yield from networks.sampling(mlp, rounds)
@@ -170,6 +173,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE.parent / "results", help="folder of the table")
     chosen = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    keep_freed_memory()  # as jobs do
     known = sections(chosen.small, chosen.folder, [int(size) for size in chosen.runs.split(",")], chosen.targets)
     names = [name for name in chosen.only.split(",") if name] or list(known)
     if unknown := [name for name in names if name not in known]:

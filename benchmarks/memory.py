@@ -43,10 +43,12 @@ HEAD = """
 import logging, sys, torch
 from pathlib import Path
 from consistency import manifest, models, sampling, students, targets
+from consistency.allocation import keep_freed_memory
 from consistency.schedules import VPSchedule
 from consistency.storage import save_tensors
 from consistency.teachers import Teacher
 torch.set_num_threads(1)
+keep_freed_memory()
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 network = {"kind": "mlp", "width": 8, "depth": 1}
 """

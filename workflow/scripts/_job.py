@@ -46,11 +46,13 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     forked = os.environ.pop(_warm.FORKED, "")
     if forked and (snakemake.threads > 1 or network or snakemake.resources.get("gpu")):
         os._exit(_warm.AFRESH)
+    from consistency.allocation import keep_freed_memory
     from consistency.errors import ConsistencyError
     from consistency.locks import hold, release
     from consistency.preemption import SIGNALS, name_of
     from consistency.storage import explained
 
+    keep_freed_memory()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(max(1, snakemake.threads // parallel.count()))
     log = snakemake.log[0]
