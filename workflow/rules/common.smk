@@ -10,8 +10,8 @@ from contextlib import suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from types import FunctionType
 
+from snakemake.common import overwrite_function_params
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.sourcecache import HostingProviderFile, LocalSourceFile
@@ -190,11 +190,19 @@ def remember_signatures():
     """Snakemake asks for the signature of each function of a rule again for each job, which is a fifth of the time of a
     large dry run."""
     for known in workflow.rules:
-        for part in (known.input, known.params, known.resources.values()):
-            for function in part:
-                function = getattr(function, "callable", function)
-                if isinstance(function, FunctionType):
-                    function.__signature__ = inspect.signature(function)
+        resources = known.resources.values()
+        for asked in (
+            *known.input,
+            *known.params,
+            *resources,
+            *(getattr(value, "_evaluator", 0) for value in resources),
+        ):
+            function = getattr(
+                asked, "evaluate", getattr(asked, "callable", asked)
+            )  # of a resource, of an input, itself
+            if callable(function):
+                parameters = inspect.signature(function).parameters
+                overwrite_function_params(getattr(function, "__func__", function), parameters)
 
 
 def one_timer():
