@@ -43,7 +43,7 @@ def last_run(folder: Path, cores: int) -> Iterator[Row]:
     wall = max(job["endtime"] for job in known) - known[0]["starttime"]
     busy = sum(job["endtime"] - job["starttime"] for job in known)
     gaps = [b["starttime"] - a["starttime"] for a, b in itertools.pairwise(known)]
-    setting = f"{len(known)} jobs, {cores} cores, in {folder.name}"
+    setting = f"{len(known)} jobs, {cores} cores"
     if max(gaps) < 120:
         yield row("Workflow", "the last run", setting, "first job's start to last job's end", "s", wall)
         yield row("Workflow", "the last run", setting, "sum of the jobs' seconds / cores", "s", busy / cores)

@@ -190,19 +190,12 @@ def remember_signatures():
     """Snakemake asks for the signature of each function of a rule again for each job, which is a fifth of the time of a
     large dry run."""
     for known in workflow.rules:
-        resources = known.resources.values()
-        for asked in (
-            *known.input,
-            *known.params,
-            *resources,
-            *(getattr(value, "_evaluator", 0) for value in resources),
-        ):
-            function = getattr(
-                asked, "evaluate", getattr(asked, "callable", asked)
-            )  # of a resource, of an input, itself
-            if callable(function):
-                parameters = inspect.signature(function).parameters
-                overwrite_function_params(getattr(function, "__func__", function), parameters)
+        functions = [getattr(value, "callable", value) for value in (*known.input, *known.params)]
+        for value in known.resources.values():
+            functions += [getattr(value, "evaluate", None), getattr(value, "_evaluator", None)]
+        for function in filter(callable, functions):
+            parameters = inspect.signature(function).parameters
+            overwrite_function_params(getattr(function, "__func__", function), parameters)
 
 
 def one_timer():
