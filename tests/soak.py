@@ -61,9 +61,10 @@ def processes(session: int) -> dict[int, Process]:
         except OSError:
             continue
         if int(of_session) == session and state != "Z":
-            rules = [re.search(r"\.snakemake/scripts/tmp[^./]*\.(\w+)\.py$", word) for word in command[1:2]]
+            # as a word of its own, which it is not in the shell's command
+            rules = [re.search(r"^/.*\.snakemake/scripts/tmp[^./]*\.(\w+)\.py$", word) for word in command[1:]]
             pid = int(folder.name)
-            found[pid] = Process(pid, rules[0][1] if rules and rules[0] else "")
+            found[pid] = Process(pid, next((rule[1] for rule in rules if rule), ""))
     return found
 
 
