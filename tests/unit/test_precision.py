@@ -205,6 +205,8 @@ def test_what_prepare_is_given_are_model_and_average(tmp_path, precision, frozen
 
         def prepare(batch, current, averaged):
             now, step = model.state_dict(), int(batch["step"][0])
+            if step == stop_at:
+                raise KeyboardInterrupt
             average = now | (load_tensors(tmp_path / f"{step}.safetensors")[0] if step else {})
             assert torch.equal(current(batch["x"]), output(now, batch["x"]))
             assert torch.equal(averaged(batch["x"]), output(average, batch["x"]))
@@ -212,8 +214,6 @@ def test_what_prepare_is_given_are_model_and_average(tmp_path, precision, frozen
             return batch
 
         def batches(step):
-            if step == stop_at:
-                raise KeyboardInterrupt
             return batch_at(step) | {"step": torch.full((8,), step)}
 
         settings = {"steps": 20, "batch_size": 8, "learning_rate": 1e-2, "checkpoint_every": 10, "ema_decay": 0.9}
