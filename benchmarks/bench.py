@@ -53,12 +53,12 @@ def sections(small: bool, folder: Path, sizes: list[int], largest: int) -> Secti
     def solving() -> Iterator[Row]:
         for case, n_steps, guidance, count in (
             (mlp, 10, 1.0, mlp.count),
-            (mlp, 50, 4.0, mlp.count // 2),
+            (mlp, 50, 4.0, mlp.count // 4),
             (unet, 10, 1.0, unet.count if gpu else 4 * unet.solve_batch),
             (unet, 10, 4.0, unet.count if gpu else 4 * unet.solve_batch),
         ):
             yield from networks.solving(
-                case, n_steps, guidance, count, rounds if gpu or (n_steps, case) == (10, mlp) else 3
+                case, n_steps, guidance, count, rounds if gpu else 5 if n_steps == 10 and case is mlp else 2
             )
 
     def training() -> Iterator[Row]:
