@@ -54,10 +54,10 @@ GPU = Device(
 )
 CPU = Device(
     "core",
-    {"mlp": 6.2e10, "unet": 7.0e10, "no": 7.0e10, "bf16": 7.0e10},
-    {"mlp": 6.7e10, "unet": 9.4e10},
-    {"mlp": 2.1e-3, "unet": 15e-3},
-    0.15,
+    {"mlp": 6.5e10, "unet": 4.8e10, "no": 4.8e10, "bf16": 4.8e10},
+    {"mlp": 6.4e10, "unet": 6.9e10},
+    {"mlp": 1.3e-3, "unet": 24e-3},
+    0.06,
     "at rates measured on one core that had nothing else to do (docs/scaling.md)",
 )
 BACKWARD = 2  # a backward pass costs about two forward passes
