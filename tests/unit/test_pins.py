@@ -67,7 +67,7 @@ def needed(files, deep):
         seen.add(path)
         for name in imported(path, deep):
             parts = name.split(".")
-            if parts[0] not in ("consistency", "_job", "_warm"):
+            if parts[0] not in ("consistency", "_job", "_start", "_warm"):
                 found.add(parts[0])
             for end in range(1, len(parts) + 1):
                 place = (ROOT / "workflow").joinpath(*parts[:end])

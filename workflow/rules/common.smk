@@ -149,14 +149,13 @@ def start_jobs_warm():
     inside = workflow.remote_exec or workflow.subprocess_exec  # of a job
     if not workflow.local_exec or inside or workflow.deployment_settings.deployment_method:
         return
-    scripts_alone = not any(known.shellcmd or known.is_run for known in workflow.rules)
-    many = len(list(islice(workflow.dag.needrun_jobs(), 5))) == 5
     if (
-        scripts_alone
-        and many
-        and Path(shell.get_executable() or "").name == "bash"
-        and (first := _warm.start(*imports()))
+        any(known.shellcmd or known.is_run for known in workflow.rules)
+        or Path(shell.get_executable() or "").name != "bash"
     ):
+        return
+    many = len(list(islice(workflow.dag.needrun_jobs(), 5))) == 5
+    if many and (first := _warm.start(*imports())):
         shell.prefix(f"set -euo pipefail; {first.replace('{', '{{').replace('}', '}}')} ")
 
 

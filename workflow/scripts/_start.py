@@ -11,8 +11,13 @@ import struct
 import sys
 from contextlib import suppress
 
-ADDRESS = "CONSISTENCY_WARM"  # as in _warm.py
+ADDRESS = "CONSISTENCY_WARM"  # in the environment: where the server listens, and for which interpreter; "no": no server
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGCONT)
+
+
+def user_of(connection: socket.socket) -> int:
+    """Who is at the other end: an abstract address has no permissions."""
+    return struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
 
 
 def run_there(python: str, script: str) -> None:
@@ -28,8 +33,8 @@ def run_there(python: str, script: str) -> None:
         answers = connection.makefile("r")
         try:
             connection.connect(f"\0{name}")
-            if struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1] != os.getuid():
-                return  # an abstract address has no permissions
+            if user_of(connection) != os.getuid():
+                return
             socket.send_fds(connection, [struct.pack("I", len(request)) + request], [0, 1, 2])
             fork = int(answers.readline().removeprefix("fork "))
         except (OSError, ValueError):  # it ended, before it took the job

@@ -27,7 +27,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-ADDRESS = "CONSISTENCY_WARM"  # in the environment: where the server listens, and for which interpreter; "no": no server
+from _start import ADDRESS, user_of
+
 FORKED = "CONSISTENCY_FORKED"  # in a fork's
 AFRESH = 86  # a fork ends so where its job shall start afresh
 OWN = b"\nfrom _job import "  # in scripts that know of this
@@ -96,11 +97,6 @@ def _signal_end(connection: socket.socket) -> None:
     fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def _user(connection: socket.socket) -> int:
-    """Who is at the other end: an abstract address has no permissions."""
-    return struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-
-
 def _serve(listener: socket.socket, lifeline: int, modules: Iterator[str]) -> None:
     """Fork for every connection until the lifeline's other end closes and no fork is left; import what is to be
     imported as soon as no connection waits."""
@@ -119,7 +115,7 @@ def _serve(listener: socket.socket, lifeline: int, modules: Iterator[str]) -> No
         for key, _ in waiting.select(0 if module else None):
             if key.fileobj is listener:
                 connection, _ = listener.accept()
-                if _user(connection) != os.getuid():
+                if user_of(connection) != os.getuid():
                     connection.close()
                 elif pid := os.fork():
                     forks[ended := os.pidfd_open(pid)] = pid, connection
