@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from consistency import config, distances, estimates, manifest, models, objectives, students, targets, training
 from consistency.data import as_float
-from consistency.devices import autocast, pick_device
+from consistency.devices import autocast, pick_device, send
+from consistency.graphs import Graphed
 from consistency.optimizers import make_optimizer
 from consistency.sampling import few_step_times, sample_student
 from consistency.schedules import VPSchedule
@@ -50,7 +51,9 @@ class Case:
         e = experiments[preset]
         shape, _, classes = estimates.shape_of(e)
         sizes = e.student.training.batch_size, e.targets.batch_size, e.student.training.steps, e.targets.count
-        return cls(preset, e.network.model_dump(), shape, classes, *sizes, e.student.training.precision)
+        network = e.network.model_dump()
+        network |= {"dropout": 0.0} if "dropout" in network else {}  # students of a teacher have none
+        return cls(preset, network, shape, classes, *sizes, e.student.training.precision)
 
     def smaller(self) -> Case:
         """The same with little to do, for tests."""
@@ -105,12 +108,11 @@ def reference_solve(
 
     def eps(x: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
         index = network_time(t, len(x), teacher.timestep_offset, x.device)
-        with autocast(x.device, teacher.precision):
-            conditional = teacher.network(x, index, cond).to(x.dtype)
-            teacher.calls += len(x)
-            if guidance == 1:
-                return conditional
-            unconditional = teacher.network(x, index, null).to(x.dtype)
+        conditional = teacher.network(x, index, cond).to(x.dtype)
+        teacher.calls += len(x)
+        if guidance == 1:
+            return conditional
+        unconditional = teacher.network(x, index, null).to(x.dtype)
         teacher.calls += len(x)
         return unconditional + guidance * (conditional - unconditional)
 
@@ -162,20 +164,32 @@ def solve_shard(case: Case, teacher: Teacher, folder: Path, count: int, n_steps:
 
 
 class Student:
-    """A student with its optimiser."""
+    """A student with its optimiser.
 
-    def __init__(self, case: Case):
-        self.device, self.precision = pick_device(), case.precision
+    Args:
+        graphs: whether its steps on a GPU are CUDA graphs, as those of the training loop.
+    """
+
+    def __init__(self, case: Case, objective: Callable[..., Any] = objectives.direct, graphs: bool = True):
+        self.device, self.precision, self.objective = pick_device(), case.precision, objective
         self.model = students.ConsistencyFunction(case.build(), VPSchedule()).to(self.device).train()
         self.optimizer = make_optimizer("adamw", list(self.model.parameters()), 1e-4, 0.0)
+        self.replayed = Graphed(self.compute, "bench") if graphs and self.device.type == "cuda" else None
 
-    def step(self, batch: dict[str, torch.Tensor], objective: Callable[..., Any] = objectives.direct) -> None:
-        """Forward, loss, backward, AdamW: a bare step."""
+    def compute(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Forward, loss, backward."""
         with autocast(self.device, self.precision):
-            prediction, target = objective(self.model, batch)
-        distances.mse(prediction.float(), target).mean().backward()
+            prediction, target = self.objective(self.model, batch)
+        loss = distances.mse(prediction.float(), target).mean()
+        loss.backward()
+        return loss.detach()
+
+    def step(self, batch: dict[str, torch.Tensor]) -> None:
+        """Forward, loss, backward, AdamW: a bare step."""
+        (self.replayed or self.compute)(batch)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.replayed is None or self.replayed.graph is None:
+            self.optimizer.zero_grad()
 
 
 def direct_step(case: Case, n_steps: int, guidance: float, rounds: int) -> Iterator[Row]:
@@ -190,9 +204,11 @@ def direct_step(case: Case, n_steps: int, guidance: float, rounds: int) -> Itera
         number = iter(range(10**9))
         calls: dict[str, list[float]] = {"reference": [], "packed": []}
 
+        names = list(reader(0))
+
         def cached() -> None:
             batch = reader(next(number))
-            student.step({name: value.to(device, non_blocking=True) for name, value in batch.items()})
+            student.step({name: send(value, device) for name, value in batch.items()})
 
         def online(kind: str, solve: Callable[..., torch.Tensor]) -> None:
             rng, before = generator(0, "order", next(number)), teacher.calls
@@ -204,7 +220,8 @@ def direct_step(case: Case, n_steps: int, guidance: float, rounds: int) -> Itera
             cond = labels[rows].to(device)
             with torch.no_grad():
                 x_0 = solve(x_s, k, cond, grid, teacher, guidance)
-            student.step({"x_s": x_s, "s": s.to(device), "n": n.to(device), "cond": cond, "x_0": x_0})
+            batch = {"x_s": x_s, "x_n": x_s, "x_0": x_0, "cond": cond, "s": s.to(device), "n": n.to(device)}
+            student.step({name: batch[name] for name in names})
             calls[kind].append((teacher.calls - before) / case.train_batch)
 
         found = paired(
@@ -281,8 +298,7 @@ def solving(case: Case, n_steps: int, guidance: float, count: int, rounds: int) 
     @torch.no_grad()
     def forward() -> None:
         for _ in range(4):
-            with autocast(x.device, teacher.precision):
-                teacher.network(x, t, cond)
+            teacher.network(x, t, cond)
 
     shards: list[Shard] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -347,6 +363,45 @@ def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
         yield row(section, case.name, setting, f"{name} / bare step", "×", Spread.of(list(ratios)), note)
 
 
+def training_on_gpu(case: Case, rounds: int, steps: int) -> Iterator[Row]:
+    """Steps of the training loop on a GPU, against bare ones, started kernel by kernel and as a CUDA graph, with
+    nothing read back between them. In turn, `steps` each a round."""
+    teacher, device = case.teacher(), pick_device()
+    with tempfile.TemporaryDirectory() as folder:
+        shard = solve_shard(case, teacher, Path(folder), 8 * case.train_batch, 10, 1)
+        reader = targets.TargetReader(shard.manifest, VPSchedule(), case.train_batch, 0)
+        batch = {name: value.to(device) for name, value in reader(0).items()}
+        bares = {"bare step": Student(case, graphs=False), "bare step as a CUDA graph": Student(case)}
+
+        def loop(name: str, ema: float | None) -> float:
+            sizes = {"steps": steps + 8, "batch_size": case.train_batch, "log_every": 8}
+            options = training.Settings(**sizes, learning_rate=1e-4, ema_decay=ema, precision=case.precision)
+            model, side = students.ConsistencyFunction(case.build(), VPSchedule()), Path(folder) / name
+            records = training.train(model, objectives.direct, distances.mse, reader, options, 0, side, {"": name})
+            training.finish(side)
+            # the first eight warm up and are captured
+            return (records[-1]["seconds"] - records[0]["seconds"]) / steps
+
+        def bare(student: Student) -> float:
+            return clock(lambda: [student.step(batch) for _ in range(steps)]) / steps
+
+        for student in bares.values():
+            [student.step(batch) for _ in range(8)]
+        found: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for name, student in bares.items():
+                found.setdefault(name, []).append(bare(student))
+            found.setdefault("loop", []).append(loop("loop", None))
+            found.setdefault("loop with EMA", []).append(loop("loop with EMA", 0.999))
+    section, setting = "Training step", f"Direct CM, batch {case.train_batch}, {case.precision}"
+    for name, values in found.items():
+        yield row(section, case.name, setting, name, "ms", Spread.of([1e3 * value for value in values]))
+    note = f"data, clipping, logging, progress, reseeding included; {steps} steps of each in turn a round"
+    for name in ("loop", "loop with EMA"):
+        for against in bares:
+            yield row(section, case.name, setting, f"{name} / {against}", "×", ratio(found[name], found[against]), note)
+
+
 def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: int) -> Iterator[Row]:
     """The constants of `estimates` on this machine, fitted on two sizes each, and what they predict for a third.
 
@@ -370,12 +425,12 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
         return shard.seconds, shard.calls
 
     def step(batch: int, objective: Callable[..., Any]) -> float:
-        student = Student(case)
+        student = Student(case, objective)
         x = torch.randn(batch, *case.shape, device=student.device)
         s = torch.randint(100, 1000, (batch,), device=student.device)
         cond = torch.randint(0, case.classes, (batch,), device=student.device)
         given = {"x_s": x, "x_n": x, "x_0": x, "s": s, "n": s - 100, "cond": cond}
-        times = [clock(lambda: student.step(given, objective)) for _ in range(8)]
+        times = [clock(lambda: student.step(given)) for _ in range(8)]
         return Spread.of(times[2:]).median
 
     solve(count, 10, 1)
@@ -424,8 +479,7 @@ def sampling(case: Case, rounds: int) -> Iterator[Row]:
     @torch.no_grad()
     def forward() -> None:
         for _ in range(4):
-            with autocast(device, case.precision):
-                student.network(x, t, cond)
+            student.network(x, t, cond)  # in the precision that sampling left it in
 
     with tempfile.TemporaryDirectory() as folder:
         reference, path = Path(folder) / "teacher.safetensors", Path(folder) / "student.safetensors"

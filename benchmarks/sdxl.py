@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from consistency import distances, estimates, objectives, students, targets
@@ -74,19 +74,25 @@ def rows(batches: list[int], rounds: int, tiny: bool = False) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         unet, flops = network(device, tiny, Path(folder))
         yield row("SDXL", case, "one sample", "operations of a forward pass", "TFLOP", flops / 1e12)
-        for layout in ("channels_last", "contiguous"):
-            memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-            unet.net.to(memory_format=memory_format)
-            for batch in batches:
-                yield from solving(unet, flops, batch, rounds, case, layout, memory_format)
-        yield from student(unet, batches[0] if tiny else 16, rounds, case)
+        for batch in batches:
+            yield from solving(unet, flops, batch, rounds, case, "contiguous")
+        unet.net.to(memory_format=torch.channels_last)
+        yield from solving(unet, flops, batches[-1], 2, case, "channels_last")
+        if not tiny:
+            unet.compile_blocks()
+            began = time.perf_counter()
+            yield from solving(unet, flops, batches[-1], rounds, case, "channels_last, blocks compiled")
+            note = "warm-up and measurements included"
+            yield row("SDXL", case, "blocks compiled", "seconds of this row", "s", time.perf_counter() - began, note)
+        del unet
+        gc.collect()
+        unet, _ = network(device, tiny, Path(folder))
+        yield from student(unet, batches[0] if tiny else 16, 2, case)
         del unet
     gc.collect()
 
 
-def solving(
-    unet: SDXLUNet, flops: int, batch: int, rounds: int, case: str, layout: str, memory_format: Any
-) -> Iterator[Row]:
+def solving(unet: SDXLUNet, flops: int, batch: int, rounds: int, case: str, layout: str) -> Iterator[Row]:
     """Steps of a packed guided solve of `batch` samples (2 × batch rows a call), against bare forward passes."""
     device = next(unet.parameters()).device
     teacher = Teacher(unet.eval(), VPSchedule(), precision="bf16")
@@ -94,7 +100,7 @@ def solving(
     shape, n_steps = unet.sample_shape, 4
     x, cond = torch.randn(batch, *shape), torch.randint(0, 8, (batch,), device=device)
     grid, start = teacher.schedule.grid(n_steps), torch.zeros(batch, dtype=torch.int64)
-    double = torch.randn(2 * batch, *shape, device=device).to(memory_format=memory_format)
+    double = torch.randn(2 * batch, *shape, device=device)
     index, rows_ = torch.randint(0, 1000, (2 * batch,), device=device), torch.cat([cond, cond])
 
     def solve() -> None:
@@ -112,9 +118,8 @@ def solving(
 
     @torch.no_grad()
     def forward() -> None:
-        with autocast(device, "bf16"):
-            for _ in range(n_steps):
-                unet(double, index, rows_)
+        for _ in range(n_steps):
+            unet(double, index, rows_)
 
     try:
         found = paired({"solve": solve, "forward": forward}, rounds)

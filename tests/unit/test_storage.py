@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from consistency import data, storage, targets, training
+from consistency import checkpoints, data, storage, targets
 from consistency.compat import ensure_torchvision
 from consistency.errors import MismatchError, StorageError
 from helpers import ROOT
@@ -176,8 +176,8 @@ def test_a_flipped_bit_in_a_checkpoint(tmp_path, caplog):
     """torch alone reads most of these flips as other numbers."""
     weights, path, rng = {"w": torch.randn(50)}, tmp_path / "checkpoint.pt", random.Random(0)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(weights["w"])]).state_dict()
-    training._write_checkpoint(path, 5, weights, optimizer, None, [], {"a": 1})
-    whole = training._read_checkpoint(path, {"a": 1})
+    checkpoints.write_checkpoint(path, 5, weights, optimizer, None, [], {"a": 1})
+    whole = checkpoints.read_checkpoint(path, {"a": 1})
     assert whole["step"] == 5
     assert torch.equal(whole["weights"]["w"], weights["w"])
     original, by_torch = path.read_bytes(), 0
@@ -185,7 +185,7 @@ def test_a_flipped_bit_in_a_checkpoint(tmp_path, caplog):
         content = bytearray(original)
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
-        assert training._read_checkpoint(path, {"a": 1}) is None
+        assert checkpoints.read_checkpoint(path, {"a": 1}) is None
         try:
             torch.load(path, weights_only=True)
         except Exception:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from consistency import distances, objectives, training
+from consistency import distances, feed, objectives, training
 from consistency.errors import ConfigError, TrainingError
 from consistency.noise import normal
 
@@ -126,7 +126,7 @@ def test_batches_made_ahead_are_those_of_their_steps(tmp_path, monkeypatch):
 
     for large in (False, True):
         if large:
-            monkeypatch.setattr(training, "AHEAD_BYTES", 2 * batch_at(0)["x"].nbytes * 3)
+            monkeypatch.setattr(feed, "AHEAD_BYTES", 2 * batch_at(0)["x"].nbytes * 3)
         torch.manual_seed(0)
         model = Net()
         settings = training.Settings(**SETTINGS)
@@ -134,7 +134,7 @@ def test_batches_made_ahead_are_those_of_their_steps(tmp_path, monkeypatch):
         assert same(expected, model.state_dict())
         assert [number for number in asked if number != "step"] == list(range(40))
         at_once = max(len(run.split()) for run in " ".join(map(str, asked)).split("step"))
-        assert at_once == (3 if large else training.AHEAD)
+        assert at_once == (3 if large else feed.AHEAD)
         asked.clear()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from consistency import models, storage, training
+from consistency import checkpoints, models, storage
 from consistency.errors import StorageError
 from helpers import ROOT
 
@@ -101,10 +101,10 @@ class Attack:
 def test_a_checkpoint_that_runs_code_is_not_resumed(tmp_path, caplog):
     content = pickle.dumps({"fingerprint": "{}", "x": Attack(tmp_path / "ran")})
     storage.write_sealed(tmp_path / "checkpoint.pt", content)  # its hash is right
-    assert training._read_checkpoint(tmp_path / "checkpoint.pt", {}) is None
+    assert checkpoints.read_checkpoint(tmp_path / "checkpoint.pt", {}) is None
     torch.save({"fingerprint": "{}", "x": Attack(tmp_path / "ran")}, tmp_path / "saved")
     storage.write_sealed(tmp_path / "checkpoint.pt", (tmp_path / "saved").read_bytes())
-    assert training._read_checkpoint(tmp_path / "checkpoint.pt", {}) is None
+    assert checkpoints.read_checkpoint(tmp_path / "checkpoint.pt", {}) is None
     assert caplog.text.count("starts from the beginning") == 2
     assert not (tmp_path / "ran").exists()
 

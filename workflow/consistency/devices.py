@@ -48,6 +48,13 @@ def place(network: nn.Module, device: torch.device, precision: str = "no") -> nn
     return network.to(device, HALF.get(precision, torch.float32))
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; to a GPU it is on its way when this returns, and nothing has waited."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Autocast to the precision; nothing for "no"."""
     if precision == "no":

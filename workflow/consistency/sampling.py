@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .devices import autocast, pick_device, place
+from .devices import pick_device, place
 from .errors import MismatchError, memory_advice
 from .noise import normal
 from .progress import Progress
@@ -145,13 +145,12 @@ def sample_student(
         for first in range(0, len(noise), batch_size):
             rows = slice(first, first + batch_size)
             x, cond = noise[rows].to(device), labels[rows].to(device)
-            with autocast(device, precision):
-                for steps in few:
-                    sampled = few_step(student, x, cond, few_step_times(grid, steps), seed, first)
-                    file[f"steps_{steps}"][rows] = sampled.cpu()
-                for row, time in enumerate(times):
-                    start = reference["points"][row, rows].to(x)
-                    file[f"from_{time}"][rows] = student(start, time, cond).cpu()
+            for steps in few:
+                sampled = few_step(student, x, cond, few_step_times(grid, steps), seed, first)
+                file[f"steps_{steps}"][rows] = sampled.cpu()
+            for row, time in enumerate(times):
+                start = reference["points"][row, rows].to(x)
+                file[f"from_{time}"][rows] = student(start, time, cond).cpu()
             progress.update(len(x))
 
 
@@ -185,7 +184,5 @@ def sample_pairs_student(
             rows = slice(first, first + batch_size)
             for name, (student, steps) in sets.items():
                 start, cond = (noise[rows] * student.schedule.sigma_max).to(device), labels[rows].to(device)
-                with autocast(device, precision):
-                    sampled = few_step(student, start, cond, ve_times(student.schedule, steps), seed, first)
-                file[name][rows] = sampled.cpu()
+                file[name][rows] = few_step(student, start, cond, ve_times(student.schedule, steps), seed, first).cpu()
             progress.update(len(noise[rows]))

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from .devices import send
 from .errors import ConfigError
 
 
@@ -51,6 +52,10 @@ class VPSchedule:
         """Continuous-time β = T β_t for t = 0..T, float64 (T + 1,); t = 0 repeats the first entry."""
         return torch.cat([self._beta[:1], self._beta]) * self.steps
 
+    @cached_property
+    def _copies(self) -> dict[tuple[int, torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]]:
+        return {}  # of the arrays on GPUs
+
     def refined(self, factor: int = 1000) -> VPSchedule:
         """The same continuous β on a grid `factor` times as fine, whose α is the integral of β to 1e-5.
 
@@ -67,8 +72,14 @@ class VPSchedule:
             t: timestep(s) 0..T, a scalar or (B,).
             like: (B, …).
         """
-        t = torch.as_tensor(t, device=values.device).cpu()
-        return values[t].to(like).reshape(-1, *[1] * (like.ndim - 1))
+        if not like.is_cuda:
+            t = torch.as_tensor(t, device=values.device).cpu()
+            return values[t].to(like).reshape(-1, *[1] * (like.ndim - 1))
+        key = id(values), like.device, like.dtype
+        if key not in self._copies:
+            self._copies[key] = values, values.to(like)  # with the original, whose id is then no other's
+        t = t if isinstance(t, int) else send(torch.as_tensor(t), like.device)
+        return self._copies[key][1][t].reshape(-1, *[1] * (like.ndim - 1))
 
     def add_noise(self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
         """`α_t x + σ_t ε`; x and noise (B, …), t scalar or (B,)."""

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from .data import as_float
-from .devices import pick_device
+from .devices import pick_device, send
 from .errors import ConfigError, MismatchError, memory_advice
 from .manifest import read
 from .progress import Progress
@@ -81,28 +81,60 @@ def solve(
         x_n after each sample's first step, and x_0; both (n, …).
     """
     first, last = out or (torch.empty_like(x), torch.empty_like(x))
+    device = device or x.device
+    late = _Late()
     times, waiting, final = torch.tensor(grid), 0, len(grid) - 1
     order = torch.arange(len(x)) if order is None else order
     rows, place, state = order[:0], start[:0], x[:0].to(device, dtype)
     while True:
         done = place == final
         if done.any():
-            last[rows[done]] = state[done.to(state.device)].to(last)
+            late.write(last, rows[done], state[_chosen(done, device)])
             if progress is not None:
                 progress(int(done.sum()))
-            rows, place, state = rows[~done], place[~done], state[~done.to(state.device)]
+            rows, place, state = rows[~done], place[~done], state[_chosen(~done, device)]
         joining = order[waiting : waiting + batch_size - len(rows)]
         if len(joining):
             waiting += len(joining)
             rows, place = torch.cat([rows, joining]), torch.cat([place, start[joining]])
-            state = torch.cat([state, x[joining].to(state)])
+            state = torch.cat([state, send(x[joining].to(state.dtype), device)])
         if not len(rows):
+            late.finish()
             return first, last
-        state = solver(state, times[place], times[place + 1], eps(rows), schedule)
+        state = solver(state, send(times[place], device), send(times[place + 1], device), eps(rows), schedule)
+        late.finish()
         begun = place == start[rows]
         if begun.any():
-            first[rows[begun]] = state[begun.to(state.device)].to(first)
+            late.write(first, rows[begun], state[_chosen(begun, device)])
         place = place + 1
+
+
+def _chosen(mask: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """What takes the rows where a mask of the CPU is true; a GPU, asked to count a mask, is waited for."""
+    return mask if device.type == "cpu" else send(mask.nonzero().flatten(), device)
+
+
+class _Late:
+    """Rows to be written to the CPU; those of a GPU while it computes the next step."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.cuda.Event]] = []
+
+    def write(self, whole: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
+        """`whole[rows] = values`, at the latest after `finish`."""
+        if not values.is_cuda or whole.is_cuda:
+            whole[rows.to(whole.device)] = values.to(whole)
+            return
+        values, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
+        arrived.record()
+        self.waiting.append((whole, rows, values, arrived))
+
+    def finish(self) -> None:
+        """Write what waits."""
+        for whole, rows, values, arrived in self.waiting:
+            arrived.synchronize()
+            whole[rows] = values.to(whole)
+        self.waiting = []
 
 
 def calls_of(solver: Solver, schedule: VPSchedule) -> int:
@@ -191,7 +223,7 @@ def solve_shard(
             k, cond, ends = file["k"].clone(), file["cond"].clone(), (file["x_n"], file["x_0"])
 
             def eps(rows: torch.Tensor) -> Eps:
-                return teacher.eps(cond[rows].to(device), guidance)
+                return teacher.eps(send(cond[rows], device), guidance)
 
             order = torch.argsort(k, stable=True)
             options = {"dtype": teacher.dtype, "order": order, "out": ends}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from . import models
-from .devices import autocast, place
+from .devices import place
 from .errors import ConfigError
 from .models.mixture import Mixture
 from .schedules import VPSchedule, spread
@@ -23,7 +23,7 @@ class Teacher:
         schedule: the noise schedule that it was trained on.
         timestep_offset: added to the timestep 1..T before the network is called: −1 (the index the
             teacher was trained on) or 0 (as paper A's reference code calls it).
-        precision: "no", "bf16" or "fp16", the network's weights and autocast; the state stays float32.
+        precision: "no", "bf16" or "fp16", that the network computes in; the state stays float32.
     """
 
     dtype = torch.float32  # of the arithmetic that it is solved in
@@ -87,12 +87,10 @@ class Teacher:
             index = network_time(t, len(x), self.timestep_offset, x.device)
             if guidance == 1:
                 self.calls += len(x)
-                with autocast(x.device, self.precision):
-                    return self.network(x, index, cond).to(x.dtype)
+                return self.network(x, index, cond).to(x.dtype)
             self.calls += 2 * len(x)
             null = torch.full_like(cond, self.network.classes)
-            with autocast(x.device, self.precision):
-                both = self.network(torch.cat([x, x]), index.repeat(2), torch.cat([null, cond])).to(x.dtype)
+            both = self.network(torch.cat([x, x]), index.repeat(2), torch.cat([null, cond])).to(x.dtype)
             unconditional, conditional = both.chunk(2)
             return unconditional + guidance * (conditional - unconditional)
 

@@ -10,7 +10,6 @@ averages the gradients, so weights, optimiser and EMA are the same in all of the
 from __future__ import annotations
 
 import copy
-import io
 import json
 import logging
 import math
@@ -26,17 +25,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from .checkpoints import read_checkpoint, write_checkpoint
 from .devices import check_precision, pick_device
 from .errors import ConfigError, Preempted, TrainingError, memory_advice
+from .feed import Batch, Feed, parts_of, rows_of
+from .graphs import Graphed, capturable
 from .optimizers import Joined, make_optimizer
 from .preemption import SIGNALS, StopRequest, name_of
 from .progress import Board, Progress
-from .storage import check_sealed, explained, save_tensors, write_json, write_sealed, write_text
-from .streams import generator
+from .storage import explained, save_tensors, write_json, write_text
 
 log = logging.getLogger("consistency")
 
-Batch = dict[str, torch.Tensor]
 Objective = Callable[[nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
 Forward = Callable[..., torch.Tensor]
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -46,11 +46,6 @@ MEMORY_ADVICE = (
     "lower training.batch_size, or keep it and raise training.accumulate; a GPU is also spared by "
     "training.gradient_checkpointing and training.precision bf16"
 )
-
-
-# So many steps' batches are made at once, of at most so many bytes: right after another one, with all it needs in the
-# processor's caches, a small batch takes a fraction of the time that it takes after a training step.
-AHEAD, AHEAD_BYTES = 16, 4_000_000
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ def train(
         objective: (model, batch) → (prediction, target).
         distance: (prediction, target) → loss of each sample (B,); the step minimises its mean, weighted by
             the batch's `weight` (B,) where there is one.
-        batch_at: step → batch of CPU tensors; a pure function of the step, asked for up to `AHEAD` steps early.
+        batch_at: step → batch of CPU tensors; a pure function of the step, asked for up to `feed.AHEAD` steps early.
         seed: of dropout and the like, reseeded every step.
         side_folder: holds checkpoint, stats and `training.json` (what, steps) while training; removed by `finish`.
         fingerprint: what the result depends on; a checkpoint with another one is not resumed. The number of processes
@@ -142,9 +137,10 @@ def train(
     model.to(accelerator.device).train()
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(weights.values())
+    on_cpu = accelerator.device.type == "cpu"
     # One process in float32 has nothing to prepare, scale or unscale, and looking for it in every step costs
-    # accelerate a fifth of a small network's step, and a second of imports.
-    plain = ranks == 1 and settings.precision == "no"
+    # accelerate a fifth of a small network's step on a CPU, and a second of imports.
+    plain = on_cpu and ranks == 1 and settings.precision == "no"
     joined = Joined(parameters) if plain and Joined.pays(parameters, settings.optimizer) else None
     trained = parameters if joined is None else [joined.weights]
     optimizer = make_optimizer(settings.optimizer, trained, settings.learning_rate, settings.weight_decay)
@@ -162,7 +158,7 @@ def train(
 
     side = Path(side_folder)
     checkpoint = side / "checkpoint.pt"
-    state = _read_checkpoint(checkpoint, fingerprint)
+    state = read_checkpoint(checkpoint, fingerprint)
     if state is not None and any(at <= state["step"] and not file.exists() for file, at in (snapshots or {}).items()):
         log.warning("%s: a snapshot from before its step is missing; training starts from the beginning", checkpoint)
         state = None
@@ -185,6 +181,13 @@ def train(
         write_stats(side / "stats.jsonl", records)  # without what was recorded after the checkpoint
     board = Board.beside(side, first) if main else None
 
+    def compute(batch: Batch) -> torch.Tensor:
+        """Loss and norm of the gradients, which are made and clipped."""
+        prediction, target = objective(prepared, batch)
+        loss = _loss(distance(prediction, target), batch)
+        backward(loss)
+        return torch.stack([loss.detach(), accelerator.clip_grad_norm_(parameters, settings.clip_norm)])
+
     def current(*args: Any) -> torch.Tensor:
         model.eval()
         output = model(*args)
@@ -192,39 +195,41 @@ def train(
         return output
 
     averaged = current if mean is model else mean
+    replayed = None
+    if not on_cpu and ranks == settings.accumulate == 1 and scaler is None and capturable(model):
+        replayed = Graphed(compute, what)
+        current, averaged = _graphed(current, what), _graphed(averaged, what)
     progress = Progress(settings.steps, what, start=first) if main else None
     spent = records[-1]["seconds"] if records else 0.0
     began, step = time.monotonic() - elapsed, first
-    on_cpu = accelerator.device.type == "cpu"
-    ahead: list[tuple[int, Batch]] = []  # seeds and batches of the next steps, the last one first
-    count = 1
+    together = together and prepare is not None
+    feed = Feed(batch_at, seed, range(first, settings.steps), rank, 1 if together else ranks, accelerator.device)
     with memory_advice(MEMORY_ADVICE, lambda: f"{what}: step {step}: "), StopRequest() as stop:
         for step in range(first, settings.steps):
-            if not ahead:
-                numbers = range(step, min(step + count, settings.steps))
-                ahead = [(_seed_of(seed, number, rank), batch_at(number)) for number in numbers][::-1]
-            drawn, whole = ahead.pop()
-            count = min(AHEAD, max(1, AHEAD_BYTES // sum(value.nbytes for value in whole.values())))
+            drawn, batch = feed.take()
             _reseed(drawn)
-            if prepare is None or not together:
-                whole = _rows(whole, rank, ranks)
-            batch = whole if on_cpu else {k: v.to(accelerator.device, non_blocking=True) for k, v in whole.items()}
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate_at(step)
             if prepare is not None:
                 with torch.no_grad():
                     batch = prepare(batch, current, averaged)
-                batch = _rows(batch, rank, ranks) if together else batch
+                batch = rows_of(batch, rank, ranks) if together else batch
             value = 0.0
-            parts = _parts(batch, settings.accumulate)
+            parts = parts_of(batch, settings.accumulate) if replayed is None else []
+            if replayed is not None:
+                found = replayed(batch)
+                feed.send()
+                value, norm = found.tolist()
+                if not math.isfinite(value):
+                    with torch.no_grad():
+                        raise TrainingError(_diagnose(what, step, value, batch, *objective(prepared, batch), model))
             for number, part in enumerate(parts, start=1):
                 # gradients of several processes are averaged once a step, with the last part
                 with accelerator.no_sync(prepared) if ranks > 1 and number < len(parts) else nullcontext():
                     prediction, target = objective(prepared, part)
-                    losses = distance(prediction, target)
-                    loss = (losses * part["weight"]).mean() if "weight" in part else losses.mean()
+                    loss = _loss(distance(prediction, target), part)
                     if len(parts) > 1:
-                        loss = loss * (len(losses) / len(next(iter(batch.values()))))
+                        loss = loss * (len(prediction) / len(next(iter(batch.values()))))
                     value += loss.item()
                     if not math.isfinite(value):
                         raise TrainingError(_diagnose(what, step, value, part, prediction, target, model))
@@ -233,11 +238,12 @@ def train(
                 joined.gather()
             if plain:
                 norm = _clip(trained, settings.clip_norm, None if joined is None else joined.gradients)
-            else:
+            elif replayed is None:
                 norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm)
             optimizer.step()
-            for parameter in parameters:  # zero_grad takes ten times as long
-                parameter.grad = None
+            if replayed is None or replayed.graph is None:  # whose gradients have their place
+                for parameter in parameters:  # zero_grad takes ten times as long
+                    parameter.grad = None
             if averages:
                 with torch.no_grad():
                     torch._foreach_lerp_(averages, trained, 1 - settings.ema_decay)
@@ -269,7 +275,7 @@ def train(
             if main and (done % settings.checkpoint_every == 0 or done == settings.steps or stopping):
                 unrecorded = total, norms, seen, time.monotonic() - began
                 moments = optimizer.state_dict() if joined is None else joined.state_dict(optimizer)
-                _write_checkpoint(checkpoint, done, weights, moments, average, records, fingerprint, scaler, unrecorded)
+                write_checkpoint(checkpoint, done, weights, moments, average, records, fingerprint, scaler, unrecorded)
             if stopping:
                 if ranks > 1:  # nobody ends, and has the others ended, before the checkpoint is written
                     accelerator.wait_for_everyone()
@@ -303,12 +309,15 @@ def _with(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
     return copy.deepcopy(model, shared).eval()
 
 
-def _parts(batch: Batch, number: int) -> list[Batch]:
-    """The batch in that many parts."""
-    if number == 1:
-        return [batch]
-    split = {name: value.chunk(number) for name, value in batch.items()}
-    return [{name: values[i] for name, values in split.items()} for i in range(len(next(iter(split.values()))))]
+def _loss(losses: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The mean of a batch's losses (B,), weighted where it has weights."""
+    return (losses * batch["weight"]).mean() if "weight" in batch else losses.mean()
+
+
+def _graphed(forward: Forward, what: str) -> Forward:
+    """The forward pass as a CUDA graph; its results are the caller's."""
+    replayed = Graphed(lambda given: forward(*given.values()), f"{what}, what batches are prepared with")
+    return lambda *args: replayed({str(number): value for number, value in enumerate(args)}).clone()
 
 
 def _clip(trained: list[nn.Parameter], limit: float, parts: list[torch.Tensor] | None = None) -> torch.Tensor:
@@ -323,11 +332,6 @@ def _clip(trained: list[nn.Parameter], limit: float, parts: list[torch.Tensor] |
     if norm + 1e-6 > limit:
         torch._foreach_mul_(gradients, limit / (norm + 1e-6))
     return norm
-
-
-def _rows(batch: Batch, rank: int, ranks: int) -> Batch:
-    """One process's share of the batch."""
-    return batch if ranks == 1 else {name: value.chunk(ranks)[rank] for name, value in batch.items()}
 
 
 def _agree(value: float, number: int, accelerator: Any) -> tuple[float, int]:
@@ -357,59 +361,12 @@ def write_stats(path: str | Path, records: list[dict[str, float]], append: bool 
         write_text(path, text)
 
 
-def _seed_of(seed: int, step: int, rank: int) -> int:
-    """What a step's own randomness is seeded with, in each process differently."""
-    return int(generator(seed, "step", step, *[rank] * (rank > 0)).integers(2**63 - 1))
-
-
 def _reseed(seed: int) -> None:
     """Seed what dropout draws from. `torch.manual_seed` also queues a call, with a stack trace, for a
     CUDA that is never initialised: a millisecond a step and memory that grows."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
-
-
-def _write_checkpoint(
-    path: Path,
-    step: int,
-    weights: dict[str, torch.Tensor],
-    optimizer: dict[str, Any],
-    average: dict[str, torch.Tensor] | None,
-    records: list[dict[str, float]],
-    fingerprint: dict[str, Any],
-    scaler: Any = None,
-    unrecorded: tuple[float, float, int, float] = (0.0, 0.0, 0, 0.0),
-) -> None:
-    """`unrecorded`: sums of losses and norms, steps and seconds since the last record."""
-    state = {
-        "step": step,
-        "weights": {k: v.detach().cpu() for k, v in weights.items()},
-        "optimizer": optimizer,
-        "average": {k: v.cpu() for k, v in average.items()} if average is not None else {},
-        "scaler": scaler.state_dict() if scaler is not None else {},
-        "records": records,
-        "unrecorded": unrecorded,
-        "fingerprint": json.dumps(fingerprint, sort_keys=True),
-    }
-    content = io.BytesIO()  # torch.save to a file hides what the operating system says of a full disk
-    torch.save(state, content)
-    write_sealed(path, content.getbuffer())  # what a zip file's own checksums would tell, torch doesn't look at
-
-
-def _read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint's state; None where there is none, it is damaged, or it is of other settings."""
-    state = None
-    if path.is_file():
-        try:
-            check_sealed(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            log.warning("%s: damaged checkpoint (%s); training starts from the beginning", path, type(error).__name__)
-        if state is not None and state["fingerprint"] != json.dumps(fingerprint, sort_keys=True):
-            log.warning("%s: checkpoint of other settings or inputs; training starts from the beginning", path)
-            state = None
-    return state
 
 
 def _diagnose(

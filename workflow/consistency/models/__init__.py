@@ -1,4 +1,4 @@
-"""Networks behind one interface: `network(x, t, cond) -> tensor shaped like x`.
+"""Networks behind one interface: `network(x, t, cond) -> tensor shaped like x`, in the precision of its weights.
 
 x: (B, *sample_shape); t: (B,) index 0..T − 1, a float where time is σ; cond: int64 (B,) class label, where the number
 `classes` itself is the null class of unconditional branches. For a text-to-image network cond is the number of

@@ -45,8 +45,10 @@ class ResidualMLP(nn.Module, PyTorchModelHubMixin):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes → like x."""
-        phase = (t.to(x.dtype) / self.timesteps)[:, None] * self.frequencies
-        h = self.inward(x.flatten(1)) + self.time(torch.cat([phase.sin(), phase.cos()], -1)) + self.label(cond)
+        dtype = self.norm.weight.dtype
+        phase = (t.to(self.frequencies.dtype) / self.timesteps)[:, None] * self.frequencies
+        time = torch.cat([phase.sin(), phase.cos()], -1).to(dtype)
+        h = self.inward(x.flatten(1).to(dtype)) + self.time(time) + self.label(cond)
         for block in self.blocks:
             h = block(h)
         return self.outward(self.norm(h)).view_as(x)

@@ -42,6 +42,8 @@ class SDXLUNet(nn.Module):
         timesteps: T.
     """
 
+    capturable = False  # embeddings are looked up on the CPU; and its kernels are long
+
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net, self.timesteps, self.classes = net, 1000, 0
@@ -84,6 +86,7 @@ class SDXLUNet(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """x (B, C, H, W), t (B,) in 0..T − 1, cond (B,) prompt numbers or `classes` → like x."""
+        x = x.to(self.net.conv_in.weight.dtype)
         embeddings, pooled = self._embed(cond, x)
         size = torch.tensor([self._side, self._side, 0, 0, self._side, self._side], dtype=x.dtype, device=x.device)
         added = {"text_embeds": pooled, "time_ids": size.expand(len(x), 6)}
@@ -92,6 +95,19 @@ class SDXLUNet(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""
         self.net.enable_gradient_checkpointing()
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks that it is made of (torch.compile), each kind once for each of its shapes.
+
+        Convolutions then take and give channels_last, which uncompiled group normalisations would undo.
+        """
+        import torch._dynamo
+
+        torch._dynamo.config.recompile_limit = 64  # kinds of shapes, of one class of blocks
+        self.net.to(memory_format=torch.channels_last)
+        for module in self.net.modules():
+            if type(module).__name__ in ("ResnetBlock2D", "BasicTransformerBlock"):
+                module.compile()
 
     def add_lora(self, rank: int) -> None:
         """Freeze the weights and add trainable float32 adapters, alpha = rank, on `LORA_MODULES` (section A.4)."""

@@ -59,7 +59,7 @@ class UNet(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes → like x."""
         labels = None if self.net.config.num_class_embeds is None else cond
-        return self.net(x, t, class_labels=labels).sample
+        return self.net(x.to(self.net.conv_in.weight.dtype), t, class_labels=labels).sample
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""

@@ -1,0 +1,162 @@
+"""What is otherwise on a GPU: CUDA graphs, batches on their way, rows that come back late. Needs one."""
+
+import pytest
+import torch
+from consistency import distances, models, objectives, students, targets, training
+from consistency.errors import TrainingError
+from consistency.graphs import WARM, Graphed, capturable
+from consistency.pairs import PairSource, Steps
+from consistency.schedules import VESchedule, VPSchedule
+from consistency.teachers import Teacher
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+NETWORK = {"kind": "unet", "channels": [16, 32], "layers_per_block": 1, "norm_groups": 8}
+SHAPE = (1, 16, 16)
+
+
+def batches(step):
+    rng = torch.Generator().manual_seed(step)
+    x = torch.randn(3, 32, *SHAPE, generator=rng)
+    s = torch.randint(100, 1000, (32,), generator=rng)
+    cond = torch.randint(0, 10, (32,), generator=rng)
+    return {"x_s": x[0], "x_n": x[1], "x_0": x[2], "s": s, "n": s - 100, "cond": cond}
+
+
+def fit(folder, objective=objectives.direct, steps=20, network=None, **settings):
+    model = students.ConsistencyFunction(models.build(NETWORK | (network or {}), SHAPE, 10, 1000, 0), VPSchedule())
+    options = training.Settings(steps, 32, 1e-3, **{"precision": "bf16", "ema_decay": 0.9, **settings})
+    records = training.train(model, objective, distances.mse, batches, options, 0, folder, {})
+    return model.state_dict(), records
+
+
+def captures(monkeypatch):
+    seen = []
+
+    class Watched(Graphed):
+        def _capture(self, inputs):
+            super()._capture(inputs)
+            seen.append(self.graph is not None)
+
+    monkeypatch.setattr(training, "Graphed", Watched)
+    return seen
+
+
+@pytest.fixture(autouse=True)
+def fixed_algorithms():
+    torch.backends.cudnn.deterministic = True
+    yield
+    torch.backends.cudnn.deterministic = False
+
+
+@pytest.mark.parametrize("objective", [objectives.direct, objectives.consistency_distillation])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_captured_training_is_the_plain_one(tmp_path, monkeypatch, objective, precision):
+    seen = captures(monkeypatch)
+    graph, records = fit(tmp_path / "a", objective, precision=precision, log_every=5)
+    assert seen == [True]
+    monkeypatch.setattr(training, "capturable", lambda model: False)
+    plain, others = fit(tmp_path / "b", objective, precision=precision, log_every=5)
+    for name, value in plain.items():
+        torch.testing.assert_close(graph[name], value, rtol=2e-3, atol=2e-4)
+    for one, other in zip(records, others, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
+
+
+def test_resumed_as_undisturbed(tmp_path):
+    whole, _ = fit(tmp_path / "a", steps=30, checkpoint_every=10)
+
+    def stopping(model, batch):
+        if training.json and stop["at"] == 0:
+            raise KeyboardInterrupt
+        stop["at"] -= 1
+        return objectives.direct(model, batch)
+
+    stop = {"at": WARM}  # the first call after the warm-up is the capture
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "b", stopping, steps=30, checkpoint_every=1)
+    stop["at"] = 10**9
+    resumed, _ = fit(tmp_path / "b", stopping, steps=30, checkpoint_every=1)
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=2e-3, atol=2e-4)
+
+
+def test_an_objective_that_waits_for_the_gpu_is_run_as_it_is(tmp_path, monkeypatch, caplog):
+    def waiting(model, batch):
+        assert batch["x_s"].mean().item() < 10
+        return objectives.direct(model, batch)
+
+    seen = captures(monkeypatch)
+    with caplog.at_level("INFO", "consistency"):
+        waited, _ = fit(tmp_path / "a", waiting)
+    assert seen == [False]
+    assert "not captured as a CUDA graph" in caplog.text
+    plain, _ = fit(tmp_path / "b")
+    for name, value in plain.items():
+        torch.testing.assert_close(waited[name], value, rtol=2e-3, atol=2e-4)
+
+
+def test_a_loss_that_is_not_finite_is_named_in_a_captured_step(tmp_path, monkeypatch):
+    whole = batches
+
+    def broken(step):
+        batch = whole(step)
+        if step == 8:
+            batch["x_s"][3] = float("nan")
+        return batch
+
+    monkeypatch.setitem(fit.__globals__, "batches", broken)
+    seen = captures(monkeypatch)
+    with pytest.raises(TrainingError, match=r"step 8: input 'x_s' is not finite in batch rows \[3\]"):
+        fit(tmp_path)
+    assert seen == [True]
+
+
+def test_what_is_captured():
+    build = lambda **more: models.build(NETWORK | more, SHAPE, 10, 1000, 0)  # noqa: E731
+    assert capturable(build())
+    assert not capturable(build(dropout=0.1))
+    checkpointed = build()
+    checkpointed.enable_gradient_checkpointing()
+    assert not capturable(checkpointed)
+
+
+@pytest.mark.parametrize("coupling", ["independent", "optimal_transport", "generator_induced"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_consistency_training_from_pairs(tmp_path, monkeypatch, coupling, dropout):
+    images, labels = torch.rand(200, *SHAPE) * 2 - 1, torch.arange(200) % 10
+    found = []
+    for graphs in (True, False):
+        seen = captures(monkeypatch)
+        if not graphs:
+            monkeypatch.setattr(training, "capturable", lambda model: False)
+        network = models.build(NETWORK | {"dropout": dropout}, SHAPE, 10, 1000, 0)
+        student = students.EDMConsistencyFunction(network, VESchedule())
+        options = training.Settings(16, 32, 1e-3, optimizer="radam", ema_decay=0.9, precision="bf16", log_every=4)
+        source = PairSource(images, labels, VESchedule(), Steps(), 16, 32, 0, coupling, 0.5)
+        records = training.train(
+            student, objectives.consistency_training, distances.pseudo_huber_norm, source, options, 0,
+            tmp_path / str(graphs), {}, "ct", source.prepare, {}, source.together,
+        )  # fmt: skip
+        found.append(records)
+        expected = [] if dropout or not graphs else [True, True] if coupling == "generator_induced" else [True]
+        assert seen == expected
+    for one, other in zip(*found, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=2e-2)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "euler", "heun"])
+def test_targets_of_gpu_and_cpu(tmp_path, monkeypatch, solver):
+    images = torch.randint(0, 256, (50, *SHAPE), dtype=torch.uint8)
+    labels, found = torch.arange(50) % 10, {}
+    for place in ("cuda", "cpu"):
+        network = models.build(NETWORK, SHAPE, 10, 1000, 0)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))
+        monkeypatch.setattr(targets, "pick_device", lambda place=place: torch.device(place))
+        path = tmp_path / place
+        teacher = Teacher(network.eval(), VPSchedule())
+        targets.solve_shard(path, teacher, images, labels, range(300), "paper", solver, 10, 3.0, 1, 64)
+        found[place] = targets.load_tensors(path)[0]
+    for name, value in found["cpu"].items():
+        torch.testing.assert_close(found["cuda"][name], value, rtol=2e-3, atol=2e-3)
