@@ -186,6 +186,7 @@ def main() -> None:
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"--only: no section {unknown[0]!r}; there are {', '.join(known)}")
     began, rows, failed = time.perf_counter(), [], []
+    command = " ".join(["python benchmarks/bench.py", *sys.argv[1:]])
     for name in names:
         start = time.perf_counter()
         try:
@@ -193,16 +194,16 @@ def main() -> None:
                 rows.append(row)
                 where = f"{row['section']}, {row['case']}, {row['setting']}"
                 print(f"{where}: {row['quantity']} {row['value']:.4g} {row['unit']}")
-        except Exception:  # of the other sections' minutes nothing shall be lost
+        except Exception:  # the other sections' minutes shall not be lost
             traceback.print_exc()
             failed.append(name)
         print(f"-- {name}: {time.perf_counter() - start:.0f} s", flush=True)
+        if rows:
+            table = pd.DataFrame(rows)
+            write_table(chosen.out / "benchmark.csv", table)
+            write_text(chosen.out / "benchmark.md", text(table, machine(), time.perf_counter() - began, command))
     if not rows:
         sys.exit("nothing was measured")
-    table = pd.DataFrame(rows)
-    command = " ".join(["python benchmarks/bench.py", *sys.argv[1:]])
-    write_table(chosen.out / "benchmark.csv", table)
-    write_text(chosen.out / "benchmark.md", text(table, machine(), time.perf_counter() - began, command))
     if {"steps", "solving"} <= set(names):
         figure(table, chosen.out / "benchmark")
     print(f"{len(rows)} rows in {chosen.out / 'benchmark.md'}")
