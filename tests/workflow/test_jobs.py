@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 from consistency import status
-from helpers import Project
+from helpers import ROOT, Project
 
 TEACHER = {"teacher": {"training": {"steps": 1500, "checkpoint_every": 10_000, "log_every": 10}}}
 TARGET = "results/digits/teacher"
@@ -131,6 +131,33 @@ def test_another_stage_ends_at_once_and_leaves_nothing(run, undisturbed):
     assert running.lines("solve_targets") == ["solve_targets: stopped by SIGTERM"]
     assert not list((project.folder / "results").rglob("*shard*"))
     project.snakemake(shard)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_where_exceptions_are_swallowed(tmp_path, name):
+    """Imports have such moments, where Python gives up a lock and where torch's C++ looks for NumPy; so does this."""
+    text = f"""
+import os, signal, sys
+from types import SimpleNamespace
+sys.path.append({str(ROOT / "workflow" / "scripts")!r})
+from _job import job
+
+class Swallows:
+    def __del__(self):
+        signal.raise_signal(signal.{name})
+
+with job(SimpleNamespace(rule="stage", log=["log"], threads=1, resources=SimpleNamespace(gpu=0))):
+    from consistency import storage
+
+    storage.write_text("before", "whole")
+    with storage.atomic("file") as file, storage.atomic("folder") as folder:
+        file.write_text("half of it")
+        folder.mkdir()
+        Swallows()
+"""
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, f"\nstage: stopped by {name}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "log", "log.lock"]
 
 
 def test_two_gpus_are_two_processes(tmp_path, run):

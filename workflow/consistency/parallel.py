@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from .errors import ConfigError
-from .preemption import SIGNALS, StopRequest
+from .preemption import SIGNALS, StopRequest, follow_parent
 
 WORKER = "CONSISTENCY_WORKER"  # set in the processes: the file that the first one to fail writes its error to
 CPU_FOR_GPU = "CONSISTENCY_CPU_FOR_GPU"
@@ -96,14 +96,6 @@ def report(line: str) -> None:
             file.write(line)
     except FileExistsError:
         pass
-
-
-def follow_parent() -> None:
-    """Have this process killed when its parent is (on Linux), so that none is left that writes beside the next try."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _pass_on(launcher: int, number: int) -> None:

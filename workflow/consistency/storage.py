@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     import torch
 
 
+UNFINISHED: set[Path] = set()  # files and folders that `remove_unfinished` removes
+
+
 def _explain(error: BaseException, path: Path) -> str:
     """One line for an operating-system or serialisation error met while writing `path`."""
     code = getattr(error, "errno", None)
@@ -88,6 +91,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".tmp-{os.uname().nodename}-{os.getpid()}-{path.name}")
+    UNFINISHED.add(temporary)
     try:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +108,13 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
             _fsync(path.parent)
     finally:
         _remove(temporary)
+        UNFINISHED.discard(temporary)
+
+
+def remove_unfinished() -> None:
+    """Remove what `atomic` has not finished, before a process ends without its `finally` clauses."""
+    for path in UNFINISHED:
+        _remove(path)
 
 
 def _remove(path: Path) -> None:

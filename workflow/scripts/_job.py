@@ -49,15 +49,23 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     from consistency.allocation import keep_freed_memory
     from consistency.errors import ConsistencyError
     from consistency.locks import hold, release
-    from consistency.preemption import SIGNALS, name_of
-    from consistency.storage import explained
+    from consistency.preemption import SIGNALS, follow_parent, name_of
+    from consistency.storage import explained, remove_unfinished
+
+    def stop(number: int, frame: object) -> None:
+        # Without an exception: where it hits an import, Python's import lock or torch's C++ swallow it or die of it.
+        try:
+            remove_unfinished()
+            os.write(2, f"\n{snakemake.rule}: stopped by {name_of(number)}\n".encode())
+        finally:
+            os._exit(1)
 
     keep_freed_memory()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(max(1, snakemake.threads // parallel.count()))
     log = snakemake.log[0]
     if parallel.is_worker():
-        parallel.follow_parent()
+        follow_parent()
         logging.basicConfig(level=logging.INFO if parallel.is_first() else logging.WARNING, format=FORMAT)
     else:
         # A job of an earlier snakemake, killed since, may still write the same files: it is waited for.
@@ -69,7 +77,7 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
             sys.exit(f"\n{snakemake.rule}: {error}")
         logging.basicConfig(filename=log, level=logging.INFO, format=FORMAT)  # appends, as processes do
         for number in SIGNALS:  # while it trains they mean something else
-            signal.signal(number, lambda n, _: sys.exit(f"\n{snakemake.rule}: stopped by {name_of(n)}"))
+            signal.signal(number, stop)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a log that cannot be written must not hide why the job stops
 

@@ -11,15 +11,17 @@ with job(snakemake):
     from pathlib import Path
 
     from consistency.errors import ConsistencyError
-    from consistency.storage import atomic
+    from consistency.preemption import follow_parent
+    from consistency.storage import UNFINISHED, atomic
 
     with tempfile.TemporaryDirectory() as folder, atomic(snakemake.output[0]) as finished:
+        UNFINISHED.add(Path(folder))
         settings, page = Path(folder) / "config.json", Path(folder) / "report.html"
         settings.write_text(json.dumps(snakemake.params.config), encoding="utf-8")
         command = [sys.executable, "-m", "snakemake", snakemake.params.target, "--report", str(page), "--nolock"]
         command += ["--snakefile", snakemake.params.snakefile, "--configfile", str(settings)]
         command += ["--report-stylesheet", snakemake.input.stylesheet]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=follow_parent)
         logging.info(done.stdout + done.stderr)
         if done.returncode:
             raise ConsistencyError(f"the report was not made, see {snakemake.log[0]}")
