@@ -61,7 +61,4 @@ include: "workflow/rules/sample.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/paper.smk"
 include: "workflow/rules/report.smk"
-
-
-remember_signatures()
-one_timer()
+include: "workflow/rules/once.smk"

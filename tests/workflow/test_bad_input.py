@@ -42,6 +42,20 @@ def test_a_full_disk_in_a_job(small_disk, project):
     assert not list((small_disk / "digits").glob("*noise*"))
 
 
+def test_a_missing_script_stops_before_any_job(tmp_path):
+    """Also where scripts have wildcards and that of another job is there."""
+    project = Project(tmp_path)
+    with open(project.folder / "Snakefile", "a") as file:
+        file.write('\n\nrule made:\n    output: "{name}.made"\n    script: "{wildcards.name}.py"\n')
+    wanted = [f"{number}.made" for number in range(8)]
+    for number in range(8):
+        (project.folder / f"{number}.py").touch()
+    assert project.jobs(*wanted) == {"made": 8}
+    done = project.snakemake("--dry-run", *wanted, "gone.made", check=False)
+    assert done.returncode != 0
+    assert "gone.py" in done.stdout + done.stderr
+
+
 def test_a_wrong_number_of_cores_or_an_unknown_target_is_snakemakes_own_error(project):
     project.configure({})
     done = project.snakemake("--dry-run", "results/figures/nonsense.pdf", check=False)

@@ -226,7 +226,7 @@ def test_few_jobs_and_those_of_several_threads_start_afresh(tmp_path, target, th
 def test_the_scheduler_keeps_one_timer(monkeypatch):
     """A hundred rounds leave one timer, which brings about one more round, after which there is one again."""
     monkeypatch.setattr(JobScheduler, "_schedule_reevalutation", JobScheduler._schedule_reevalutation)
-    text = (ROOT / "workflow/rules/common.smk").read_text(encoding="utf-8")
+    text = (ROOT / "workflow/rules/once.smk").read_text(encoding="utf-8")
     names = {"threading": threading, "suppress": suppress}
     exec(re.search(r"^def one_timer.*?(?=^def )", text, re.MULTILINE | re.DOTALL)[0], names)
     names["one_timer"]()

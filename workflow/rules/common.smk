@@ -1,17 +1,13 @@
 # Configuration, and the look-ups that rules use. Settings reach a job through its params alone, key
 # by key, so that a change reruns the jobs that use the key and no others.
 import gc
-import inspect
 import os
 import re
 import sys
-import threading
-from contextlib import suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from snakemake.common import overwrite_function_params
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.sourcecache import HostingProviderFile, LocalSourceFile
@@ -183,35 +179,6 @@ def _branches(names):
         rest = [name[len(start) :] for name in group]
         parts.append(re.escape(start) + (f"(?:{_branches(rest)})" if letter and len(group) > 1 else ""))
     return "|".join(parts)
-
-
-def remember_signatures():
-    """Snakemake asks for the signature of each function of a rule again for each job, which is a fifth of the time of a
-    large dry run."""
-    for known in workflow.rules:
-        functions = [getattr(value, "callable", value) for value in (*known.input, *known.params)]
-        for value in known.resources.values():
-            functions += [getattr(value, "evaluate", None), getattr(value, "_evaluator", None)]
-        for function in filter(callable, functions):
-            parameters = inspect.signature(function).parameters
-            overwrite_function_params(getattr(function, "__func__", function), parameters)
-
-
-def one_timer():
-    """Each round of Snakemake's scheduler starts a timer that brings about another round, so that there are as many
-    rounds a second, and threads, as jobs have ended. Here one timer waits at a time, and none when Snakemake ends."""
-    timers = []
-
-    def schedule(scheduler, delay):
-        if not timers:
-            timers.append(threading.Timer(delay, lambda: (timers.clear(), scheduler._open_jobs.release())))
-            timers[0].daemon = True
-            timers[0].start()
-
-    with suppress(ImportError):  # of another release
-        from snakemake.scheduling.job_scheduler import JobScheduler
-
-        JobScheduler._schedule_reevalutation = schedule
 
 
 def sources_of(experiment):
