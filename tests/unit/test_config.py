@@ -335,6 +335,7 @@ def test_the_average_stays_when_another_key_of_its_training_is_set():
         ("digits", {"teacher": {"source": "hub"}}, ["digits: teacher.hub: required when teacher.source is hub"]),
         ("sdxl", {"teacher": {"hub": {"revision": "main"}}}, ["teacher.hub.revision: 'main' is not allowed", "40"]),
         ("sdxl", {"teacher": {"hub": {"repo": "sdxl"}}}, ["teacher.hub"]),
+        ("digits", {"teacher": {"compile": True}}, ["teacher.compile: true with data.kind 'digits'", "allowed: false"]),
         ("sdxl", {"teacher": {"source": "train"}}, ["teacher.source: 'train' with data.kind captions", "hub, path"]),
         ("sdxl", {"data": {"download": None}}, ["data.source: required, unless data.download is given"]),
         ("sdxl", {"extractors": [{"kind": "clip", "weights": HUB}]}, ["extractors: clip gives scores only"]),

@@ -1,15 +1,18 @@
 """What is otherwise on a GPU: CUDA graphs, batches on their way, rows that come back late. Needs one."""
 
 import pytest
+import tiny
 import torch
 from consistency import distances, models, objectives, students, targets, training
 from consistency.errors import TrainingError
 from consistency.graphs import WARM, Graphed, capturable
 from consistency.pairs import PairSource, Steps
 from consistency.schedules import VESchedule, VPSchedule
+from consistency.storage import save_tensors
 from consistency.teachers import Teacher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICE = torch.device("cuda")
 NETWORK = {"kind": "unet", "channels": [16, 32], "layers_per_block": 1, "norm_groups": 8}
 SHAPE = (1, 16, 16)
 
@@ -160,3 +163,16 @@ def test_targets_of_gpu_and_cpu(tmp_path, monkeypatch, solver):
         found[place] = targets.load_tensors(path)[0]
     for name, value in found["cpu"].items():
         torch.testing.assert_close(found["cuda"][name], value, rtol=2e-3, atol=2e-3)
+
+
+def test_compiled_blocks_of_sdxl(tmp_path):
+    unet = models.load(tiny.sdxl(tmp_path / "sdxl") / "unet")
+    config = unet.net.config
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    embeddings = {"embeddings": torch.randn(4, 77, config.cross_attention_dim), "pooled": torch.randn(4, pooled)}
+    save_tensors(tmp_path / "prompts", embeddings, {"side": 64})
+    unet.read_prompts(tmp_path / "prompts")
+    x, cond = torch.randn(6, *unet.sample_shape, device=DEVICE), torch.tensor([0, 1, 2, 3, 0, 1], device=DEVICE)
+    expected = Teacher(unet, VPSchedule()).to(DEVICE).eps(cond, 3.0)(x, 500)
+    found = Teacher(unet, VPSchedule(), compiled=True).to(DEVICE).eps(cond, 3.0)(x, 500)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -94,6 +94,22 @@ def test_any_batch_size(batch_size):
     assert torch.equal(x, kept)  # what was given is left as it is
 
 
+def test_calls_filled_up_as_on_a_gpu(monkeypatch):
+    """The last calls have few sizes; what fills them up is not kept."""
+    start, x, own = starts(45, 2), normal(0, "noise", range(45), (3,)), torch.linspace(0.5, 1.5, 45)
+    assert targets._unit(torch.device("cuda"), 2048) == 256
+    assert targets._unit(torch.device("cuda"), 4) == 1
+    expected = packed(x, start, own, solvers.heun, 16)
+    monkeypatch.setattr(targets, "_unit", lambda device, batch_size: 4)
+    told = []
+    *found, calls = packed(x, start, own, solvers.heun, 16, told.append)
+    assert {len(rows) for rows in calls} <= {4, 8, 12, 16}
+    assert len(calls) == len(expected[2])
+    assert sum(told) == 45
+    for one, other in zip(found, expected, strict=False):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
 def test_a_sample_one_step_from_the_end_costs_one_call():
     x, own = normal(0, "noise", range(3), (3,)), torch.ones(3)
     x_n, x_0, calls = packed(x, torch.full((3,), N - 1), own, solvers.ddim, 2)

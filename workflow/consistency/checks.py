@@ -20,6 +20,10 @@ def check_sources(name: str, experiment: Experiment, runs: list[Run]) -> None:
         if teacher.source == source and not given:
             raise ConfigError(f"{name}: teacher.{source}: required when teacher.source is {source}")
     captions = data.kind == "captions"
+    if teacher.compile and not captions:
+        raise ConfigError(
+            f"{name}: teacher.compile: true with data.kind {data.kind!r}; allowed: false (SDXL alone gains)"
+        )
     if captions:
         if teacher.source not in ("hub", "path"):
             raise ConfigError(f"{name}: teacher.source: {teacher.source!r} with data.kind captions; allowed: hub, path")

@@ -24,13 +24,21 @@ class Teacher:
         timestep_offset: added to the timestep 1..T before the network is called: −1 (the index the
             teacher was trained on) or 0 (as paper A's reference code calls it).
         precision: "no", "bf16" or "fp16", that the network computes in; the state stays float32.
+        compiled: whether a network that can (`compile_blocks`) is compiled on a GPU.
     """
 
     dtype = torch.float32  # of the arithmetic that it is solved in
 
-    def __init__(self, network: nn.Module, schedule: VPSchedule, timestep_offset: int = -1, precision: str = "no"):
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: VPSchedule,
+        timestep_offset: int = -1,
+        precision: str = "no",
+        compiled: bool = False,
+    ):
         self.network, self.schedule, self.timestep_offset = network, schedule, timestep_offset
-        self.precision = precision
+        self.precision, self.compiled = precision, compiled
         self.calls = 0  # network evaluations so far, in samples (a guided one counts twice)
 
     @classmethod
@@ -43,11 +51,12 @@ class Teacher:
         classes: int | None = None,
         prompts: str | Path | None = None,
         precision: str = "no",
+        compiled: bool = False,
     ) -> Teacher:
         """Load from a `save_pretrained` folder, or from a mixture's; raises as `models.load`."""
         if models.is_mixture(folder):
             return AnalyticTeacher(Mixture.load(folder), schedule)
-        return cls(models.load(folder, sample_shape, classes, prompts), schedule, timestep_offset, precision)
+        return cls(models.load(folder, sample_shape, classes, prompts), schedule, timestep_offset, precision, compiled)
 
     def to(self, device: torch.device) -> Teacher:
         """Move the network, its weights in the teacher's precision.
@@ -56,6 +65,8 @@ class Teacher:
             ConfigError: fp16 on the CPU.
         """
         place(self.network, device, self.precision)
+        if self.compiled and device.type == "cuda" and hasattr(self.network, "compile_blocks"):
+            self.network.compile_blocks()
         return self
 
     @torch.no_grad()

@@ -107,6 +107,10 @@ def preset(wildcards):
     return EXPERIMENTS[wildcards.experiment]
 
 
+# Keys of a teacher that say how it is called, which is not how it is trained.
+CALLED = {"timestep_offset", "precision", "compile", "hub", "subfolder"}
+
+
 def with_teacher(*sources):
     """A pattern for the experiments whose teacher comes from one of these sources (none: matches nothing)."""
     return pattern(name for name, e in EXPERIMENTS.items() if e.teacher.source in sources)

@@ -42,6 +42,7 @@ rule teacher_samples:
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
         precision=lambda w: preset(w).teacher.precision,
+        compile=lambda w: preset(w).teacher.compile,
         starts=lambda w: preset(w).evaluation.start_times,
         n_samples=lambda w: preset(w).evaluation.count,
         batch_size=lambda w: preset(w).evaluation.batch_size,
@@ -95,6 +96,7 @@ rule solve_targets:
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
         precision=lambda w: preset(w).teacher.precision,
+        compile=lambda w: preset(w).teacher.compile,
         targets=lambda w: preset(w).targets.model_dump(exclude={"mode"}),
         identity=identity("solve_targets"),
     script:

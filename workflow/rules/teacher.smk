@@ -62,8 +62,7 @@ rule train_teacher:
         gpu=gpus,
         runtime=minutes,
     params:
-        # how the teacher is called later is not how it is trained
-        teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset", "precision", "hub", "subfolder"}),
+        teacher=lambda w: preset(w).teacher.model_dump(exclude=CALLED),
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
         identity=identity("train_teacher"),
@@ -171,8 +170,7 @@ rule train_initial:
         gpu=gpus,
         runtime=minutes,
     params:
-        # how the teacher is called later is not how it is trained
-        teacher=lambda w: preset(w).teacher.model_dump(exclude={"timestep_offset", "precision", "hub", "subfolder"}),
+        teacher=lambda w: preset(w).teacher.model_dump(exclude=CALLED),
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
         identity=identity("train_teacher"),

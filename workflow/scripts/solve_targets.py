@@ -17,6 +17,7 @@ with job(snakemake):
         classes,
         snakemake.input.prompts or None,
         params.precision,
+        params.compile,
     )
     targets.solve_shard(
         snakemake.output[0],

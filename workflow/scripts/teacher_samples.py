@@ -16,6 +16,7 @@ with job(snakemake):
         classes,
         snakemake.input.prompts or None,
         params.precision,
+        params.compile,
     )
     noise, labels = sampling.load_noise(snakemake.input.noise, shape, params.n_samples)
     sampling.sample_teacher(

@@ -97,13 +97,15 @@ class SDXLUNet(nn.Module):
         self.net.enable_gradient_checkpointing()
 
     def compile_blocks(self) -> None:
-        """Compile the blocks that it is made of (torch.compile), each kind once for each of its shapes.
+        """Compile the blocks that it is made of (torch.compile), each kind once for each of its shapes; what cannot be
+        compiled, where there is no C compiler say, runs as it is.
 
         Convolutions then take and give channels_last, which uncompiled group normalisations would undo.
         """
         import torch._dynamo
 
-        torch._dynamo.config.recompile_limit = 64  # kinds of shapes, of one class of blocks
+        torch._dynamo.config.recompile_limit = 64  # shapes of one class of blocks
+        torch._dynamo.config.suppress_errors = True
         self.net.to(memory_format=torch.channels_last)
         for module in self.net.modules():
             if type(module).__name__ in ("ResnetBlock2D", "BasicTransformerBlock"):
