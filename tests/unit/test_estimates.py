@@ -1,7 +1,9 @@
 """What a dry run says that a preset will cost: against numbers worked out by hand."""
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,10 +13,11 @@ from helpers import ROOT
 
 PRESETS = sorted(path.stem for path in config.PRESETS.glob("*.yaml") if "suite:" not in path.read_text())
 KNOWN = json.loads(estimates.FLOPS.read_text(encoding="utf-8"))
-HALF, WHOLE = 3e14, 3e13  # operations a second
+HALF, WHOLE = 3e14, 3e13  # operations a second of a made-up GPU
+PLAIN = estimates.Device("GPU", {"bf16": HALF, "fp16": HALF, "no": WHOLE}, {}, {}, 0.0, "made up")
 
 
-def stages_of(name, overrides=None, device=estimates.GPU):
+def stages_of(name, overrides=None, device=PLAIN):
     experiment = config.load_experiment(name, overrides)
     return estimates.estimate(experiment, config.expand(name, experiment), device)
 
@@ -64,6 +67,7 @@ def test_a_changed_network_has_another_key(preset, network, same):
 
 
 COUNTED = """
+import dataclasses
 import json
 from consistency import config, estimates
 estimates.HUB = {}
@@ -315,13 +319,42 @@ def test_steps_and_jobs_take_their_time(monkeypatch, tmp_path):
     )
 
 
+def test_rates_by_the_networks_size():
+    """Between two measured sizes the logarithms are interpolated; beyond the outermost, their numbers hold."""
+    sizes = ((1e9, 1e13, 4e13, 1e-3), (1e11, 1e15, 1e14, 4e-3))
+    device = dataclasses.replace(PLAIN, sizes=sizes)
+    seconds = lambda size, steps: device.seconds(1e15, "unet", "bf16", size, steps, 0)  # noqa: E731
+    for size, solving, training, beside in (
+        (1e8, 1e13, 4e13, 1e-3),
+        (1e9, 1e13, 4e13, 1e-3),
+        (1e10, 1e14, (4e13 * 1e14) ** 0.5, 2e-3),
+        (1e11, 1e15, 1e14, 4e-3),
+        (1e12, 1e15, 1e14, 4e-3),
+    ):
+        assert seconds(size, 0) == pytest.approx(1e15 / solving)
+        assert seconds(size, 100) == pytest.approx(1e15 / training + 100 * beside)
+    assert device.seconds(1e15, "unet", "no", 1e10, 0, 0) == pytest.approx(1e15 / WHOLE)
+
+
+def test_the_gpus_rates_are_those_that_were_measured():
+    text = (ROOT / "benchmarks" / "gpu.md").read_text(encoding="utf-8")
+    for name, (_, solving, training, beside) in zip(("fashion", "cifar10"), estimates.GPU.sizes, strict=False):
+        for quantity, number, unit in (
+            ("solving: rate, fitted", solving, 1e9),
+            ("training: rate, fitted", training, 1e9),
+            ("training: a step beside its operations, fitted", beside, 1e-3),
+        ):
+            (measured,) = re.findall(rf"\| {name} \|[^|]*\| {re.escape(quantity)} \| ([\d.e+]+) ", text)
+            assert number == pytest.approx(float(measured) * unit, rel=0.02)
+
+
 def test_ten_million_targets_by_hand():
     """SDXL: N = 100 with guidance, 50.5 steps of two calls a target; three latents each on disk."""
     experiment = config.load_experiment("sdxl")
     found = scaling.targets(experiment, "ddim", 100, 9.0, 10_000_000, 100)
     unet = KNOWN["stabilityai/stable-diffusion-xl-base-1.0"]["flops"]
     assert found["calls"] == pytest.approx(10_000_000 * 101)
-    assert found["hours"] == pytest.approx(found["calls"] * unet / HALF / 3600)
+    assert found["hours"] == pytest.approx(found["calls"] * unet / 3.79e14 / 3600, rel=1e-3)  # benchmarks/gpu.md
     assert found["wall"] == pytest.approx(found["hours"] / 100)
     assert found["bytes"] == 10_000_000 * 3 * 4 * 4 * 128 * 128
     heun = scaling.targets(experiment, "heun", 100, 1.0, 10_000_000, 100)

@@ -2,12 +2,13 @@
 
 Operations of one forward pass are counted by torch on networks without memory (`python -m consistency.estimates` writes
 flops.json), so that a dry run imports nothing heavy. Hours are operations over a rate, with constants for steps and
-jobs: measured for a CPU core (docs/scaling.md), assumed for a GPU.
+jobs, measured (docs/scaling.md).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ class Device:
         steps: seconds of a training step beside its operations, by kind of network.
         job: seconds of a job beside its work: the start of Python and torch.
         note: where the numbers are from.
+        sizes: in half precision, by operations of a forward pass, ascending: those, the rate, that of training steps,
+            and seconds of a step beside its operations; between them all are interpolated in the logarithms.
     """
 
     name: str
@@ -37,20 +40,36 @@ class Device:
     steps: dict[str, float]
     job: float
     note: str
+    sizes: tuple[tuple[float, float, float, float], ...] = ()
 
-    def seconds(self, flops: float, kind: str, precision: str, steps: float, jobs: float) -> float:
-        """Time of so many operations in so many training steps and jobs."""
+    def seconds(self, flops: float, kind: str, precision: str, size: float, steps: float, jobs: float) -> float:
+        """Time of so many operations in so many training steps and jobs, with a network of so many a forward pass."""
+        if self.sizes and precision != "no" and size:
+            solving, training, beside = _between(size, self.sizes)
+            return flops / (training if steps else solving) + steps * beside + jobs * self.job
         rate = (steps and self.training.get(kind)) or self.rates.get(kind) or self.rates[precision]
         return flops / rate + steps * self.steps.get(kind, 0.0) + jobs * self.job
 
 
+def _between(size: float, known: tuple[tuple[float, float, float, float], ...]) -> list[float]:
+    """The numbers of a size, of those before and after it; beyond the first and the last, theirs."""
+    if size <= known[0][0] or size >= known[-1][0]:
+        return list(known[0 if size <= known[0][0] else -1][1:])
+    above = next(number for number, entry in enumerate(known) if entry[0] > size)
+    one, other = known[above - 1], known[above]
+    share = math.log(size / one[0]) / math.log(other[0] / one[0])
+    return [a ** (1 - share) * b**share for a, b in zip(one[1:], other[1:], strict=True)]
+
+
 GPU = Device(
     "GPU",
-    {"bf16": 3e14, "fp16": 3e14, "no": 3e13},
+    {"no": 3e13, "bf16": 4.7e13, "fp16": 4.7e13},
     {},
     {},
     0.0,
-    "at an assumed 300 TFLOP/s in half precision and 30 in float32 (small networks reach far less)",
+    "at rates measured on an H100 in bf16 (docs/scaling.md), and an assumed 30 TFLOP/s in float32",
+    # the networks of `fashion` and `cifar10`, and SDXL's, whose students are LoRA with gradient checkpointing
+    ((7.6e8, 4.7e13, 4.3e13, 3.6e-3), (1.49e10, 1.5e14, 1.49e14, 7.9e-3), (6.76e12, 3.79e14, 2.16e14, 7.9e-3)),
 )
 CPU = Device(
     "core",
@@ -189,7 +208,7 @@ def estimate(
         found = {"passes": passes, "flops": flops, "hours": None, "bytes": stored}
         if flops is not None:
             kind = experiment.network.kind if network is built else ""
-            found["hours"] = device.seconds(flops, kind, precision, steps, jobs) / 3600
+            found["hours"] = device.seconds(flops, kind, precision, network["flops"], steps, jobs) / 3600
         for name, value in found.items():
             row[name] = None if value is None or row[name] is None else row[name] + value
 

@@ -28,7 +28,7 @@ def targets(
     calls = count * (n_steps + 1) / 2 * CALLS.get(solver, 1) * (1 if guidance == 1 else 2)
     flops = calls * known["flops"]
     kind = experiment.network.kind if hub is None else ""
-    hours = device.seconds(flops, kind, teacher.precision, 0, 0) / 3600
+    hours = device.seconds(flops, kind, teacher.precision, known["flops"], 0, 0) / 3600
     size = 4
     for side in shape_of(experiment)[0]:
         size *= side
