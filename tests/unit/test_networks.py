@@ -280,3 +280,22 @@ def test_gradient_checkpointing_of_the_unet():
     assert runs == [1, 2]
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "unet"])
+def test_the_input_is_taken_in_the_precision_of_the_weights(kind):
+    """In double precision times are told apart that are one in single precision; in half precision none are lost."""
+    settings = {"mlp": {"width": 16, "depth": 1}, "unet": {"channels": [8], "layers_per_block": 1}}[kind]
+    network = models.build({"kind": kind, **settings}, (1, 8, 8), 10, 1000, 0).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    x, cond = normal(0, "noise", range(2), (1, 8, 8)), torch.tensor([1, 10])
+    near = torch.tensor([801.0, 802.0])
+    whole = network(x, near, cond)
+    half = network.to(torch.bfloat16)(x, near, cond)
+    assert half.dtype == torch.bfloat16
+    assert not torch.equal(half, network(x, near + 1, cond))
+    torch.testing.assert_close(half.float(), whole, rtol=0.2, atol=0.05 * whole.abs().max().item())
+    if kind == "mlp":
+        wide, near = network.double(), near.double()
+        assert not torch.equal(wide(x.double(), near, cond), wide(x.double(), near + 1e-8, cond))

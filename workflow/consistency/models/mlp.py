@@ -46,7 +46,8 @@ class ResidualMLP(nn.Module, PyTorchModelHubMixin):
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes → like x."""
         dtype = self.norm.weight.dtype
-        phase = (t.to(self.frequencies.dtype) / self.timesteps)[:, None] * self.frequencies
+        # in half precision times would be other times
+        phase = (t.to(torch.promote_types(x.dtype, torch.float32)) / self.timesteps)[:, None] * self.frequencies
         time = torch.cat([phase.sin(), phase.cos()], -1).to(dtype)
         h = self.inward(x.flatten(1).to(dtype)) + self.time(time) + self.label(cond)
         for block in self.blocks:
