@@ -2,7 +2,7 @@
 # make resume      after a kill or a reboot: ends what was left running, then goes on
 # make install     the environment alone
 # make test        environment, every test that this machine can run
-# make bench       what precomputed targets buy, and the overheads of every stage (ten minutes); results/benchmark.md
+# make bench       what precomputed targets buy, and the overheads of every stage (nine minutes); results/benchmark.md
 # make soak        kill -9, full disk and fuzz at length; writes benchmarks/soak.md (35 minutes for 96 kills)
 # make verify      compare results/ with the hashes that its files carry
 # make lint        ruff, snakefmt, snakemake --lint

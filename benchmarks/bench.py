@@ -1,6 +1,6 @@
 """`make bench`: what precomputed targets buy, and how near each stage is to what the network alone costs.
 
-    python benchmarks/bench.py                   everything that fits into ten minutes on two CPU cores
+    python benchmarks/bench.py                   all that fits into nine minutes on two CPU cores
     python benchmarks/bench.py --only memory     some sections; see `sections` for their names
     python benchmarks/bench.py --small           tiny sizes, for tests: its numbers say nothing
 
@@ -157,7 +157,10 @@ def figure(table: pd.DataFrame, stem: Path) -> None:
     left.legend(loc="upper left")
     left.margins(y=0.35)
     shares = table[table.quantity == "share of the network's own rate"]
-    labels = [f"{row.section.lower()}, {row.case}\n{row.setting.split(', batch')[0]}" for row in shares.itertuples()]
+    labels = []
+    for row in shares.itertuples():
+        where, setting = f"{row.section.lower()}, {row.case}", row.setting.split(", batch")[0]
+        labels.append(f"{row.case}\n{row.setting}" if row.section == "SDXL" else f"{where}\n{setting}")
     right.barh(range(len(shares)), shares.value, color="#029e73")
     right.axvline(1, color="0.3", linewidth=0.8, linestyle="--")
     right.set_yticks(range(len(shares)), labels, fontsize=5.5)

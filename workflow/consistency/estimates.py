@@ -73,9 +73,9 @@ GPU = Device(
 )
 CPU = Device(
     "core",
-    {"mlp": 6.5e10, "unet": 4.8e10, "no": 4.8e10, "bf16": 4.8e10},
-    {"mlp": 6.4e10, "unet": 6.9e10},
-    {"mlp": 1.3e-3, "unet": 24e-3},
+    {"mlp": 6.2e10, "unet": 5.2e10, "no": 5.2e10, "bf16": 5.2e10},
+    {"mlp": 6.8e10, "unet": 7.0e10},
+    {"mlp": 1.8e-3, "unet": 42e-3},
     0.06,
     "at rates measured on one core that had nothing else to do (docs/scaling.md)",
 )
