@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from consistency import distances, feed, objectives, training
+from consistency import distances, feed, models, objectives, training
 from consistency.errors import ConfigError, TrainingError
+from consistency.graphs import capturable
+from consistency.models.sdxl import SDXLUNet
 from consistency.noise import normal
 
 SETTINGS = {"steps": 40, "batch_size": 8, "learning_rate": 1e-2, "log_every": 5, "checkpoint_every": 10}
@@ -353,3 +355,17 @@ def test_clipping_is_torchs(share):
         norm = clip(weights, limit)
         found.append([norm, *(p.grad for p in weights[:-1])])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_what_is_captured_on_a_gpu():
+    """What a CUDA graph would get wrong is not captured: dropout that two passes share, and what says so itself."""
+    unet = {"kind": "unet", "channels": [8], "layers_per_block": 1}
+    build = lambda **more: models.build(unet | more, (1, 8, 8), 10, 1000, 0)  # noqa: E731
+    assert capturable(build(), objectives.direct)
+    assert not capturable(build(dropout=0.1), objectives.direct)
+    checkpointed, counting = build(), lambda student, batch: objectives.direct(student, batch)
+    counting.capturable = False
+    assert not capturable(build(), counting)
+    checkpointed.enable_gradient_checkpointing()
+    assert not capturable(checkpointed, objectives.direct)
+    assert not SDXLUNet.capturable

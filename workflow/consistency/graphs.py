@@ -58,10 +58,11 @@ class Graphed:
         self.graph, self._inputs, self._output = graph, kept, output
 
 
-def capturable(model: nn.Module) -> bool:
-    """Whether the model's passes can be captured: it says so itself (`capturable`, yes by default), and drops out
-    nothing, since two passes of a graph cannot be given the same dropout (see `objectives.consistency_training`)."""
-    return not any(
+def capturable(model: nn.Module, objective: Callable[..., object]) -> bool:
+    """Whether a step can be captured: objective and model's modules say so themselves (`capturable`, yes by default),
+    and the model drops out nothing, since two passes of a graph cannot be given the same dropout (see
+    `objectives.consistency_training`)."""
+    return getattr(objective, "capturable", True) and not any(
         not getattr(module, "capturable", True)
         or getattr(module, "gradient_checkpointing", False)
         or (isinstance(module, nn.Dropout) and module.p > 0)

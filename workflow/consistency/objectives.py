@@ -2,7 +2,8 @@
 
 An objective takes the student and a batch and returns `(prediction, target)`; the training loop
 applies the configured distance to them. Objectives with a parameter `batch: Targets` learn from
-precomputed targets, those with `batch: Pairs` from pairs made while training.
+precomputed targets, those with `batch: Pairs` from pairs made while training. It is a function of student and batch
+alone: on a GPU it is recorded once and replayed (see `graphs`), unless it has an attribute `capturable` that is false.
 
 A batch of `Targets` holds, for B draws of (data x, noise ε, start s_k, condition c):
 

@@ -196,7 +196,7 @@ def train(
 
     averaged = current if mean is model else mean
     replayed = None
-    if not on_cpu and ranks == settings.accumulate == 1 and scaler is None and capturable(model):
+    if not on_cpu and ranks == settings.accumulate == 1 and scaler is None and capturable(model, objective):
         replayed = Graphed(compute, what)
         current, averaged = _graphed(current, what), _graphed(averaged, what)
     progress = Progress(settings.steps, what, start=first) if main else None
