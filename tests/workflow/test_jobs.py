@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -33,8 +34,9 @@ class Running:
         """The process of a rule's script, once there is one."""
         while self.process.poll() is None:
             for child in psutil.Process(self.process.pid).children():
-                if child.is_running() and any(f".{rule}.py" in word for word in child.cmdline()):
-                    return child
+                with suppress(psutil.Error):  # it has just ended
+                    if child.is_running() and any(f".{rule}.py" in word for word in child.cmdline()):
+                        return child
             time.sleep(0.005)
         raise AssertionError(f"it ended before {rule} began:\n{self.said()}")
 

@@ -176,9 +176,6 @@ def train(
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         log.info("%s: resumed at step %d of %d from %s", what, first, settings.steps, checkpoint)
-    if main:
-        write_json(side / "training.json", {"what": what, "steps": settings.steps})
-        write_stats(side / "stats.jsonl", records)  # without what was recorded after the checkpoint
     board = Board.beside(side, first) if main else None
 
     def compute(batch: Batch) -> torch.Tensor:
@@ -205,6 +202,9 @@ def train(
     together = together and prepare is not None
     feed = Feed(batch_at, seed, range(first, settings.steps), rank, 1 if together else ranks, accelerator.device)
     with memory_advice(MEMORY_ADVICE, lambda: f"{what}: step {step}: "), StopRequest() as stop:
+        if main:  # when it says that it trains, a signal is heard
+            write_json(side / "training.json", {"what": what, "steps": settings.steps})
+            write_stats(side / "stats.jsonl", records)  # without what was recorded after the checkpoint
         for step in range(first, settings.steps):
             drawn, batch = feed.take()
             _reseed(drawn)
