@@ -26,7 +26,7 @@ from consistency import training as loop
 from consistency.settings import ConsistencyTraining, Coupling, Training
 
 torch.set_num_threads(1)
-parallel.follow_parent()
+parallel.parent_follower()()
 folder, digits, teacher, manifest, steps = Path(sys.argv[1]), *sys.argv[2:5], int(sys.argv[5])
 names = sys.argv[6:]
 training = Training(steps=steps, batch_size=24, warmup_steps=5, checkpoint_every=10, log_every=7, device="cpu")

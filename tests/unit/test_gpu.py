@@ -99,6 +99,44 @@ def test_an_objective_that_waits_for_the_gpu_is_run_as_it_is(tmp_path, monkeypat
         torch.testing.assert_close(waited[name], value, rtol=2e-3, atol=2e-4)
 
 
+def test_a_capture_that_fails_in_the_backward_pass_leaves_no_gradients(tmp_path, monkeypatch):
+    class Waits(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            gradient.sum().item()
+            return gradient
+
+    def waiting(model, batch):
+        prediction, target = objectives.direct(lambda x, s, cond: Waits.apply(model(x, s, cond)), batch)
+        return prediction, target
+
+    seen = captures(monkeypatch)
+    waited, _ = fit(tmp_path / "a", waiting)
+    assert seen == [False]
+    plain, _ = fit(tmp_path / "b")
+    for name, value in plain.items():
+        torch.testing.assert_close(waited[name], value, rtol=2e-3, atol=2e-4)
+
+
+def test_batches_of_other_shapes_after_the_capture(tmp_path, monkeypatch):
+    whole, found = batches, []
+
+    def fewer(step):
+        batch = whole(step)
+        return {name: value[:16] for name, value in batch.items()} if step == 10 else batch
+
+    monkeypatch.setitem(fit.__globals__, "batches", fewer)
+    for folder in ("a", "b"):
+        found.append(fit(tmp_path / folder)[0])
+        monkeypatch.setattr(training, "capturable", lambda model, objective: False)
+    for name, value in found[1].items():
+        torch.testing.assert_close(found[0][name], value, rtol=2e-3, atol=2e-4)
+
+
 def test_a_loss_that_is_not_finite_is_named_in_a_captured_step(tmp_path, monkeypatch):
     whole = batches
 
@@ -165,5 +203,7 @@ def test_compiled_blocks_of_sdxl(tmp_path):
     unet.read_prompts(tmp_path / "prompts")
     x, cond = torch.randn(6, *unet.sample_shape, device=DEVICE), torch.tensor([0, 1, 2, 3, 0, 1], device=DEVICE)
     expected = Teacher(unet, VPSchedule()).to(DEVICE).eps(cond, 3.0)(x, 500)
+    torch._dynamo.reset()
     found = Teacher(unet, VPSchedule(), compiled=True).to(DEVICE).eps(cond, 3.0)(x, 500)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # an error would leave it as it is
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

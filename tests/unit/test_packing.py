@@ -11,8 +11,15 @@ from consistency.schedules import VPSchedule
 from consistency.storage import load_tensors, weights_sha256
 
 SCHEDULE = VPSchedule()
+CPU = torch.device("cpu")
 CALLS = {"ddim": 1, "euler": 1, "heun": 2}
 N = 10
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Calls are counted exactly; a GPU's are filled up."""
+    monkeypatch.setattr(targets, "pick_device", lambda: CPU)
 
 
 def starts(count, seed):
@@ -101,6 +108,8 @@ def test_calls_filled_up_as_on_a_gpu(monkeypatch):
     assert targets._unit(torch.device("cuda"), 4) == 1
     expected = packed(x, start, own, solvers.heun, 16)
     monkeypatch.setattr(targets, "_unit", lambda device, batch_size: 4)
+    odd = packed(x, start, own, solvers.heun, 10)[2]
+    assert {len(rows) for rows in odd} <= {4, 8, 10}  # never more than were asked for
     told = []
     *found, calls = packed(x, start, own, solvers.heun, 16, told.append)
     assert {len(rows) for rows in calls} <= {4, 8, 12, 16}

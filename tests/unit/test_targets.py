@@ -114,8 +114,9 @@ def test_targets_do_not_depend_on_shards_or_batch(tmp_path, teacher, images, mod
             torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6 * max(scale, 1))
 
 
-def test_no_teacher_call_is_wasted(tmp_path, teacher, teacher_folder, images):
-    """Guided: two evaluations a step, and only the N − k steps that a draw needs."""
+def test_no_teacher_call_is_wasted(tmp_path, teacher, teacher_folder, images, monkeypatch):
+    """Guided: two evaluations a step, and only the N − k steps that a draw needs. (A GPU's calls are filled up.)"""
+    monkeypatch.setattr(targets, "pick_device", lambda: torch.device("cpu"))
     paths = solve(tmp_path, teacher, images, shards=3)
     path = manifest(tmp_path, paths, teacher_folder)
     k = joined(paths)["k"]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from .errors import is_memory_shortage
+
 log = logging.getLogger("consistency")
 
 Tensors = dict[str, torch.Tensor]
@@ -18,17 +20,20 @@ class Graphed:
     """`function`, run as it is at first, captured once and replayed from then on; the same kernels on the same numbers.
 
     What it reads beside its arguments, such as weights, is read where it lies at the capture: it may change its values,
-    not its place. Gradients that it makes stay in their place too, and are overwritten by the next call. Arguments of
-    other shapes than at the capture, and a function that cannot be captured (it waits for the GPU, say), are run as
-    they are.
+    not its place. Gradients that it makes stay in their place too while there is a graph, and are overwritten by the
+    next call. A function that cannot be captured (it waits for the GPU, say) is run as it is, and so is any from its
+    first call with arguments of other shapes on.
 
     Args:
         function: tensors on the GPU → a tensor.
         name: for the log.
+        clear: removes gradients; called before the function is run or captured.
     """
 
-    def __init__(self, function: Callable[[Tensors], torch.Tensor], name: str):
-        self.function, self.name, self.calls = function, name, 0
+    def __init__(
+        self, function: Callable[[Tensors], torch.Tensor], name: str, clear: Callable[[], None] = lambda: None
+    ):
+        self.function, self.name, self.clear, self.calls = function, name, clear, 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self._inputs: Tensors = {}
         self._output = torch.empty(0)
@@ -38,7 +43,11 @@ class Graphed:
         self.calls += 1
         if self.calls == WARM + 1:
             self._capture(inputs)
-        if self.graph is None or _shapes(inputs) != _shapes(self._inputs):
+        if self.graph is not None and _shapes(inputs) != _shapes(self._inputs):
+            log.info("%s: arguments of other shapes; from here on each step starts its kernels one by one", self.name)
+            self.graph = None
+        if self.graph is None:
+            self.clear()
             return self.function(inputs)
         for name, value in self._inputs.items():
             value.copy_(inputs[name], non_blocking=True)
@@ -48,12 +57,14 @@ class Graphed:
     def _capture(self, inputs: Tensors) -> None:
         kept = {name: value.clone() for name, value in inputs.items()}
         graph = torch.cuda.CUDAGraph()
+        self.clear()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 output = self.function(kept)
         except Exception as error:
             said = " ".join(str(error).split())[:150]
-            log.info("%s: not captured as a CUDA graph, each step starts its kernels one by one (%s)", self.name, said)
+            tell = log.warning if is_memory_shortage(error) else log.info
+            tell("%s: not captured as a CUDA graph, each step starts its kernels one by one (%s)", self.name, said)
             return
         self.graph, self._inputs, self._output = graph, kept, output
 
@@ -65,7 +76,7 @@ def capturable(model: nn.Module, objective: Callable[..., object]) -> bool:
     return getattr(objective, "capturable", True) and not any(
         not getattr(module, "capturable", True)
         or getattr(module, "gradient_checkpointing", False)
-        or (isinstance(module, nn.Dropout) and module.p > 0)
+        or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
         for module in model.modules()
     )
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from .errors import ConfigError
-from .preemption import SIGNALS, StopRequest, follow_parent
+from .preemption import SIGNALS, StopRequest, parent_follower
 
 WORKER = "CONSISTENCY_WORKER"  # set in the processes: the file that the first one to fail writes its error to
 CPU_FOR_GPU = "CONSISTENCY_CPU_FOR_GPU"
@@ -112,7 +112,7 @@ def _pass_on(launcher: int, number: int) -> None:
 if __name__ == "__main__":
     for ignored in SIGNALS:  # here, and in the processes until they train; else nobody would wait for the checkpoint
         signal.signal(ignored, signal.SIG_IGN)
-    follow_parent()
+    parent_follower()()
     from accelerate.commands.launch import main
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

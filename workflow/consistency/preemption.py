@@ -9,6 +9,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -43,12 +45,14 @@ class StopRequest:
         self.signal = number
 
 
-def follow_parent() -> None:
-    """Have this process killed when its parent is (on Linux), so that none is left that writes beside the next try."""
-    if sys.platform == "linux":
-        import ctypes
+def parent_follower() -> Callable[[], object]:
+    """A function that has the process that calls it killed when its parent is (on Linux), so that none is left that
+    writes beside the next try. All that it needs is there when it is made, so a fork may call it."""
+    if sys.platform != "linux":
+        return lambda: None
+    import ctypes
 
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    return partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def name_of(number: int) -> str:

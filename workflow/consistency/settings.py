@@ -149,7 +149,8 @@ class TeacherConfig(Strict):
     compile: bool = Field(
         False,
         description="with data kind captions: compile the blocks of SDXL's UNet where it is solved on a GPU "
-        "(torch.compile, with a C compiler): a minute or two a job, then 1.15 times as fast on an H100",
+        "(torch.compile, with a C compiler): a minute a job, once more at the first call of another size; then 1.15 "
+        "times as fast, on an H100",
     )
     seed: NonNegativeInt = 0
     training: Training = Training()

@@ -101,7 +101,7 @@ def solve(
         if not len(rows):
             late.finish()
             return first, last
-        spare = -len(rows) % unit
+        spare = min(-len(rows) % unit, batch_size - len(rows))
         asked = torch.cat([rows, rows[-1:].expand(spare)])
         t = torch.cat([place, place[-1:].expand(spare)])
         state = torch.cat([state, state[-1:].expand(spare, *state.shape[1:])]) if spare else state

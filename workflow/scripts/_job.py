@@ -49,13 +49,16 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     from consistency.allocation import keep_freed_memory
     from consistency.errors import ConsistencyError
     from consistency.locks import hold, release
-    from consistency.preemption import SIGNALS, follow_parent, name_of
+    from consistency.preemption import SIGNALS, name_of, parent_follower
     from consistency.storage import explained, remove_unfinished
+
+    mine = os.getpid()
 
     def stop(number: int, frame: object) -> None:
         # Without an exception: where it hits an import, Python's import lock or torch's C++ swallow it or die of it.
         try:
-            remove_unfinished()
+            if os.getpid() == mine:  # not of a fork
+                remove_unfinished()
             os.write(2, f"\n{snakemake.rule}: stopped by {name_of(number)}\n".encode())
         finally:
             os._exit(1)
@@ -65,7 +68,7 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
         os.environ[name] = str(max(1, snakemake.threads // parallel.count()))
     log = snakemake.log[0]
     if parallel.is_worker():
-        follow_parent()
+        parent_follower()()
         logging.basicConfig(level=logging.INFO if parallel.is_first() else logging.WARNING, format=FORMAT)
     else:
         # A job of an earlier snakemake, killed since, may still write the same files: it is waited for.

@@ -11,7 +11,7 @@ with job(snakemake):
     from pathlib import Path
 
     from consistency.errors import ConsistencyError
-    from consistency.preemption import follow_parent
+    from consistency.preemption import parent_follower
     from consistency.storage import UNFINISHED, atomic
 
     with tempfile.TemporaryDirectory() as folder, atomic(snakemake.output[0]) as finished:
@@ -21,7 +21,7 @@ with job(snakemake):
         command = [sys.executable, "-m", "snakemake", snakemake.params.target, "--report", str(page), "--nolock"]
         command += ["--snakefile", snakemake.params.snakefile, "--configfile", str(settings)]
         command += ["--report-stylesheet", snakemake.input.stylesheet]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=follow_parent)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, preexec_fn=parent_follower())
         logging.info(done.stdout + done.stderr)
         if done.returncode:
             raise ConsistencyError(f"the report was not made, see {snakemake.log[0]}")
