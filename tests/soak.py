@@ -123,7 +123,9 @@ class Soak:
                         if self.killed(process.rule) < self.quota and (not self.only or process.rule in self.only):
                             longest = self.durations.get(process.rule, 3.0)
                             longest *= 1 if self.killed(process.rule) else 0.5  # the first one shall not come too late
-                            due[pid] = now + self.random.uniform(0.02, longest)
+                            # of a stage that is over in a moment, and runs once, there may be no second chance
+                            soon = longest < 0.2 and not self.killed(process.rule)
+                            due[pid] = now if soon else now + self.random.uniform(0.02, longest)
                 for pid in [pid for pid, at in due.items() if at <= now]:
                     del due[pid]
                     if pid in alive and self._kill(run, known[pid]):
