@@ -3,7 +3,7 @@
 # make install     the environment alone
 # make test        environment, every test that this machine can run
 # make bench       what precomputed targets buy, and the overheads of every stage (nine minutes); results/benchmark.md
-# make soak        kill -9, full disk and fuzz at length; writes benchmarks/soak.md (35 minutes for 96 kills)
+# make soak        kill -9, full disk and fuzz at length; writes benchmarks/soak.md (14 minutes for 143 kills)
 # make verify      compare results/ with the hashes that its files carry
 # make lint        ruff, snakefmt, snakemake --lint
 # make schemas     write the JSON schemas after a new key, method or solver
