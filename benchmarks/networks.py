@@ -174,7 +174,8 @@ class Student:
         self.device, self.precision, self.objective = pick_device(), case.precision, objective
         self.model = students.ConsistencyFunction(case.build(), VPSchedule()).to(self.device).train()
         self.optimizer = make_optimizer("adamw", list(self.model.parameters()), 1e-4, 0.0)
-        self.replayed = Graphed(self.compute, "bench") if graphs and self.device.type == "cuda" else None
+        graphs = graphs and self.device.type == "cuda"
+        self.replayed = Graphed(self.compute, "bench", self.optimizer.zero_grad) if graphs else None
 
     def compute(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Forward, loss, backward."""
@@ -188,7 +189,7 @@ class Student:
         """Forward, loss, backward, AdamW: a bare step."""
         (self.replayed or self.compute)(batch)
         self.optimizer.step()
-        if self.replayed is None or self.replayed.graph is None:
+        if self.replayed is None:
             self.optimizer.zero_grad()
 
 

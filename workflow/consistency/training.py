@@ -245,7 +245,7 @@ def train(
             elif replayed is None:
                 norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm)
             optimizer.step()
-            if replayed is None or replayed.graph is None:  # whose gradients have their place
+            if replayed is None:  # which clears them itself, or has them in their place
                 clear()
             if averages:
                 with torch.no_grad():
