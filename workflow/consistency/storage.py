@@ -81,10 +81,13 @@ def explained(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextmanager
-def atomic(path: str | os.PathLike) -> Iterator[Path]:
+def atomic(path: str | os.PathLike, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success fsync and rename it, on failure remove it.
 
     The caller writes either one file or one folder of files under that name; a folder gets its SHA256SUMS.
+
+    Args:
+        durable: whether a power cut must not lose it; False spares the fsync.
 
     Raises:
         StorageError: the folder is not writable or the disk is full.
@@ -103,9 +106,11 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
                     _fsync(file)
                 if path.exists():
                     shutil.rmtree(path)
-            _fsync(temporary)
+            if durable:
+                _fsync(temporary)
             os.replace(temporary, path)
-            _fsync(path.parent)
+            if durable:
+                _fsync(path.parent)
     finally:
         _remove(temporary)
         UNFINISHED.discard(temporary)
@@ -154,19 +159,19 @@ def check_writable(folder: str | os.PathLike) -> None:
         ) from error
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_text(path: str | os.PathLike, text: str, durable: bool = True) -> None:
     """Write `text` (UTF-8) atomically."""
-    with atomic(path) as temporary:
+    with atomic(path, durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
+def write_json(path: str | os.PathLike, value: dict[str, Any], durable: bool = True) -> None:
     """Write `value` as indented JSON, atomically, with one key more: its own sha256 (see the module's head)."""
 
     def text(digest: str) -> str:
         return json.dumps(value | {"sha256": digest}, indent=2, sort_keys=True) + "\n"
 
-    write_text(path, text(hashlib.sha256(text(ZEROS).encode()).hexdigest()))
+    write_text(path, text(hashlib.sha256(text(ZEROS).encode()).hexdigest()), durable)
 
 
 def read_json(path: str | os.PathLike, sealed: bool = True) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,13 @@ import _warm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 FORMAT = "%(asctime)s %(message)s"
+NO_SETTINGS = {"identity"}  # params that say what a cached result depends on, not what the job is to do
+CODE = "snakemake-runtime-cache"  # in the path of an input that is the workflow's own file: Snakemake's copy for this run
+
+
+def shared(path: str) -> str:
+    """A file's path on the shared volume. On Kubernetes a job has a copy of its own, at …/fs/ and that path."""
+    return path.rpartition(f"/fs{Path.cwd()}/")[2]
 
 
 def checkpoints(snakemake: Any) -> Path:
@@ -25,9 +32,21 @@ def checkpoints(snakemake: Any) -> Path:
 
     Not a param: the key of a cached result shall not hold where it was made.
     """
-    # On Kubernetes an output is the pod's own copy, .../fs/ and the place that it is for; checkpoints outlive the pod.
-    stats = Path(snakemake.output.stats.rpartition(f"/fs{Path.cwd()}/")[2])
+    stats = Path(shared(snakemake.output.stats))
     return stats.parents[1] / "checkpoints" / stats.stem
+
+
+def record(snakemake: Any) -> Any:
+    """The record of a job's outputs, around its body."""
+    from consistency.records import recorded
+
+    settings = {name: value for name, value in snakemake.params.items() if name not in NO_SETTINGS}
+    return recorded(
+        [shared(path) for path in snakemake.output],
+        snakemake.rule,
+        settings,
+        [shared(path) for path in snakemake.input if CODE not in path],
+    )
 
 
 @contextmanager
@@ -94,10 +113,11 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
 
     try:
         processes = 1 if parallel.is_worker() or not training else parallel.processes_for(snakemake.resources.gpu)
-        if processes == 1:
-            yield
-        elif failed := parallel.launch(sys.argv[0], processes, log):
-            fail(failed)
+        with nullcontext() if parallel.is_worker() else record(snakemake):
+            if processes == 1:
+                yield
+            elif failed := parallel.launch(sys.argv[0], processes, log):
+                fail(failed)
     except (ConsistencyError, OSError, MemoryError) as error:
         fail(" ".join(str(error).split()) or type(error).__name__)
     except Exception:

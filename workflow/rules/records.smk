@@ -1,0 +1,59 @@
+# Before anything is called up to date, each output's record is compared with the plan (consistency/records.py); what does
+# not match is made again. Included when all rules exist.
+import inspect
+
+from _job import CODE
+from consistency import records
+
+REASONS = set()
+
+
+def compared_with_its_record(made_by):
+    """A function for the input of a rule, since Snakemake calls it for each of its jobs, in dry runs too, before it decides
+    which of them to run. It adds no input."""
+    asked = []
+
+    def settings(wildcards):
+        planned = {}
+        for name, value in made_by.params.items():
+            if callable(value):
+                if list(inspect.signature(value).parameters) in (["w"], ["wildcards"]):
+                    planned[name] = value(wildcards)
+            elif not (isinstance(value, str) and "{" in value):
+                planned[name] = value
+        return planned
+
+    def compare(wildcards):
+        if asked:  # by itself, for the other inputs
+            return []
+        values = dict(wildcards.items())
+        outputs, _ = made_by.expand_output(values)
+        files = {str(path): path for path in outputs}
+
+        def inputs():
+            asked.append(True)
+            try:
+                return [str(path) for path in made_by.expand_input(values)[0] if CODE not in path]
+            finally:
+                asked.clear()
+
+        def tracked(path):
+            return workflow.persistence.metadata(files.get(path) or IOFile(path)) is not None
+
+        why = records.why_stale(
+            list(files), made_by.name, settings(wildcards), set(made_by.params.keys()), inputs, tracked
+        )
+        if why:
+            workflow.dag.forcefiles.update(outputs)
+            if (made_by.name, why) not in REASONS:
+                REASONS.add((made_by.name, why))
+                logger.info(f"{made_by.name}: {next(iter(files))} is made again: {why}")
+        return []
+
+    return compare
+
+
+if not (workflow.remote_exec or workflow.subprocess_exec):  # inside of a job
+    for known in workflow.rules:
+        if known.script and known.basedir == HERE:
+            known.set_input(compared_with_its_record(known))
