@@ -217,14 +217,31 @@ def test_the_code_of_a_script_is_all_that_it_imports(tmp_path):
 
 
 def test_the_users_files_are_told_apart(tmp_path):
-    (tmp_path / "images/a").mkdir(parents=True)
-    (tmp_path / "images/a/1.png").write_bytes(b"one")
-    before = provenance.listing(str(tmp_path / "images"))
-    assert [(name, size) for name, size, _ in before] == [("images/a/1.png", 3)]
-    assert provenance.listing(str(tmp_path / "ima*")) == before
-    os.utime(tmp_path / "images/a/1.png", ns=(0, 0))
-    assert provenance.listing(str(tmp_path / "images")) != before
-    assert provenance.listing(str(tmp_path / "nothing")) == []
+    folder = tmp_path / "photos [2020]"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a/1.png").write_bytes(b"one")
+    (folder / ".hidden").write_bytes(b"x")
+    (tmp_path / "elsewhere/b").mkdir(parents=True)
+    (tmp_path / "elsewhere/b/2.png").write_bytes(b"two")
+    (folder / "b").symlink_to(tmp_path / "elsewhere/b")
+    (folder / "a/around").symlink_to(folder)
+    names = [path.relative_to(folder).as_posix() for path in provenance.own_files(folder)]
+    assert names == ["a/1.png", "b/2.png"], "hidden files are left out, links followed, but not in circles"
+    assert [path.name for path in provenance.own_files(tmp_path / "elsew*/b/*.png")] == ["2.png"]
+    assert provenance.own_files(tmp_path / "nothing") == []
+
+    before = provenance.files_sha256(folder)
+    assert provenance.files_sha256(folder) == before
+    for change in (
+        lambda: os.utime(folder / "a/1.png", ns=(0, 0)),
+        lambda: (tmp_path / "elsewhere/b/2.png").write_bytes(b"three"),
+        lambda: (folder / "a/1.png").rename(folder / "a/3.png"),
+        lambda: (folder / "a/3.png").unlink(),
+    ):
+        change()
+        after = provenance.files_sha256(folder)
+        assert after != before
+        before = after
 
 
 def test_a_cache_elsewhere_than_on_disk_is_snakemakes_affair(monkeypatch, tmp_path):

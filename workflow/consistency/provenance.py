@@ -105,12 +105,33 @@ def check_shared() -> None:
         raise ConfigError(f"{name}: {folder} is no folder that can be written; make it")
 
 
-def listing(place: str) -> list[tuple[str, int, int]]:
-    """Name, size in bytes and time of change (ns) of a file, or of all files in a folder or of a pattern."""
-    found = []
-    for path in map(Path, sorted(glob(str(Path(place).expanduser())))):
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                stat = file.stat()
-                found.append((str(file.relative_to(path.parent)), stat.st_size, stat.st_mtime_ns))
-    return found
+def own_files(place: str | Path) -> list[Path]:
+    """A file of the user's, or the files in a folder or of a pattern, sorted. Links are followed; hidden files are not read."""
+    path = Path(place).expanduser()
+    places = [path] if path.exists() else map(Path, sorted(glob(str(path), recursive=True)))
+    return [file for place in places for file in (sorted(_below(place)) if place.is_dir() else [place])]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The files in a folder and those below it; a link to a folder around it is not entered again."""
+    around: dict[str, set[str]] = {}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        inside = around.get(parent, set()) | {os.path.realpath(parent)}
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in inside]
+        around |= {os.path.join(parent, name): inside for name in folders}
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def files_sha256(place: str | Path) -> str:
+    """One sha256 over names, sizes and times of change (ns) of `own_files`: another one where a file was replaced."""
+    digest = hashlib.sha256()
+    for file in own_files(place):
+        try:
+            stat = file.stat()
+        except FileNotFoundError:  # a link that leads nowhere
+            continue
+        digest.update(
+            f"{os.path.relpath(file, place)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape")
+        )
+    return digest.hexdigest()

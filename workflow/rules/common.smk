@@ -79,26 +79,40 @@ if CACHED:
         raise WorkflowError(f"--cache: {error}") from None
 
 
-def identity(script, data=False):
-    """What a cached result depends on besides its rule's script, params and inputs: wildcards, the library's code,
-    packages, and with `data` the user's own files. A function of `input`, which Snakemake hashes into the cache's key
-    but does not compare with the last run's."""
+def identity(script):
+    """What a cached result depends on besides its rule's script, params and inputs: wildcards, the library's code and
+    packages. A function of `input`, which Snakemake hashes into the cache's key but does not compare with the last
+    run's."""
 
     def of(wildcards, input):
         if not CACHED:
             return None
-        settings = preset(wildcards).data
-        place = getattr(settings, "folder", None) or getattr(settings, "source", None)
-        files = provenance.listing(place) if data and place else []
         code = provenance.code_sha256(WORKFLOW / "scripts" / f"{script}.py")
-        return [dict(wildcards.items()), code, provenance.versions(), files]
+        return [dict(wildcards.items()), code, provenance.versions()]
 
     return of
 
 
+@cache
+def state_of(place):
+    """What tells the user's own files from those that were there before; None where there is no such place."""
+    return provenance.files_sha256(place) if place else None
+
+
+def data_files(wildcards):
+    """The state of the user's data set, as a param: with other files it is prepared again."""
+    data = preset(wildcards).data
+    return state_of(getattr(data, "folder", None) or getattr(data, "source", None))
+
+
+def teacher_files(wildcards):
+    """The state of the user's teacher."""
+    return state_of(preset(wildcards).teacher.path)
+
+
 def files_in(folder):
     """The files of a user's folder, as inputs: Snakemake's cache hashes files only. A missing one stays, to be named."""
-    files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    files = [path for path in provenance.own_files(folder) if path.is_file()]
     return [local(str(path)) for path in files or [folder]]
 
 
