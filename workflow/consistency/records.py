@@ -1,10 +1,10 @@
 """What each output was made from, kept beside it and compared with the plan before anything is called up to date.
 
-The record of `folder/name` is `folder/.records/name.json`: the rule, its settings, and the identities of its inputs. The
-identity of an input that has a record is that record's `id`, a hash over all of this, so an id stands for everything
-that went into a file. The identity of an input without one (a user's file, a figure's code) is its content, or its size
-and time of change. A job marks its record as unfinished before it does anything else, and completes it when its outputs
-are in place. Whatever ends a job in between, the mark stays.
+The record of `folder/name` is `folder/.records/name.json`: the rule, its settings, and the identities of its inputs.
+The identity of an input that has a record is that record's `id`, a hash over all of this, so an id stands for
+everything that went into a file. The identity of an input without one, such as a user's file, is its content, or its
+size and time of change. A job marks its record as unfinished before it does anything else, and completes it when its
+outputs are in place. Whatever ends a job in between, the mark stays.
 
 A job with several outputs has one record, that of the first; the records of the others name the first.
 """
@@ -114,19 +114,7 @@ def why_stale(
         return "its job began and did not end"
     if record["rule"] != rule:
         return f"it was made by the rule {record['rule']}"
-    if changed := _changed(record["settings"], plain(settings), names):
-        return changed
-    for name, before in record["inputs"].items():
-        path = os.path.normpath(Path(outputs[0]).parent / name)
-        now = _identity(path)
-        gone = now is None and not tracked(path) and not os.path.lexists(path)
-        if gone or (now is not None and now != before):
-            return f"it was made from another {path}"
-    if not all(tracked(path) for path in outputs):
-        planned = {_relative(path, outputs[0]) for path in inputs()}
-        if planned != record["inputs"].keys():
-            return "it was made from other inputs"
-    return None
+    return _changed(record["settings"], plain(settings), names) or _other_inputs(record, outputs, inputs, tracked)
 
 
 def _changed(before: Record, now: Record, names: set[str]) -> str | None:
@@ -138,6 +126,23 @@ def _changed(before: Record, now: Record, names: set[str]) -> str | None:
             return f"it was made without {name}"
         if before[name] != now[name]:
             return _difference(name, before[name], now[name])
+    return None
+
+
+def _other_inputs(
+    record: Record, outputs: Sequence[str], inputs: Callable[[], Sequence[str]], tracked: Callable[[str], bool]
+) -> str | None:
+    """The first input that is not the recorded one, in words."""
+    for name, before in record["inputs"].items():
+        path = os.path.normpath(Path(outputs[0]).parent / name)
+        now = _identity(path)
+        gone = now is None and not tracked(path) and not os.path.lexists(path)
+        if gone or (now is not None and now != before):
+            return f"it was made from another {path}"
+    if not all(tracked(path) for path in outputs):
+        planned = {_relative(path, outputs[0]) for path in inputs()}
+        if planned != record["inputs"].keys():
+            return "it was made from other inputs"
     return None
 
 

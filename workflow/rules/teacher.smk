@@ -14,7 +14,7 @@ rule prepare_data:
         "../../envs/train.yaml"
     params:
         data=lambda w: dump(preset(w).data),
-        files=data_files,
+        own_files=data_files,
         identity=identity("prepare_data"),
     script:
         "../scripts/prepare_data.py"
@@ -125,7 +125,7 @@ rule import_teacher:
     params:
         timesteps=lambda w: preset(w).schedule.steps,
         folder=lambda w: preset(w).teacher.path,
-        files=teacher_files,
+        own_files=teacher_files,
         subfolder=lambda w: preset(w).teacher.subfolder,
         identity=identity("import_teacher"),
     script:
@@ -199,7 +199,7 @@ rule prepare_captions:
         data=lambda w: preset(w).data.model_dump(
             include={"name": True, "source": True, "side": True, "download": {"url", "name", "sha256"}}
         ),
-        files=data_files,
+        own_files=data_files,
         identity=identity("prepare_captions"),
     script:
         "../scripts/prepare_captions.py"
@@ -225,7 +225,7 @@ rule encode_prompts:
         runtime=minutes,
     params:
         folder=lambda w: preset(w).teacher.path,
-        files=teacher_files,
+        own_files=teacher_files,
         side=lambda w: preset(w).data.side,
         batch_size=lambda w: preset(w).data.batch_size,
         precision=lambda w: preset(w).data.precision,
@@ -254,7 +254,7 @@ rule encode_images:
         runtime=minutes,
     params:
         folder=lambda w: preset(w).data.vae if isinstance(preset(w).data.vae, str) else None,
-        files=lambda w: state_of(preset(w).data.vae) if isinstance(preset(w).data.vae, str) else None,
+        own_files=lambda w: state_of(preset(w).data.vae) if isinstance(preset(w).data.vae, str) else None,
         batch_size=lambda w: preset(w).data.batch_size,
         precision=lambda w: preset(w).data.precision,
         identity=identity("encode_images"),
