@@ -29,7 +29,9 @@ def why(output, settings=SETTINGS, inputs=(), rule="train", names=None, tracked=
     records._identity.cache_clear()
     names = set(settings) if names is None else names
     outputs = [str(path) for path in (output, *others)]
-    return records.why_stale(outputs, rule, settings, names, lambda: list(map(str, inputs)), lambda path: tracked)
+    return records.why_stale(
+        outputs, rule, lambda: settings, names, lambda: list(map(str, inputs)), lambda path: tracked
+    )
 
 
 def test_what_was_made_as_planned_stays(tmp_path):

@@ -92,7 +92,7 @@ def _write(output: str | Path, record: Record) -> None:
 def why_stale(
     outputs: Sequence[str],
     rule: str,
-    settings: Mapping[str, Any],
+    settings: Callable[[], Mapping[str, Any]],
     names: set[str],
     inputs: Callable[[], Sequence[str]],
     tracked: Callable[[str], bool],
@@ -100,9 +100,9 @@ def why_stale(
     """Why a job's outputs are not what the plan asks for, as far as their record tells; None where they are.
 
     Args:
-        settings: those of the planned job that do not depend on its inputs.
+        settings: gives those of the planned job that do not depend on its inputs.
         names: of all settings that the rule has.
-        inputs: gives the planned job's inputs; called only where needed.
+        inputs: gives the planned job's inputs.
         tracked: whether Snakemake itself knows what an output was made from, and so compares it. An output that comes
             from its cache has no record here.
     """
@@ -114,7 +114,7 @@ def why_stale(
         return "its job began and did not end"
     if record["rule"] != rule:
         return f"it was made by the rule {record['rule']}"
-    return _changed(record["settings"], plain(settings), names) or _other_inputs(record, outputs, inputs, tracked)
+    return _changed(record["settings"], plain(settings()), names) or _other_inputs(record, outputs, inputs, tracked)
 
 
 def _changed(before: Record, now: Record, names: set[str]) -> str | None:

@@ -40,9 +40,8 @@ def compared_with_its_record(made_by):
         def tracked(path):
             return workflow.persistence.metadata(files.get(path) or IOFile(path)) is not None
 
-        why = records.why_stale(
-            list(files), made_by.name, settings(wildcards), set(made_by.params.keys()), inputs, tracked
-        )
+        names = set(made_by.params.keys())
+        why = records.why_stale(list(files), made_by.name, lambda: settings(wildcards), names, inputs, tracked)
         if why:
             workflow.dag.forcefiles.update(outputs)
             if (made_by.name, why) not in REASONS:
