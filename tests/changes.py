@@ -31,6 +31,7 @@ import yaml  # noqa: E402
 from consistency.config import _merge as merged  # noqa: E402
 from helpers import Project  # noqa: E402
 from PIL import Image  # noqa: E402
+from soak import processes  # noqa: E402
 from stages import fill, small  # noqa: E402
 
 TRAINING = {"batch_size": 32, "warmup_steps": 5, "checkpoint_every": 10, "log_every": 10}
@@ -226,8 +227,6 @@ class Walk:
         run = subprocess.Popen(command, cwd=self.project.folder, env=environment, start_new_session=True, **quiet)
         with contextlib.suppress(subprocess.TimeoutExpired):
             run.wait(delay)
-        from soak import processes
-
         if way == "interrupt":
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGINT)

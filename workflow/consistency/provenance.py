@@ -106,7 +106,7 @@ def check_shared() -> None:
 
 
 def own_files(place: str | Path) -> list[Path]:
-    """A file of the user's, or the files in a folder or of a pattern, sorted. Follows links, leaves hidden files out."""
+    """A user's file, or the files in a folder or of a pattern, sorted. Follows links; leaves hidden files out."""
     path = Path(place).expanduser()
     places = [path] if path.exists() else map(Path, sorted(glob(str(path), recursive=True)))
     return [file for place in places for file in (sorted(_below(place)) if place.is_dir() else [place])]

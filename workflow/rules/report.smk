@@ -80,6 +80,6 @@ rule report:
         # as a module: of the workflow that uses it
         target=PAPER,
         config=lambda w: workflow.config,
-        snakefile=lambda w: str(workflow.main_snakefile),
+        snakefile=lambda w: os.path.relpath(workflow.main_snakefile),  # a checkout may be moved
     script:
         "../scripts/report.py"
