@@ -149,6 +149,23 @@ def test_a_flipped_bit_in_the_cache_is_noticed(first, monkeypatch, tmp_path):
     assert entry.read_bytes() == good
 
 
+def test_room_that_was_made_in_the_cache_asks_for_nothing(monkeypatch, tmp_path):
+    """The recipe of docs/reuse.md: what was made from the removed entries stays as it is."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setenv("SNAKEMAKE_OUTPUT_CACHE", str(cache))
+    project, student = checkout(tmp_path / "project"), "results/digits/students/cm-ddim-n5-w1-s0"
+    project.snakemake(student, "--cache")
+    for path in cache.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    subprocess.run(["find", "results", "-xtype", "l", "-delete"], cwd=project.folder, check=True)
+    assert [path for path in project.results.rglob("*") if path.is_symlink()] == []
+    for arguments in ([], ["--cache"]):
+        assert project.jobs(student, *arguments) == {}
+    sample = "results/digits/samples/cm-ddim-n5-w1-s0.safetensors"
+    assert made(project, sample) >= NOISE, "what it needs is made anew"
+
+
 def test_two_checkouts_fill_a_cache_at_once(monkeypatch, tmp_path):
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("SNAKEMAKE_OUTPUT_CACHE", str(tmp_path / "cache"))

@@ -55,12 +55,18 @@ def read(output: str | Path) -> Record | None:
 
 @contextmanager
 def recorded(
-    outputs: Sequence[str | Path], rule: str, settings: Mapping[str, Any], inputs: Sequence[str | Path]
+    outputs: Sequence[str | Path],
+    rule: str,
+    settings: Mapping[str, Any],
+    inputs: Sequence[str | Path],
+    cached: bool = False,
 ) -> Iterator[None]:
     """Keep the record of a job whose body runs inside.
 
     Args:
         settings: name → value; what JSON cannot hold is kept as text.
+        cached: whether Snakemake is going to move the outputs into its cache, where other checkouts share them. They
+            have no record then.
 
     Raises:
         StorageError: the record cannot be written.
@@ -79,6 +85,9 @@ def recorded(
             record_of(first).unlink(missing_ok=True)
         raise
     yield
+    if cached:
+        record_of(first).unlink()
+        return
     for output in others:
         _write(output, {"beside": _relative(first, output)})
     _write(first, record)

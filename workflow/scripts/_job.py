@@ -48,6 +48,7 @@ def record(snakemake: Any) -> Any:
         snakemake.rule,
         settings,
         [shared(path) for path in snakemake.input if CODE not in path],
+        cached=snakemake.params.get("identity") is not None,
     )
 
 
