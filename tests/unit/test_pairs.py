@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from consistency import couplings, distances, models, objectives, optimizers, pairs, training, transport
+from consistency.curricula import curriculum
 from consistency.errors import ConfigError
 from consistency.models.mixture import Mixture
 from consistency.pairs import PairSource, Steps
-from consistency.schedules import VESchedule, curriculum, step_probabilities
+from consistency.schedules import VESchedule, step_probabilities
 from consistency.students import EDMConsistencyFunction
 from consistency.teachers import AnalyticTeacher
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from . import limits
 from .claims import CLAIMS
 from .errors import ConfigError
-from .settings import LARGEST_ASSIGNMENT, PAIR_OBJECTIVES, Experiment, Frozen, Run, nearest
+from .names import PAIR_OBJECTIVES, nearest
+from .settings import LARGEST_ASSIGNMENT, Experiment, Frozen, Run
 
 CLASSES = ("digits", "fashion", "cifar10", "imagenet32")  # kinds of data with labels
 
@@ -19,6 +21,10 @@ def check_sources(name: str, experiment: Experiment, runs: list[Run]) -> None:
     for source, given in (("path", teacher.path), ("hub", teacher.hub)):
         if teacher.source == source and not given:
             raise ConfigError(f"{name}: teacher.{source}: required when teacher.source is {source}")
+    if teacher.path and teacher.source != "path":
+        raise ConfigError(
+            f"{name}: teacher.path: {teacher.path!r} with teacher.source {teacher.source}; allowed: with source path"
+        )
     captions = data.kind == "captions"
     if teacher.compile and not captions:
         raise ConfigError(
@@ -92,6 +98,11 @@ def check_mixture(name: str, experiment: Experiment) -> None:
             "allowed: analytic with mixture, train, path or hub with the others"
         )
     if not analytic:
+        if experiment.analysis.order_steps:
+            raise ConfigError(
+                f"{name}: analysis.order_steps: {experiment.analysis.order_steps}; allowed: with data.kind mixture, "
+                "where the ODE's true end is known"
+            )
         return
     total = sum(component.weight for component in data.components)
     if abs(total - 1) > 1e-9:
@@ -176,7 +187,8 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
                 f"{LARGEST_ASSIGNMENT} (seconds a step)"
             )
         if run.velocity == "teacher" and experiment.teacher.source != "analytic":
-            ratio = _largest_ratio(experiment)
+            kept = limits.kept(experiment.schedule)
+            ratio = ((1 - kept) / kept) ** 0.5
             if edm.sigma_max > ratio:
                 raise ConfigError(
                     f"{where}.velocity: the teacher was trained up to σ/α = {ratio:.3g}; allowed: "
@@ -245,14 +257,3 @@ def _check_claims(name: str, experiment: Experiment, methods: set[str]) -> None:
                 raise ConfigError(
                     f"{name}: claims: {claim} needs {number:g} in consistency_training.budgets; they are {budgets}"
                 )
-
-
-def _largest_ratio(experiment: Experiment) -> float:
-    """σ_T / α_T of the VP schedule."""
-    schedule, kept = experiment.schedule, 1.0
-    for t in range(schedule.steps):
-        share = t / max(schedule.steps - 1, 1)
-        power = 0.5 if schedule.kind == "scaled_linear" else 1.0
-        low, high = schedule.beta_start**power, schedule.beta_end**power
-        kept *= 1 - (low + share * (high - low)) ** (1 / power)
-    return ((1 - kept) / kept) ** 0.5

@@ -12,13 +12,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from . import checks
+from . import cautions, checks, limits, strict
 from .claims import CLAIMS
 from .errors import ConfigError
-from .settings import PAIR_OBJECTIVES, Config, Coupling, Experiment, Run, nearest
+from .messages import message
+from .names import PAIR_OBJECTIVES, nearest
+from .settings import Config, Coupling, Experiment, Run
+from .uses import check_overrides
 
 PRESETS = Path(__file__).parents[1] / "presets"
 SCHEMAS = Path(__file__).parents[1] / "schemas"
@@ -84,8 +86,10 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
                 velocity=methods[method].velocity,
                 dropout=methods[method].dropout,
             )
-            if run.run in runs:
-                raise ConfigError(f"{where}: run {run.run!r} occurs twice; remove one")
+            if (other := runs.get(run.run)) is not None:
+                methods_of = {run.method, other.method}
+                of = f", of methods {' and '.join(sorted(methods_of))}" if len(methods_of) > 1 else ""
+                raise ConfigError(f"{where}: run {run.run!r} occurs twice{of}; remove or rename one")
             runs[run.run] = run
     return list(runs.values())
 
@@ -93,66 +97,12 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
 def results_folder(file: str | Path = "config.yaml") -> Path:
     """The folder of all outputs that a config.yaml names; `results` where it names none or is not there."""
     path = Path(file)
-    given = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return Path((given or {}).get("results", Config.model_fields["results"].default))
-
-
-def _message(name: str, error: ValidationError) -> str:
-    """The first of pydantic's errors in one line: key, what was given, what is allowed."""
-    errors = error.errors()
-    # Of the ways to write a generator, a mapping was meant where one was given.
-    first = next((e for e in errors if "Frozen" in e["loc"] and isinstance(errors[0]["input"], dict)), errors[0])
-    kinds = {"mlp", "unet", "mse", "pseudo_huber", "pseudo_huber_norm", "Frozen"}
-    data = {"digits", "mixture", "fashion", "cifar10", "imagenet32", "images", "captions"}
-    tags = kinds | data | {"efficientnet-lite0", "inception-v3", "dinov2", "clip"}
-    location = [str(part) for part in first["loc"] if part not in tags]
-    key = ".".join(location)
-    if first["type"] == "extra_forbidden":
-        allowed = _keys_at(error.title, first["loc"][:-1])
-        return f"{name}: {key}: unknown key; allowed here: {', '.join(allowed)}{nearest(location[-1], allowed)}"
-    if first["type"] == "missing":
-        return f"{name}: {key}: required key is missing"
-    if first["type"] == "union_tag_invalid":
-        tag, words = first["ctx"]["tag"], [word.strip("'") for word in first["ctx"]["expected_tags"].split(", ")]
-        return f"{name}: {key}.kind: {_shown(tag)} is not allowed; allowed: {', '.join(words)}{nearest(tag, words)}"
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "allowed:")
-    if allowed := first.get("ctx", {}).get("expected"):
-        words = [word.strip("'") for word in str(allowed).replace(" or ", ", ").split(", ")]
-        message += nearest(str(first["input"]), words)
-    return f"{name}: {key}: {_shown(first['input'])} is not allowed; {message}"
-
-
-def _shown(value: Any) -> str:
-    """A value in a message; the beginning of a long one."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def _keys_at(title: str, location: tuple) -> list[str]:
-    """The keys that the model at this place of the configuration has."""
-    schema = {"Experiment": Experiment, "Config": Config}[title].model_json_schema()
-    node: dict[str, Any] = schema
-    for part in location:
-        node = _resolve(schema, node, str(part))
-        if isinstance(part, int):
-            node = node.get("items", node)
-        elif part in node.get("properties", {}):
-            node = node["properties"][part]
-        elif isinstance(node.get("additionalProperties"), dict):
-            node = node["additionalProperties"]
-    return list(_resolve(schema, node, "").get("properties", {}))
-
-
-def _resolve(schema: dict[str, Any], node: dict[str, Any], tag: str) -> dict[str, Any]:
-    """Follow references; of a union take the variant with this tag, else the first."""
-    while True:
-        if "$ref" in node:
-            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
-        elif "oneOf" in node or "anyOf" in node:
-            mapping = node.get("discriminator", {}).get("mapping", {})
-            node = {"$ref": mapping[tag]} if tag in mapping else node.get("oneOf", node.get("anyOf"))[0]
-        else:
-            return node
+    content = strict.read(path) if path.is_file() else None
+    folder = content.get("results") if isinstance(content, dict) else None
+    try:
+        return Path(Config(experiments=["any"], **({} if folder is None else {"results": folder})).results)
+    except ValidationError as error:
+        raise ConfigError(message(path.name, error)) from error
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -167,20 +117,25 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_preset(name: str, folder: Path) -> dict[str, Any]:
+def _read_preset(name: str, folder: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A preset's mapping, laid over the one that its `base` names."""
+    known = _presets(folder)
+    if name not in known:
+        where = f"{above[-1]}: base" if above else "experiments"
+        raise ConfigError(f"{where}: unknown {name!r}; allowed: {', '.join(known)}{nearest(str(name), known)}")
+    if name in above:
+        raise ConfigError(f"{name}: base: {' → '.join((*above, name))}: a preset cannot stand on itself")
     path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in folder.glob("*.yaml"))
-        raise ConfigError(f"experiments: unknown {name!r}; allowed: {', '.join(known)}{nearest(name, known)}")
-    try:
-        preset = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    preset = strict.read(path)
     if not isinstance(preset, dict):
         raise ConfigError(f"{path}: a preset is a mapping of keys")
     base = preset.pop("base", None)
-    return preset if base is None else _merge(_read_preset(base, folder), preset)
+    return preset if base is None else _merge(_read_preset(base, folder, (*above, name)), preset)
+
+
+def _presets(folder: Path) -> list[str]:
+    """Names of the presets and suites in a folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets: Path = PRESETS) -> Experiment:
@@ -193,28 +148,9 @@ def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets:
     try:
         experiment = Experiment.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(_message(name, error)) from error
-    if experiment.schedule.beta_start >= experiment.schedule.beta_end:
-        raise ConfigError(
-            f"{name}: schedule.beta_start: must be below schedule.beta_end {experiment.schedule.beta_end}"
-        )
-    largest = max(experiment.evaluation.sampling_steps)
-    if largest > experiment.schedule.steps:
-        raise ConfigError(f"{name}: evaluation.sampling_steps: {largest} is more than schedule.steps")
-    if experiment.evaluation.neighbours >= experiment.evaluation.count:
-        raise ConfigError(
-            f"{name}: evaluation.neighbours: must be below evaluation.count {experiment.evaluation.count}"
-        )
-    if experiment.targets.shards > experiment.targets.count:
-        raise ConfigError(f"{name}: targets.shards: more shards than targets.count {experiment.targets.count}")
-    steps = experiment.evaluation.sampling_steps
-    if 1 not in steps or len(set(steps)) < len(steps):
-        raise ConfigError(f"{name}: evaluation.sampling_steps: {steps} must hold 1, and no number twice")
-    for method in experiment.methods:
-        if method in ("teacher", "data"):
-            raise ConfigError(f"{name}: methods.{method}: the name is taken; choose another")
-        if not method.replace("_", "").replace("-", "").isalnum():
-            raise ConfigError(f"{name}: methods.{method}: a name has letters, digits, - and _ only")
+        raise ConfigError(message(name, error)) from error
+    limits.check_names(name, experiment)
+    limits.check_schedule(name, experiment.schedule)
     runs = expand(name, experiment)
     for claim in experiment.claims:
         if not any({q.ours.method, q.other.method} <= set(experiment.methods) for q in CLAIMS[claim].quantities):
@@ -225,11 +161,18 @@ def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets:
     checks.check_sources(name, experiment, runs)
     checks.check_mixture(name, experiment)
     checks.check_pairs(name, experiment, runs)
+    limits.check(name, experiment, runs)
     return experiment
 
 
-def load(settings: dict[str, Any], presets: Path = PRESETS) -> tuple[Config, dict[str, Experiment]]:
+def load(
+    settings: dict[str, Any], presets: Path = PRESETS, chosen_elsewhere: bool = False
+) -> tuple[Config, dict[str, Experiment]]:
     """Resolve config.yaml's mapping and every experiment that it names.
+
+    Args:
+        chosen_elsewhere: `experiments` comes from outside the file that has the overrides (the command line), which
+            may then name other experiments too; otherwise such an override reaches nothing and is an error.
 
     Raises:
         ConfigError: one line with the key's path, what was given, what is allowed.
@@ -240,26 +183,60 @@ def load(settings: dict[str, Any], presets: Path = PRESETS) -> tuple[Config, dic
     try:
         config = Config.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(_message("config.yaml", error)) from error
+        raise ConfigError(message("config.yaml", error)) from error
     names = [member for name in config.experiments for member in _members(name, presets)]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"config.yaml: experiments: named twice in {names}")
-    known = sorted(p.stem for p in presets.glob("*.yaml") if _members(p.stem, presets) == [p.stem])
+    limits.check_experiments(names)
+    known = [name for name in _presets(presets) if not _is_suite(name, presets)]
     for name in config.overrides:
+        where = f"config.yaml: overrides.{name}"
+        if name in _presets(presets) and name not in known:
+            members = ", ".join(_members(name, presets))
+            raise ConfigError(f"{where}: a suite has no keys of its own; allowed: its experiments, {members}")
         if name not in known:
+            raise ConfigError(f"{where}: unknown; allowed: {', '.join(known)}{nearest(name, known)}")
+        if name not in names and not chosen_elsewhere:
             raise ConfigError(
-                f"config.yaml: overrides.{name}: unknown; allowed: {', '.join(known)}{nearest(name, known)}"
+                f"{where}: reaches nothing, for {name} is not among the experiments ({', '.join(names)}); add it to "
+                "them, or remove the override"
             )
-    return config, {name: load_experiment(name, config.overrides.get(name), presets) for name in names}
+    experiments = {name: load_experiment(name, config.overrides.get(name), presets) for name in names}
+    for name, experiment in experiments.items():
+        if changes := config.overrides.get(name):
+            check_overrides(name, experiment, expand(name, experiment), changes)
+    return config, experiments
+
+
+def warnings(config: Config, experiments: dict[str, Experiment]) -> list[str]:
+    """What is allowed in a loaded configuration and yet hardly meant, one line each."""
+    left = [name for name in config.overrides if name not in experiments]
+    lines = [f"config.yaml: overrides.{name}: not used, for {name} does not run" for name in left]
+    for name, experiment in experiments.items():
+        lines += [f"{name}: {line}" for line in cautions.lines(experiment, expand(name, experiment))]
+    return lines
+
+
+def _is_suite(name: str, folder: Path) -> bool:
+    """Whether a preset file is a suite; its text alone is looked at, for all of them are asked."""
+    lines = (folder / f"{name}.yaml").read_text(encoding="utf-8", errors="replace").splitlines()
+    return any(line.startswith("suite:") for line in lines)
 
 
 def _members(name: str, folder: Path) -> list[str]:
     """A preset's own name, or the experiments of a suite (a file with the one key `suite`)."""
+    if name not in _presets(folder) or not _is_suite(name, folder):
+        return [name]
     path = folder / f"{name}.yaml"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if any(line.startswith("suite:") for line in lines):
-        return [str(member) for member in yaml.safe_load("\n".join(lines))["suite"]]
-    return [name]
+    content = strict.read(path)
+    members = content.get("suite") if isinstance(content, dict) else None
+    if set(content) != {"suite"} or not isinstance(members, list) or not members:
+        raise ConfigError(f"{path}: a suite has the one key suite, a list of experiments")
+    single = [known for known in _presets(folder) if not _is_suite(known, folder)]
+    for member in members:
+        if member not in single:
+            raise ConfigError(
+                f"{path}: suite: unknown {member!r}; allowed: {', '.join(single)}{nearest(str(member), single)}"
+            )
+    return members
 
 
 def schemas() -> dict[str, str]:

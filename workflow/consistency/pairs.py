@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 
 from .couplings import PER_SAMPLE, Generate
+from .curricula import curriculum
 from .data import as_float
-from .schedules import VESchedule, curriculum, spread, step_probabilities
+from .schedules import VESchedule, spread, step_probabilities
 from .streams import generator
 
 Batch = dict[str, torch.Tensor]

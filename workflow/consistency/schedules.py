@@ -168,20 +168,6 @@ def spread(value: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
     return value.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def curriculum(step: int, total: int, s0: int = 10, s1: int = 1280) -> int:
-    """iCT's number of noise levels at training step k = 0..K − 1 (section B.2).
-
-    N(k) = min(s0 · 2^⌊k/K'⌋, s1) + 1 with K' = ⌊K / (log2 ⌊s1/s0⌋ + 1)⌋; N(k) levels are N(k) − 1 steps.
-
-    Raises:
-        ConfigError: s0 > s1, or s0 < 1.
-    """
-    if not 1 <= s0 <= s1:
-        raise ConfigError(f"curriculum: s0 {s0} and s1 {s1}: 1 <= s0 <= s1 is needed")
-    length = max(1, math.floor(total / (math.log2(s1 // s0) + 1)))
-    return min(s0 * 2 ** (step // length), s1) + 1
-
-
 def step_probabilities(sigmas: torch.Tensor, mean: float = -1.1, deviation: float = 2.0) -> torch.Tensor:
     """Discretised lognormal distribution of the step index i (section B.2).
 

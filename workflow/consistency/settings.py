@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import difflib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt
 
 from .claims import CLAIMS
-from .sources import Data, Extractor, Hub, Strict, TrainedClassifier
+from .names import COUPLINGS, OBJECTIVES, SOLVERS, condition, nearest
+from .sources import Count, Data, Extractor, Folder, Hub, Place, Seed, Strict, TrainedClassifier
 
-PACKAGE = Path(__file__).parent
-
-
-def functions_of(module: str, batch: str | None = None) -> list[str]:
-    """Names of a module's public functions, read without importing it (or torch).
-
-    Args:
-        batch: only those whose last parameter has this annotation.
-    """
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-    found = [n for n in tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
-    return [n.name for n in found if batch in (None, getattr(n.args.args[-1].annotation, "id", None))]
-
-
-def nearest(word: str, allowed: list[str]) -> str:
-    """'; did you mean …?' for a misspelt word, or nothing."""
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def condition(solver: str, n_steps: int, guidance: float) -> str:
-    """The id of a teacher condition, such as ddim-n50-w4."""
-    return f"{solver}-n{n_steps}-w{guidance:g}"
-
-
-OBJECTIVES = functions_of("objectives")
-PAIR_OBJECTIVES = functions_of("objectives", batch="Pairs")
-SOLVERS = functions_of("solvers")
-COUPLINGS = functions_of("couplings")
+NAME = r"^[\w.-]+$"  # of what stands in tables and file names
 
 # Exact assignment of a batch, at every training step (docs/equations.md says what it costs).
 LARGEST_ASSIGNMENT = 2048
@@ -77,30 +47,32 @@ class Schedule(Strict):
     kind: Literal["scaled_linear", "linear"] = Field(
         "scaled_linear", description="β linear in its square root (SDXL), or linear (DDPM on CIFAR-10)"
     )
-    steps: PositiveInt = Field(1000, description="T, the number of timesteps")
-    beta_start: float = Field(0.00085, gt=0, lt=1, description="variance of the first forward step")
+    steps: Count = Field(1000, le=100_000, description="T, the number of timesteps")
+    beta_start: float = Field(0.00085, ge=1e-8, lt=1, description="variance of the first forward step, below beta_end")
     beta_end: float = Field(0.012, gt=0, lt=1, description="variance of the last forward step")
 
 
 class MLP(Strict):
     """A residual MLP over the flattened sample."""
 
-    kind: Literal["mlp"]
-    width: PositiveInt = Field(192, multiple_of=2, description="of the residual stream")
-    depth: PositiveInt = Field(3, description="number of residual blocks")
+    kind: Literal["mlp"] = Field(description="mlp, a residual MLP")
+    width: Count = Field(192, multiple_of=2, description="of the residual stream")
+    depth: Count = Field(3, description="number of residual blocks")
 
 
 class UNet(Strict):
     """diffusers' UNet2DModel."""
 
-    kind: Literal["unet"]
+    kind: Literal["unet"] = Field(description="unet, diffusers' UNet2DModel")
     channels: list[Annotated[int, Field(gt=0, multiple_of=8)]] = Field(
-        [32, 64], min_length=1, description="width of each resolution"
+        [32, 64], min_length=1, description="width of each resolution; each after the first halves the side"
     )
-    layers_per_block: PositiveInt = Field(1, description="residual blocks per resolution")
+    layers_per_block: Count = Field(1, description="residual blocks per resolution")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations dropped in training")
-    attention: list[PositiveInt] = Field([], description="sides in pixels at which blocks attend, such as 16")
-    norm_groups: PositiveInt = Field(8, description="groups of the group normalisation; divides every width")
+    attention: list[Count] = Field(
+        [], description="sides in pixels at which blocks attend, such as 16; of those that the network has"
+    )
+    norm_groups: Count = Field(8, description="groups of the group normalisation; divides every width")
 
 
 Network = Annotated[MLP | UNet, Field(discriminator="kind")]
@@ -109,8 +81,8 @@ Network = Annotated[MLP | UNet, Field(discriminator="kind")]
 class Training(Strict):
     """One training, of teacher, classifier or student."""
 
-    steps: PositiveInt = Field(1500, description="optimiser steps")
-    batch_size: PositiveInt = Field(128, description="samples per step")
+    steps: Count = Field(1500, description="optimiser steps")
+    batch_size: Count = Field(128, description="samples per step")
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
     warmup_steps: NonNegativeInt = Field(50, description="linear warm-up")
     decay_share: float = Field(0.3, ge=0, le=1, description="last share of the steps, over which the rate falls to 0")
@@ -122,11 +94,11 @@ class Training(Strict):
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the weights' average; null for none")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of the network, no = float32")
-    accumulate: PositiveInt = Field(1, description="parts that a batch is computed in, to save memory; divides it")
+    accumulate: Count = Field(1, description="parts that a batch is computed in, to save memory; divides it")
     gradient_checkpointing: bool = Field(False, description="of networks that can: less memory, more time")
-    threads: PositiveInt = Field(1, description="CPU threads of the job")
-    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
-    log_every: PositiveInt = Field(25, description="steps between records in stats.jsonl")
+    threads: Count = Field(1, description="CPU threads of the job")
+    checkpoint_every: Count = Field(500, description="steps between checkpoints")
+    log_every: Count = Field(25, description="steps between records in stats.jsonl")
 
 
 class TeacherConfig(Strict):
@@ -136,10 +108,12 @@ class TeacherConfig(Strict):
         "train",
         description="train it here, copy a saved folder, download it, or the closed form of data kind mixture",
     )
-    path: str | None = Field(None, description="folder of a save_pretrained network or pipeline, for source path")
+    path: Place | None = Field(None, description="folder of a save_pretrained network or pipeline, for source path")
     hub: Hub | None = Field(None, description="for source hub")
     subfolder: str | None = Field(None, description="of the network in path or hub, such as unet")
-    label_dropout: float = Field(0.1, ge=0, lt=1, description="probability of the null class, for guidance")
+    label_dropout: float = Field(
+        0.1, ge=0, lt=1, description="probability of the null class, which every guidance but 1 needs"
+    )
     timestep_offset: Literal[-1, 0] = Field(
         -1, description="added to t = 1..T before the network: -1 as trained, 0 as paper A's reference calls it"
     )
@@ -152,48 +126,50 @@ class TeacherConfig(Strict):
         "(torch.compile, with a C compiler): a minute a job, once more at the first call of another size; then 1.15 "
         "times as fast, on an H100",
     )
-    seed: NonNegativeInt = 0
-    training: Training = Training()
+    seed: Seed = Field(0, description="of the teacher's first weights and of the order of its data")
+    training: Training = Field(
+        Training(), description="how it is trained, or the network that students of an analytic one start as"
+    )
 
 
 class ClassifierConfig(Strict):
     """The classifier whose penultimate layer gives the features."""
 
-    name: str = Field("digits-classifier", description="the extractor's name in every table")
-    channels: PositiveInt = Field(32, description="of the first convolution")
-    feature_size: PositiveInt = Field(64, description="features per image")
-    seed: NonNegativeInt = 0
-    training: Training = Training()
+    name: str = Field("digits-classifier", pattern=NAME, description="the extractor's name in every table")
+    channels: Count = Field(32, description="of the first convolution")
+    feature_size: Count = Field(64, description="features per image")
+    seed: Seed = Field(0, description="of the classifier's first weights and of the order of its data")
+    training: Training = Field(Training(), description="how it is trained")
 
 
 class Targets(Strict):
     """The precomputed ODE solutions."""
 
     mode: Mode = Field("paper", description="paper: one solve a draw; trajectory: N pairs a solve")
-    count: PositiveInt = Field(65536, description="draws per (solver, N, w, mode)")
-    shards: PositiveInt = Field(2, description="jobs the draws are split into; values don't depend on it")
-    seed: NonNegativeInt = 1
-    batch_size: PositiveInt = Field(4096, description="samples in one call of the teacher (w ≠ 1 doubles it)")
+    count: Count = Field(65536, description="draws per (solver, N, w, mode)")
+    shards: Count = Field(2, le=100_000, description="jobs the draws are split into; values don't depend on it")
+    seed: Seed = Field(1, description="of the draws: data, noise and start time of each")
+    batch_size: Count = Field(4096, description="samples in one call of the teacher (w ≠ 1 doubles it)")
 
 
 class Mse(Strict):
     """Mean squared error."""
 
-    kind: Literal["mse"]
+    kind: Literal["mse"] = Field(description="mse, the mean squared error")
 
 
 class PseudoHuber(Strict):
     """sqrt(d² + c²) − c per element."""
 
-    kind: Literal["pseudo_huber"]
-    c: float = Field(0.001, gt=0)
+    kind: Literal["pseudo_huber"] = Field(description="pseudo_huber, by element")
+    c: float = Field(0.001, ge=1e-12, description="difference at which the square turns into the absolute value")
 
 
 class PseudoHuberNorm(Strict):
     """sqrt(‖d‖² + C²) − C of the whole sample, C = c √dim (iCT)."""
 
-    kind: Literal["pseudo_huber_norm"]
-    c: float = Field(0.00054, gt=0)
+    kind: Literal["pseudo_huber_norm"] = Field(description="pseudo_huber_norm, of the whole sample")
+    c: float = Field(0.00054, ge=1e-12, description="C over the root of the number of values, iCT's 0.00054")
 
 
 Loss = Annotated[Mse | PseudoHuber | PseudoHuberNorm, Field(discriminator="kind")]
@@ -204,26 +180,27 @@ class Student(Strict):
     trained on the same data with the settings of `teacher`)."""
 
     parameters: Parameters = Field("full", description="full fine-tuning, or LoRA adapters")
-    lora_rank: PositiveInt = Field(64, description="rank = alpha of the adapters")
-    loss: Loss = Mse(kind="mse")
-    training: Training = Training()
+    lora_rank: Count = Field(64, description="rank = alpha of the adapters")
+    loss: Loss = Field(Mse(kind="mse"), description="of methods that learn from targets and name none")
+    training: Training = Field(Training(), description="how each student of targets is trained")
 
 
 class EDM(Strict):
     """The VE schedule and the preconditioning of consistency training (paper B)."""
 
-    sigma_min: float = Field(0.002, gt=0, description="smallest noise level, below sigma_max")
-    sigma_max: float = Field(80.0, gt=0, description="largest noise level")
-    rho: float = Field(7.0, gt=0, description="exponent of the Karras grid")
-    sigma_data: float = Field(0.5, gt=0, description="deviation of the data, for the preconditioning")
+    # Ranges in which powers and squares neither overflow nor vanish in float32.
+    sigma_min: float = Field(0.002, ge=1e-9, le=1e9, description="smallest noise level, below sigma_max")
+    sigma_max: float = Field(80.0, ge=1e-9, le=1e9, description="largest noise level")
+    rho: float = Field(7.0, ge=0.1, le=1000, description="exponent of the Karras grid")
+    sigma_data: float = Field(0.5, ge=1e-9, le=1e9, description="deviation of the data, for the preconditioning")
 
 
 class Curriculum(Strict):
     """iCT's number of noise levels over training, and the distribution of the step."""
 
-    s0: PositiveInt = Field(10, description="steps of the grid at the start, at most s1")
-    s1: PositiveInt = Field(1280, description="most steps of the grid")
-    p_mean: float = Field(-1.1, description="mean of ln σ")
+    s0: Count = Field(10, description="steps of the grid at the start, at most s1")
+    s1: Count = Field(1280, description="steps of the grid at the end, which the doublings must reach")
+    p_mean: float = Field(-1.1, description="mean of ln σ, near those of the grid")
     p_std: float = Field(2.0, gt=0, description="deviation of ln σ")
 
 
@@ -236,10 +213,12 @@ class PairsTraining(Training):
 class ConsistencyTraining(Strict):
     """How methods that learn from pairs (objective consistency_training) are trained, from scratch."""
 
-    edm: EDM = EDM()
-    curriculum: Curriculum = Curriculum()
-    loss: Loss = PseudoHuberNorm(kind="pseudo_huber_norm")
-    training: PairsTraining = PairsTraining()
+    edm: EDM = Field(EDM(), description="noise levels and preconditioning")
+    curriculum: Curriculum = Field(Curriculum(), description="how many noise levels, and how they are drawn")
+    loss: Loss = Field(
+        PseudoHuberNorm(kind="pseudo_huber_norm"), description="of methods that learn from pairs and name none"
+    )
+    training: PairsTraining = Field(PairsTraining(), description="how each student of pairs is trained")
     budgets: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [0.03125, 0.0625, 0.125, 0.25, 0.5, 0.75], min_length=1, description="shares of training measured too"
     )
@@ -248,14 +227,16 @@ class ConsistencyTraining(Strict):
 class Evaluation(Strict):
     """What is sampled and measured."""
 
-    count: PositiveInt = Field(2000, description="shared initial noises, so samples per source")
-    seed: NonNegativeInt = Field(2, description="of the shared noise and of re-noising")
-    sampling_steps: Annotated[list[PositiveInt], BeforeValidator(_as_list)] = Field(
+    count: Count = Field(2000, description="shared initial noises, so samples per source")
+    seed: Seed = Field(2, description="of the shared noise and of re-noising")
+    sampling_steps: Annotated[list[Count], BeforeValidator(_as_list)] = Field(
         [1, 2, 4, 8], min_length=1, description="numbers of sampling steps; those above a run's N are left out"
     )
-    start_times: PositiveInt = Field(10, description="start times at which the ODE error is also measured")
-    neighbours: PositiveInt = Field(3, description="k of precision and recall")
-    batch_size: PositiveInt = Field(2000, description="samples computed together")
+    start_times: Count = Field(
+        10, description="start times at which the ODE error is also measured; at most N of them are there"
+    )
+    neighbours: Count = Field(3, description="k of precision and recall")
+    batch_size: Count = Field(2000, description="samples computed together")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="of students that sample, on a GPU")
 
 
@@ -279,7 +260,7 @@ class Coupling(Strict):
 class Method(Strict):
     """A line of the comparison: an objective, and what it changes."""
 
-    objective: Objective
+    objective: Objective = Field(description="a function of objectives.py")
     loss: Loss | None = Field(None, description="default: student.loss, or consistency_training.loss")
     coupling: Coupling | None = Field(None, description="of consistency_training; independent by default")
     velocity: Literal["pair", "teacher"] = Field(
@@ -298,10 +279,15 @@ class Grid(Strict):
         description="names from `methods`, by default all that learn from targets; a row of methods that learn "
         "from pairs takes seeds only",
     )
-    solver: Annotated[list[Solver], *SOME] = ["ddim"]
-    n_steps: Annotated[list[PositiveInt], *SOME] = Field([10], description="N, teacher steps; divides schedule.steps")
-    guidance: Annotated[list[Annotated[float, Field(ge=0)]], *SOME] = Field([1.0], description="w, 1 is no guidance")
-    seed: Annotated[list[NonNegativeInt], *SOME] = [0, 1, 2]
+    solver: Annotated[list[Solver], *SOME] = Field(["ddim"], description="the teacher's, functions of solvers.py")
+    n_steps: Annotated[list[Count], *SOME] = Field([10], description="N, teacher steps; divides schedule.steps")
+    guidance: Annotated[list[Annotated[float, Field(ge=0, le=1000)]], *SOME] = Field(
+        [1.0], description="w, 1 is no guidance"
+    )
+    seed: Annotated[list[Seed], *SOME] = Field(
+        [0, 1, 2],
+        description="of the order of a student's draws, and of weights that are not the teacher's",
+    )
     targets: Annotated[list[Mode], *SOME] | None = Field(None, description="default: targets.mode")
     parameters: Annotated[list[Parameters], *SOME] | None = Field(None, description="default: student.parameters")
 
@@ -309,16 +295,14 @@ class Grid(Strict):
 class Analysis(Strict):
     """What is measured where the teacher is known in closed form, and of couplings."""
 
-    order_steps: list[PositiveInt] = Field(
-        [], description="numbers of solver steps for the teacher's discretisation error"
-    )
+    order_steps: list[Count] = Field([], description="numbers of solver steps for the teacher's discretisation error")
     coupling_methods: list[str] = Field([], description="methods (from pairs) whose students serve as f and generator")
     steps: list[Annotated[int, Field(ge=2)]] = Field([10, 20, 40, 80, 160, 320, 640, 1280], description="grid steps")
     count: Annotated[int, Field(ge=64, le=LARGEST_ASSIGNMENT)] = Field(1024, description="draws for each estimate")
     gradient_budget: float = Field(
         0.125, gt=0, lt=1, description="share of training after which gradients are compared; they vanish at its end"
     )
-    batch_size: PositiveInt = Field(128, description="batch of the couplings in the estimates")
+    batch_size: Count = Field(128, description="batch of the couplings in the estimates")
 
 
 class Experiment(Strict):
@@ -326,27 +310,29 @@ class Experiment(Strict):
 
     title: str = Field(description="one line for tables and the report")
     data: Data = Field(description="the data set, by its kind")
-    schedule: Schedule = Schedule()
-    network: Network = MLP(kind="mlp")
-    teacher: TeacherConfig = TeacherConfig()
-    classifier: ClassifierConfig = ClassifierConfig()
+    schedule: Schedule = Field(Schedule(), description="the teacher's noise levels")
+    network: Network = Field(MLP(kind="mlp"), description="what is trained here from nothing, by its kind")
+    teacher: TeacherConfig = Field(TeacherConfig(), description="where the teacher comes from")
+    classifier: ClassifierConfig = Field(ClassifierConfig(), description="the classifier that gives features")
     extractors: list[Extractor] = Field(
         [TrainedClassifier(kind="classifier")],
         min_length=1,
         description="what images are measured with; the first one that gives features leads in tables and figures",
     )
-    targets: Targets = Targets()
-    student: Student = Student()
-    consistency_training: ConsistencyTraining = ConsistencyTraining()
+    targets: Targets = Field(Targets(), description="the precomputed ODE solutions")
+    student: Student = Field(Student(), description="how methods that learn from targets are trained")
+    consistency_training: ConsistencyTraining = Field(
+        ConsistencyTraining(), description="how methods that learn from pairs are trained"
+    )
     methods: dict[str, Method] = Field(description="name → objective; a new method is one line here")
-    evaluation: Evaluation = Evaluation()
+    evaluation: Evaluation = Field(Evaluation(), description="what is sampled and measured")
     runs: list[Grid] = Field(min_length=1, description="the table of runs, as grids")
-    analysis: Analysis = Analysis()
-    mem_mb: PositiveInt = Field(2000, description="memory that each job on a network asks Snakemake for, in MB")
+    analysis: Analysis = Field(Analysis(), description="what is measured besides, of solvers and couplings")
+    mem_mb: Count = Field(2000, description="memory that each job on a network asks Snakemake for, in MB")
     gpu: NonNegativeInt = Field(
         0, description="GPUs that each job on a network asks Snakemake for; a training takes a process on each of them"
     )
-    runtime: PositiveInt = Field(
+    runtime: Count = Field(
         60,
         description="minutes after which a cluster ends a job on a network; a second attempt has twice as many, "
         "a third three times, and training continues from its checkpoint",
@@ -403,6 +389,8 @@ class Config(Strict):
     """config.yaml."""
 
     experiments: list[str] = Field(min_length=1, description="presets to run, a list or a comma list")
-    results: str = Field("results", description="folder of all outputs")
+    results: Folder = Field("results", description="folder of all outputs")
     tensorboard: bool = Field(False, description="trainings also log to results/{experiment}/tensorboard")
-    overrides: dict[str, dict[str, Any]] = Field({}, description="experiment → keys of its preset to change")
+    overrides: Annotated[dict[str, dict[str, Any]], BeforeValidator(lambda value: {} if value is None else value)] = (
+        Field({}, description="experiment → keys of its preset to change")
+    )

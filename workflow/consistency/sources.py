@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# Whole numbers up to here are exact wherever they are kept: in tables (float64 beside gaps), in pages (JavaScript).
+Seed = Annotated[int, Field(ge=0, le=2**53 - 1)]
+Count = Annotated[int, Field(gt=0, le=10**9)]
+
+
+def _at_home(path: str) -> str:
+    """The path with `~` or `~user` at its beginning replaced by that home."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError("allowed: ~ for a home that is known here, or ./~ for a file of that name")
+    return expanded
+
+
+def _plain(path: str) -> str:
+    """The path without ./ at its beginning, / at its end and double ones, which Snakemake complains of."""
+    return str(Path(path))
+
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(_at_home)]
+Folder = Annotated[Place, AfterValidator(_plain)]
 
 
 class Strict(BaseModel):
@@ -42,9 +64,9 @@ class Url(Strict):
 class Digits(Strict):
     """scikit-learn's 1,797 handwritten digits of 8×8."""
 
-    kind: Literal["digits"]
+    kind: Literal["digits"] = Field(description="digits, scikit-learn's 8×8 digits")
     test_share: float = Field(0.2, gt=0, lt=1, description="share of the images held out from teacher and classifier")
-    seed: NonNegativeInt = Field(0, description="of the shuffle before the split")
+    seed: Seed = Field(0, description="of the shuffle before the split")
 
 
 class Component(Strict):
@@ -59,12 +81,12 @@ class Component(Strict):
 class Mixture(Strict):
     """Draws from a mixture of Gaussians, whose teacher is known in closed form (source analytic)."""
 
-    kind: Literal["mixture"]
-    dimension: PositiveInt = Field(2, description="d")
+    kind: Literal["mixture"] = Field(description="mixture, of Gaussians")
+    dimension: Count = Field(2, description="d")
     components: list[Component] = Field(min_length=1, description="the Gaussians")
-    train_count: PositiveInt = Field(4096, description="draws to learn from")
-    test_count: PositiveInt = Field(2048, description="draws to measure against")
-    seed: NonNegativeInt = Field(0, description="of the draws")
+    train_count: Count = Field(4096, description="draws to learn from")
+    test_count: Count = Field(2048, description="draws to measure against")
+    seed: Seed = Field(0, description="of the draws")
 
 
 class Labelled(Strict):
@@ -76,8 +98,8 @@ class Labelled(Strict):
 class Fashion(Labelled):
     """Fashion-MNIST: 60,000 + 10,000 images of 28×28, padded to 32×32."""
 
-    kind: Literal["fashion"]
-    folder: str | None = Field(
+    kind: Literal["fashion"] = Field(description="fashion, Fashion-MNIST")
+    folder: Place | None = Field(
         None, description="folder with the four IDX files; by default Debian's package, else the official address"
     )
 
@@ -85,8 +107,8 @@ class Fashion(Labelled):
 class Cifar10(Labelled):
     """CIFAR-10: 50,000 + 10,000 colour images of 32×32."""
 
-    kind: Literal["cifar10"]
-    folder: str | None = Field(
+    kind: Literal["cifar10"] = Field(description="cifar10, CIFAR-10")
+    folder: Place | None = Field(
         None, description="folder with cifar-10-binary.tar.gz; by default the cache, filled from the official address"
     )
 
@@ -94,33 +116,33 @@ class Cifar10(Labelled):
 class ImageNet32(Labelled):
     """ImageNet downsampled to 32×32: 1,281,167 + 50,000 images; registration needed, so placed by hand."""
 
-    kind: Literal["imagenet32"]
-    folder: str = Field(description="folder with train_data_batch_1.npz to _10.npz and val_data.npz")
+    kind: Literal["imagenet32"] = Field(description="imagenet32, ImageNet at 32×32")
+    folder: Place = Field(description="folder with train_data_batch_1.npz to _10.npz and val_data.npz")
 
 
 class Images(Strict):
     """Any folder of images, zip, or webdataset tar."""
 
-    kind: Literal["images"]
+    kind: Literal["images"] = Field(description="images, your own")
     name: str = Field(pattern=r"^[\w-]+$", description="of the data set, in tables")
-    source: str = Field(description="folder, archive or pattern of archives, relative to where snakemake is called")
-    side: PositiveInt = Field(64, description="pixels a side after resizing")
-    crop: PositiveInt | None = Field(None, description="centre crop before resizing; by default the largest square")
+    source: Place = Field(description="folder, archive or pattern of archives, relative to where snakemake is called")
+    side: Count = Field(64, ge=2, description="pixels a side after resizing")
+    crop: Count | None = Field(None, description="centre crop before resizing; by default the largest square")
     labels: Literal["folder"] | None = Field(None, description="folder: each sub-folder is a class; null: one class")
     test_share: float = Field(0.1, gt=0, lt=1, description="share of the images held out")
-    seed: NonNegativeInt = Field(0, description="of the shuffle before the split")
+    seed: Seed = Field(0, description="of the shuffle before the split")
 
 
 class Captions(Strict):
     """Images with captions, for a text-to-image teacher: learned in the latents of its VAE."""
 
-    kind: Literal["captions"]
+    kind: Literal["captions"] = Field(description="captions, images with texts")
     name: str = Field(pattern=r"^[\w-]+$", description="of the data set, in tables")
-    source: str | None = Field(None, description="folder or archive; by default the file at `download`, in the cache")
+    source: Place | None = Field(None, description="folder or archive; by default the file at `download`, in the cache")
     download: Url | None = Field(None, description="the archive's address")
-    side: PositiveInt = Field(1024, description="pixels a side")
-    vae: Hub | str = Field(description="the VAE's repository, or a local folder")
-    batch_size: PositiveInt = Field(4, description="images or prompts encoded, and latents decoded, together")
+    side: Count = Field(1024, multiple_of=8, description="pixels a side; the latents have an eighth of them")
+    vae: Hub | Place = Field(description="the VAE's repository, or a local folder")
+    batch_size: Count = Field(4, description="images or prompts encoded, and latents decoded, together")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="of VAE and text encoders on a GPU")
 
 
@@ -130,34 +152,34 @@ Data = Annotated[Digits | Mixture | Fashion | Cifar10 | ImageNet32 | Images | Ca
 class TrainedClassifier(Strict):
     """The classifier of the section `classifier`, trained on the same data."""
 
-    kind: Literal["classifier"]
+    kind: Literal["classifier"] = Field(description="classifier, trained here")
 
 
 class EfficientNetLite0(Strict):
     """EfficientNet-Lite0, trained on ImageNet; its weights come with the Python packages."""
 
-    kind: Literal["efficientnet-lite0"]
+    kind: Literal["efficientnet-lite0"] = Field(description="efficientnet-lite0, trained on ImageNet")
 
 
 class Inception(Strict):
     """Inception-v3 as clean-fid uses it: the one whose Fréchet distance is called FID."""
 
-    kind: Literal["inception-v3"]
-    weights: Url
+    kind: Literal["inception-v3"] = Field(description="inception-v3, of FID")
+    weights: Url = Field(description="the TorchScript file, as NVIDIA publishes it")
 
 
 class DinoV2(Strict):
     """DINOv2, for FD-DINOv2."""
 
-    kind: Literal["dinov2"]
-    weights: Hub
+    kind: Literal["dinov2"] = Field(description="dinov2, of FD-DINOv2")
+    weights: Hub = Field(description="its repository on the hub")
 
 
 class Clip(Strict):
     """CLIP score of an image and its prompt; with `aesthetic` also the aesthetic score."""
 
-    kind: Literal["clip"]
-    weights: Hub
+    kind: Literal["clip"] = Field(description="clip, of CLIP scores")
+    weights: Hub = Field(description="its repository on the hub, with the tokenizer")
     aesthetic: Url | None = Field(None, description="weights of the LAION improved aesthetic predictor")
 
 
