@@ -4,10 +4,10 @@
 # make test        environment, every test that this machine can run
 # make bench       what precomputed targets buy, and the overheads of every stage (nine minutes); results/benchmark.md
 # make soak        kill -9, full disk and fuzz at length; writes benchmarks/soak.md (14 minutes for 143 kills)
-# make verify      compare results/ with the hashes that its files carry
+# make verify      compare the last run's results with the hashes that they carry (RESULTS=FOLDER: of others)
 # make lint        ruff, snakefmt, snakemake --lint
 # make schemas     write the JSON schemas after a new key, method or solver
-# make status      what is being trained and what is finished (WATCH=1: again every 5 seconds)
+# make status      what is being trained and what is finished (WATCH=1: again every 5 seconds; RESULTS=FOLDER)
 # make envs        write the conda environments after a change of requirements.lock or envs/generate.py
 # make help        this list
 
@@ -61,7 +61,7 @@ soak: $(TESTING)
 	$(BIN)/python tests/soak.py
 
 verify: $(STAMP)
-	@$(BIN)/python workflow/scripts/verify.py
+	@$(BIN)/python workflow/scripts/verify.py $(RESULTS)
 
 lint: $(TESTING)
 	$(BIN)/ruff check .
@@ -76,7 +76,7 @@ envs: $(STAMP)
 	$(BIN)/python envs/generate.py
 
 status: $(STAMP)
-	@$(BIN)/python workflow/scripts/status.py $(if $(WATCH),--watch)
+	@$(BIN)/python workflow/scripts/status.py $(RESULTS) $(if $(WATCH),--watch)
 
 clean:
 	rm -rf $(VENV) .snakemake

@@ -28,9 +28,10 @@ else:
 sys.path.insert(0, str(WORKFLOW))
 sys.path.append(str(WORKFLOW / "scripts"))
 
+import _results
 import _warm
 from consistency import config as settings
-from consistency import estimates, preflight, provenance
+from consistency import estimates, preflight, provenance, strict
 from consistency.errors import ConsistencyError
 from consistency.locks import hold
 from consistency.progress import Board
@@ -38,7 +39,13 @@ from consistency.settings import condition
 from consistency.storage import check_writable
 
 try:
-    CONFIG, EXPERIMENTS = settings.load(config)
+    if workflow.is_main_process:  # Snakemake's own reader takes the last of two equal keys
+        for file in filter(os.path.exists, workflow.configfiles):
+            strict.check(file)
+    # Named on the command line, experiments may be others than those that config.yaml has overrides for.
+    CONFIG, EXPERIMENTS = settings.load(
+        config, chosen_elsewhere="experiments" in workflow.config_settings.overwrite_config
+    )
     # Seen from the working directory: as a module's, outputs are under its prefix, which params don't get by themselves.
     PLACE = str(workflow.modifier.modify_path(CONFIG.results))
     check_writable(PLACE)
@@ -54,6 +61,11 @@ RESULTS = CONFIG.results
 LIVING = []  # what is held as long as this process lives
 if CONFIG.tensorboard:
     Board.ask()  # not a param, which would train again
+if workflow.is_main_process:
+    for line in settings.warnings(CONFIG, EXPERIMENTS):
+        logger.warning(f"configuration: {line}")
+    if not workflow.output_settings.dryrun and workflow.modifier.is_main_snakefile():
+        _results.remember(RESULTS)
 if workflow.output_settings.dryrun:
     for name, experiment in EXPERIMENTS.items():
         logger.info(estimates.table(name, experiment, list(RUNS[name].values())))

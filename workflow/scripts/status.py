@@ -7,17 +7,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from _results import chosen
 from consistency import status
-from consistency.config import results_folder
 
 parser = argparse.ArgumentParser(description="What is being trained and what is finished.")
-parser.add_argument("results", nargs="?", help="folder of all outputs; by default that of config.yaml")
+parser.add_argument("results", nargs="?", help="folder of all outputs; by default the last run's")
 parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again and again, every 5 s")
 options = parser.parse_args()
-results = options.results or results_folder()
+results = chosen(options.results)
 try:
     while True:
-        text = status.table(results)
+        text = f"{results}:\n\n{status.table(results)}"
         print(f"\033[2J\033[H{time.strftime('%H:%M:%S')}\n{text}" if options.watch else text, flush=True)
         if not options.watch:
             break

@@ -5,11 +5,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from _results import chosen
 from consistency import claims
-from consistency.config import results_folder
+from consistency.errors import ConsistencyError
 
-results = Path(sys.argv[1]) if len(sys.argv) > 1 else results_folder()
-print(f"\nClaims (the ratio that a row names, with its 95 % interval)\n\n{claims.summary(results / 'claims.csv')}\n")
+results = chosen(sys.argv[1] if len(sys.argv) > 1 else None)
+try:
+    table = claims.summary(results / "claims.csv")
+except ConsistencyError as error:
+    sys.exit(f"summary: {error}")
+print(f"\nClaims (the ratio that a row names, with its 95 % interval)\n\n{table}\n")
 for name, what in (
     ("report.html", "report with figures, tables and captions"),
     ("figures", "figures, PDF and PNG"),

@@ -5,14 +5,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from consistency.config import results_folder
+from _results import chosen
 from consistency.storage import verify
 
-results = Path(sys.argv[1]) if len(sys.argv) > 1 else results_folder()
+results = chosen(sys.argv[1] if len(sys.argv) > 1 else None)
 checked, damaged = verify(results)
 if not checked and not damaged:
     sys.exit(f"verify: {results} holds no file of this pipeline; name the folder of results")
 for line in damaged:
     print(line, file=sys.stderr)
-print(f"{checked} files are as they were written, {len(damaged)} are damaged; figures, tables and logs carry no hash")
+counts = f"{checked} files are as they were written, {len(damaged)} are damaged"
+print(f"{results}: {counts}; figures, tables and logs carry no hash")
 sys.exit(bool(damaged))
