@@ -1,12 +1,12 @@
 """The typed configuration: grids, ids, and one clear line for everything that is wrong."""
 
-import json
+import re
 from pathlib import Path
 
 import pytest
-import yaml
-from consistency import config, objectives, settings, solvers
+from consistency import config, names, objectives, settings, solvers, sources, strict
 from consistency.errors import ConfigError
+from pydantic import BaseModel
 
 PRESETS = sorted(path.stem for path in config.PRESETS.glob("*.yaml") if "suite:" not in path.read_text())
 
@@ -21,21 +21,24 @@ def refused(preset, overrides, expected):
         assert part in message, message
 
 
+ROOT = Path(__file__).parents[2]
 HUB = {"repo": "a/b", "revision": "0" * 40, "files": ["*"]}
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_valid(name):
-    experiment = config.load_experiment(name)
-    runs = config.expand(name, experiment)
-    assert len({run.run for run in runs}) == len(runs) > 0
+def test_every_preset_is_valid_and_nothing_is_said_of_it(name):
+    loaded, experiments = config.load({"experiments": [name]})
+    assert config.warnings(loaded, experiments) == []
+    runs = config.expand(name, experiments[name])
+    assert {run.method for run in runs} <= set(experiments[name].methods)
 
 
-def test_digits_is_what_the_issue_of_the_backbone_asks_for():
+def test_digits_has_both_papers_grids():
     runs = config.expand("digits", config.load_experiment("digits"))
     found = {(r.method, r.solver, r.n_steps, r.guidance, r.seed) for r in runs}
     assert {(m, "ddim", n, w, s) for m in ("cm", "direct") for n in (10, 50) for w in (1, 4) for s in (0, 1, 2)} < found
     assert any(r.solver == "heun" for r in runs)
+    assert {(m, None, None, None, s) for m in ("ct-ic", "ct-ot", "ct-gc") for s in (0, 1, 2)} < found
 
 
 def test_run_ids_are_readable():
@@ -58,9 +61,11 @@ def test_a_method_is_one_line():
 
 
 def test_names_are_read_from_the_code():
-    assert settings.SOLVERS == [name for name in ("ddim", "euler", "heun") if hasattr(solvers, name)]
-    assert all(callable(getattr(objectives, name)) for name in settings.OBJECTIVES)
-    assert {"consistency_distillation", "direct"} <= set(settings.OBJECTIVES)
+    assert names.SOLVERS == ["ddim", "euler", "heun"]
+    assert all(callable(getattr(solvers, name)) for name in names.SOLVERS)
+    assert all(callable(getattr(objectives, name)) for name in names.OBJECTIVES)
+    assert {"consistency_distillation", "direct", "consistency_training"} <= set(names.OBJECTIVES)
+    assert names.PAIR_OBJECTIVES == ["consistency_training"]
 
 
 def test_schemas_have_not_drifted():
@@ -69,14 +74,32 @@ def test_schemas_have_not_drifted():
         assert (config.SCHEMAS / file).read_text(encoding="utf-8") == text, f"{file} is out of date"
 
 
-@pytest.mark.parametrize("model", [settings.Config, settings.Experiment])
-def test_every_key_is_described(model):
-    schema = json.loads(json.dumps(model.model_json_schema()))
-    for definition in [schema, *schema["$defs"].values()] if "$defs" in schema else [schema]:
-        for key, value in definition.get("properties", {}).items():
-            known = {"seed", "kind", "c", "objective", "solver", "loss"}
-            described = "description" in value or "$ref" in value or "default" in value or key in known
-            assert described, f"{definition.get('title')}.{key}"
+MODELS = [
+    model
+    for module in (settings, sources)
+    for model in vars(module).values()
+    if isinstance(model, type)
+    and issubclass(model, BaseModel)
+    and model.__module__ == module.__name__
+    and model not in (sources.Strict, sources.Labelled, settings.Run)  # two without keys of a user's, and a result
+]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_key_has_a_description_of_its_own(model):
+    found = {key: field.description or "" for key, field in model.model_fields.items()}
+    for key, description in found.items():
+        assert re.search(r"\w", description), f"{model.__name__}.{key} has no description"
+        assert description != key, f"{model.__name__}.{key}: the description only repeats the key"
+        same = [other for other, text in found.items() if text == description]
+        assert same == [key], f"{model.__name__}: {', '.join(same)} have one description, {description!r}"
+
+
+def test_the_models_above_are_those_of_the_schemas():
+    described = {model.__name__ for model in MODELS}
+    for model in (settings.Config, settings.Experiment):
+        missing = {model.__name__, *model.model_json_schema().get("$defs", {})} - described
+        assert not missing, f"not looked at: {', '.join(sorted(missing))}"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +110,7 @@ def test_every_key_is_described(model):
             ["digits: student.training.stesp: unknown key", "did you mean 'steps'?", "learning_rate"],
         ),
         ({"network": {"kind": "mlp", "widht": 64}}, ["network.widht: unknown key", "did you mean 'width'?"]),
+        ({"network": {"kind": None}}, ["digits: network.kind: None is not allowed; allowed: mlp, unet"]),
         ({"studnet": {}}, ["digits: studnet: unknown key", "did you mean 'student'?"]),
         ({"runs": [{"n_steps": 7}]}, ["runs.0.n_steps: 7 does not divide schedule.steps 1000", "allowed: [1, 2, 4, 5"]),
         ({"runs": [{"solver": "hune"}]}, ["runs.0.solver", "'hune'", "allowed: ddim, euler, heun", "mean 'heun'?"]),
@@ -96,7 +120,7 @@ def test_every_key_is_described(model):
         ({"runs": [{"guidance": -2}]}, ["runs.0.guidance.0: -2 is not allowed"]),
         ({"runs": [{"method": "direkt"}]}, ["runs.0.method: unknown 'direkt'", "allowed: cm, direct", "'direct'?"]),
         ({"runs": [{}, {"n_steps": 10}]}, ["run 'cm-ddim-n10-w1-s0' occurs twice"]),
-        ({"runs": []}, ["digits: runs"]),
+        ({"runs": []}, ["digits: runs: [] is not allowed", "at least 1 item"]),
         ({"methods": {"x": {"objective": "dierct"}}}, ["methods.x.objective", "'dierct'", "did you mean 'direct'?"]),
         ({"methods": {"a/b": {"objective": "direct"}}}, ["methods.a/b: a name has letters"]),
         ({"teacher": {"source": "path"}}, ["teacher.path: required"]),
@@ -106,13 +130,13 @@ def test_every_key_is_described(model):
         ),
         ({"schedule": {"beta_start": 0.5}}, ["schedule.beta_start: must be below"]),
         ({"claims": ["A9"]}, ["claims.0", "'A9'", "A1, A2, A3"]),
-        ({"student": {"loss": {"kind": "huber"}}}, ["student.loss", "huber"]),
+        ({"student": {"loss": {"kind": "huber"}}}, ["student.loss.kind: 'huber' is not allowed", "pseudo_huber_norm"]),
         ({"evaluation": {"sampling_steps": [1, 0]}}, ["evaluation.sampling_steps.1: 0 is not allowed"]),
-        ({"evaluation": {"neighbours": 5000}}, ["evaluation.neighbours"]),
-        ({"targets": {"count": 2, "shards": 3}}, ["targets.shards"]),
+        ({"evaluation": {"neighbours": 5000}}, ["evaluation.neighbours: must be below evaluation.count 1500"]),
+        ({"targets": {"count": 2, "shards": 3}}, ["targets.shards: more shards than targets.count 2"]),
         ({"evaluation": {"sampling_steps": [2, 4]}}, ["evaluation.sampling_steps: [2, 4] must hold 1"]),
         ({"methods": {"data": {"objective": "direct"}}}, ["methods.data: the name is taken"]),
-        ({"data": {"kind": "mnist"}}, ["data", "mnist", "digits", "mixture"]),
+        ({"data": {"kind": "mnist"}}, ["data.kind: 'mnist' is not allowed", "digits", "mixture"]),
     ],
 )
 def test_bad_values_give_one_clear_line(overrides, expected):
@@ -125,7 +149,8 @@ def test_bad_values_give_one_clear_line(overrides, expected):
         ({}, ["config.yaml: experiments: required key is missing"]),
         ({"experiments": "digit"}, ["unknown 'digit'", "did you mean 'digits'?"]),
         ({"experiments": ["digits", "digits"]}, ["named twice"]),
-        ({"experiments": []}, ["config.yaml: experiments"]),
+        ({"experiments": []}, ["config.yaml: experiments: [] is not allowed", "at least 1 item"]),
+        ({"experimnts": "digits"}, ["config.yaml: experimnts: unknown key", "did you mean 'experiments'?"]),
         ({"experiments": "digits", "overides": {}}, ["overides: unknown key", "did you mean 'overrides'?"]),
         ({"experiments": "digits", "overrides": {"digts": {}}}, ["overrides.digts: unknown", "'digits'?"]),
     ],
@@ -169,12 +194,23 @@ def test_a_preset_may_stand_on_another(tmp_path):
 
 
 def test_config_yaml_is_valid_and_explains_every_key():
-    text = Path("config.yaml").read_text(encoding="utf-8")
-    loaded, _ = config.load(yaml.safe_load(text))
+    text = (ROOT / "config.yaml").read_text(encoding="utf-8")
+    loaded, _ = config.load(strict.parse(text, "config.yaml"))
+    assert (loaded.experiments, loaded.overrides) == (["gaussians", "digits"], {})
     lines = text.splitlines()
     for key in type(loaded).model_fields:
         place = next(i for i, line in enumerate(lines) if line.startswith(f"{key}:"))
-        assert lines[place - 1].startswith("#")
+        assert lines[place - 1].startswith(f"# {key}: ")
+
+
+@pytest.mark.parametrize("mark", ["# ", "#"])
+def test_the_example_in_config_yaml_may_be_uncommented(mark):
+    text = (ROOT / "config.yaml").read_text(encoding="utf-8")
+    before, after = text.split("\noverrides:\n")
+    uncommented = "\n".join(line.removeprefix(mark) for line in after.splitlines())
+    _, experiments = config.load(strict.parse(f"{before}\noverrides:\n{uncommented}", "config.yaml"))
+    assert experiments["digits"].student.training.learning_rate == 1e-4
+    assert config.load_experiment("digits").student.training.learning_rate != 1e-4
 
 
 def test_a_suite_stands_for_its_experiments():
@@ -334,7 +370,7 @@ def test_the_average_stays_when_another_key_of_its_training_is_set():
     [
         ("digits", {"teacher": {"source": "hub"}}, ["digits: teacher.hub: required when teacher.source is hub"]),
         ("sdxl", {"teacher": {"hub": {"revision": "main"}}}, ["teacher.hub.revision: 'main' is not allowed", "40"]),
-        ("sdxl", {"teacher": {"hub": {"repo": "sdxl"}}}, ["teacher.hub"]),
+        ("sdxl", {"teacher": {"hub": {"repo": "sdxl"}}}, ["teacher.hub.repo: 'sdxl' is not allowed"]),
         ("digits", {"teacher": {"compile": True}}, ["teacher.compile: true with data.kind 'digits'", "allowed: false"]),
         ("sdxl", {"teacher": {"source": "train"}}, ["teacher.source: 'train' with data.kind captions", "hub, path"]),
         ("sdxl", {"data": {"download": None}}, ["data.source: required, unless data.download is given"]),

@@ -12,7 +12,8 @@ from .settings import Config, Experiment
 
 def message(name: str, error: ValidationError) -> str:
     """The first of pydantic's errors in one line: key, what was given, what is allowed."""
-    errors = error.errors()
+    # A misspelt key is unknown, and the one that was meant is missing: the first of the two says more.
+    errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
     # Of the ways to write a generator or a VAE, a mapping was meant where one was given.
     mapping = [e for e in errors if {"Frozen", "Hub"} & set(e["loc"])]
     first = next((e for e in mapping if isinstance(errors[0]["input"], dict)), errors[0])
@@ -31,6 +32,8 @@ def message(name: str, error: ValidationError) -> str:
         return f"{name}: {key}: unknown key; allowed here: {', '.join(allowed)}{nearest(location[-1], allowed)}"
     if first["type"] == "missing":
         return f"{name}: {key}: required key is missing"
+    if first["type"] == "union_tag_not_found":
+        return f"{name}: {key}.kind: required key is missing"
     if first["type"] == "union_tag_invalid":
         tag, words = first["ctx"]["tag"], [word.strip("'") for word in first["ctx"]["expected_tags"].split(", ")]
         return f"{name}: {key}.kind: {_shown(tag)} is not allowed; allowed: {', '.join(words)}{nearest(tag, words)}"
