@@ -110,7 +110,7 @@ def test_the_models_above_are_those_of_the_schemas():
             ["digits: student.training.stesp: unknown key", "did you mean 'steps'?", "learning_rate"],
         ),
         ({"network": {"kind": "mlp", "widht": 64}}, ["network.widht: unknown key", "did you mean 'width'?"]),
-        ({"network": {"kind": None}}, ["digits: network.kind: None is not allowed; allowed: mlp, unet"]),
+        ({"network": {"kind": None}}, ["digits: network.kind: 'None' is not allowed; allowed: mlp, unet"]),
         ({"studnet": {}}, ["digits: studnet: unknown key", "did you mean 'student'?"]),
         ({"runs": [{"n_steps": 7}]}, ["runs.0.n_steps: 7 does not divide schedule.steps 1000", "allowed: [1, 2, 4, 5"]),
         ({"runs": [{"solver": "hune"}]}, ["runs.0.solver", "'hune'", "allowed: ddim, euler, heun", "mean 'heun'?"]),

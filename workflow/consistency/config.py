@@ -119,10 +119,7 @@ def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 def _read_preset(name: str, folder: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A preset's mapping, laid over the one that its `base` names."""
-    known = _presets(folder)
-    if name not in known:
-        where = f"{above[-1]}: base" if above else "experiments"
-        raise ConfigError(f"{where}: unknown {name!r}; allowed: {', '.join(known)}{nearest(str(name), known)}")
+    _check_known(f"{above[-1]}: base" if above else "experiments", name, _presets(folder))
     if name in above:
         raise ConfigError(f"{name}: base: {' → '.join((*above, name))}: a preset cannot stand on itself")
     path = folder / f"{name}.yaml"
@@ -135,7 +132,12 @@ def _read_preset(name: str, folder: Path, above: tuple[str, ...] = ()) -> dict[s
 
 def _presets(folder: Path) -> list[str]:
     """Names of the presets and suites in a folder."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.is_file())
+
+
+def _check_known(where: str, name: Any, known: list[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"{where}: unknown {name!r}; allowed: {', '.join(known)}{nearest(str(name), known)}")
 
 
 def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets: Path = PRESETS) -> Experiment:
@@ -223,7 +225,8 @@ def _is_suite(name: str, folder: Path) -> bool:
 
 def _members(name: str, folder: Path) -> list[str]:
     """A preset's own name, or the experiments of a suite (a file with the one key `suite`)."""
-    if name not in _presets(folder) or not _is_suite(name, folder):
+    _check_known("experiments", name, _presets(folder))
+    if not _is_suite(name, folder):
         return [name]
     path = folder / f"{name}.yaml"
     content = strict.read(path)
@@ -232,10 +235,7 @@ def _members(name: str, folder: Path) -> list[str]:
         raise ConfigError(f"{path}: a suite has the one key suite, a list of experiments")
     single = [known for known in _presets(folder) if not _is_suite(known, folder)]
     for member in members:
-        if member not in single:
-            raise ConfigError(
-                f"{path}: suite: unknown {member!r}; allowed: {', '.join(single)}{nearest(str(member), single)}"
-            )
+        _check_known(f"{path}: suite", member, single)
     return members
 
 
