@@ -10,6 +10,7 @@ import time
 
 import psutil
 import pytest
+import torch
 from consistency import config, parallel
 from consistency.errors import ConfigError
 from helpers import ROOT, solved_targets
@@ -82,7 +83,23 @@ def replay(name):
     (places(name)[0].parent / f"masks-{os.environ['RANK']}.json").write_text(json.dumps(seen))
 
 
+def root(name):
+    # The gradients of one process's rows are not finite in step 4.
+    def objective(student, batch):
+        prediction = student(batch["x"], None, None)
+        return prediction + torch.sqrt(0 * prediction + batch["z"]), torch.zeros_like(prediction)
+
+    def batch_at(step):
+        z = torch.ones(24, 1)
+        z[-1] = step != 4
+        return {"x": torch.ones(24, 16), "z": z}
+
+    settings = loop.Settings(8, 24, 1e-3, device="cpu", checkpoint_every=1)
+    loop.train(Student(torch.nn.Linear(16, 16)), objective, distances.mse, batch_at, settings, 0, places(name)[2], {})
+
+
 every = {
+    "root": lambda: root("root"),
     "cm": lambda: student("cm", "consistency_distillation"),
     "parts": lambda: student("parts", "consistency_distillation", accumulate=3),
     "ot": lambda: pairs("ot", "optimal_transport"),
@@ -201,6 +218,18 @@ def test_killed_and_stopped_is_as_undisturbed(tmp_path, start):
     assert records(tmp_path / "cut", "classifier") == records(tmp_path / "whole", "classifier")
 
 
+def test_gradients_of_one_process_that_are_not_finite_stop_all(tmp_path, start):
+    """They are averaged, so no process may take the step; the checkpoint of before stays."""
+    process = start("two", 2, "root")
+    assert process.wait(timeout=300) != 0
+    said = [line for line in process.said.read_text().splitlines() if "TrainingError: " in line]
+    assert said, process.said.read_text()[-3000:]
+    assert all("the gradient of weight '0.weight' is not finite at step 4, " in line for line in said)
+    state = torch.load(tmp_path / "two" / "side" / "root" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 4
+    assert all(value.isfinite().all() for value in state["weights"].values())
+
+
 def test_a_batch_that_cannot_be_shared():
     with pytest.raises(ConfigError) as caught:
         config.load_experiment("digits", {"gpu": 3})
@@ -209,8 +238,6 @@ def test_a_batch_that_cannot_be_shared():
 
 
 def test_a_process_for_each_gpu(monkeypatch):
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     monkeypatch.delenv(parallel.CPU_FOR_GPU, raising=False)

@@ -153,6 +153,34 @@ def test_a_loss_that_is_not_finite_is_named_in_a_captured_step(tmp_path, monkeyp
     assert seen == [True]
 
 
+@pytest.mark.parametrize("way", ["captured", "plain", "fp16"])
+def test_gradients_that_are_not_finite_do_not_reach_the_weights(tmp_path, monkeypatch, way):
+    """In fp16 the scaler leaves the step out; otherwise training stops, and the checkpoint of before stays."""
+    whole = batches
+
+    def with_root(step):
+        batch = whole(step)
+        return batch | {"z": torch.full((len(batch["s"]), 1, 1, 1), float(step != 8))}
+
+    def rooted(model, batch):
+        prediction, target = objectives.direct(model, batch)
+        return prediction + torch.sqrt(0 * prediction + batch["z"]), target
+
+    monkeypatch.setitem(fit.__globals__, "batches", with_root)
+    if way == "plain":
+        monkeypatch.setattr(training, "capturable", lambda model, objective: False)
+    if way == "fp16":
+        weights, records = fit(tmp_path, rooted, precision="fp16", log_every=1)
+        assert all(value.isfinite().all() for value in weights.values())
+        assert records[8]["grad_norm"] == 0
+        return
+    with pytest.raises(TrainingError, match="the gradient of weight .* is not finite at step 8, "):
+        fit(tmp_path, rooted, checkpoint_every=1)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True, map_location="cpu")
+    assert state["step"] == 8
+    assert all(value.isfinite().all() for value in state["weights"].values())
+
+
 @pytest.mark.parametrize("coupling", ["independent", "optimal_transport", "generator_induced"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_consistency_training_from_pairs(tmp_path, monkeypatch, coupling, dropout):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from consistency import distances, feed, models, objectives, training
+from consistency import distances, feed, finite, models, objectives, training
 from consistency.errors import ConfigError, TrainingError
 from consistency.graphs import capturable
 from consistency.models.sdxl import SDXLUNet
@@ -233,6 +233,90 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cause(tmp_path, where):
         assert "at step 12" in message
         assert "[3]" in message
     assert "\n" not in message
+
+
+def rooted(model, batch):
+    """The loss is finite, and so are its gradients but where z is 0: there the root's derivative is infinite."""
+    prediction = model(batch["x"])
+    return prediction + torch.sqrt(0 * prediction + batch["z"]), batch["y"] + 1
+
+
+def fit_rooted(side, zero_at=None, **changes):
+    def batches(step):
+        x = normal(0, "noise", range(step * 8, step * 8 + 8), (4,))
+        return {"x": x, "y": x.flip(1), "z": torch.full((8, 1), float(step != zero_at))}
+
+    torch.manual_seed(0)
+    model = Net()
+    settings = training.Settings(**{**SETTINGS, **changes})
+    try:
+        training.train(model, rooted, distances.mse, batches, settings, 7, side, {})
+    finally:
+        fit_rooted.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    return fit_rooted.weights
+
+
+@pytest.mark.parametrize("zero_at", [9, 12, 39])
+@pytest.mark.parametrize("way", ["joined", "separate", "prepared", "in parts"])
+def test_gradients_that_are_not_finite_reach_neither_weights_nor_checkpoint(tmp_path, apart, way, zero_at):
+    """The checkpoint of before stays, and the training that goes on from it ends as one that was never disturbed."""
+    options = {"prepared": {"precision": "bf16", "ema_decay": 0.9}, "in parts": {"accumulate": 2}}.get(way, {})
+    if way == "separate":
+        apart()
+    whole = fit_rooted(tmp_path / "whole", **options)
+    with pytest.raises(TrainingError) as caught:
+        fit_rooted(tmp_path / "side", zero_at, **options)
+    message = str(caught.value)
+    assert message.startswith(f"train: the gradient of weight 'layers.0.weight' is not finite at step {zero_at}, ")
+    assert "\n" not in message
+    assert all(value.isfinite().all() for value in fit_rooted.weights.values())
+    checkpoint = tmp_path / "side" / "checkpoint.pt"
+    assert checkpoint.is_file() == (zero_at > 10)
+    if zero_at > 10:
+        state = torch.load(checkpoint, weights_only=True)
+        assert state["step"] == zero_at // 10 * 10
+        assert all(value.isfinite().all() for value in [*state["weights"].values(), *state["average"].values()])
+    assert same(whole, fit_rooted(tmp_path / "side", **options))
+
+
+def test_gradients_whose_norm_overflows(tmp_path):
+    """Each is finite; clipping by an infinite norm would make all of them 0, and training would stand still."""
+
+    def steep(prediction, target):
+        return 1e25 * (prediction - target).mean(1)
+
+    with pytest.raises(TrainingError, match="^train: the gradients' norm overflowed at step 0, "):
+        training.train(Net(), objective, steep, batch_at, training.Settings(**SETTINGS), 7, tmp_path, {})
+
+
+def test_weights_that_a_step_makes_infinite_are_not_written(tmp_path):
+    """The gradients were finite, the step was too long: the next loss would tell, but the checkpoint comes before it."""
+    model, file = Net(), tmp_path / "snapshot.safetensors"
+    changes = {"learning_rate": 1e39, "checkpoint_every": 1}
+    with pytest.raises(TrainingError, match=r"^train: weight 'layers\.0\.weight' is not finite after step 0; lower"):
+        training.train(
+            model, objective, distances.mse, batch_at, training.Settings(**{**SETTINGS, **changes}), 7, tmp_path, {},
+            snapshots={file: 1},
+        )  # fmt: skip
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert not file.exists()
+
+
+def test_steps_that_the_scaler_of_fp16_leaves_out():
+    """They are normal while the scale falls to what fp16 can hold; from there on it is not the scale."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer, skipped = torch.optim.SGD([weight], 1.0), 0
+    while finite.is_skipped(scaler):
+        weight.grad = torch.full((1,), float("inf"))
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        skipped += 1
+        assert skipped < 100, "a training whose gradients never become finite would go on for ever"
+    assert skipped == 41
+    assert weight.item() == 1
+    assert not finite.is_skipped(None)
 
 
 def test_ema_is_the_average_of_the_weights(tmp_path):

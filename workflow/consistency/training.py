@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import finite
 from .checkpoints import read_checkpoint, write_checkpoint
 from .devices import check_precision, pick_device
 from .errors import ConfigError, Preempted, TrainingError, memory_advice
@@ -116,7 +117,8 @@ def train(
         nothing to write.
 
     Raises:
-        TrainingError: a loss that is not finite; names the step and what was not finite.
+        TrainingError: a loss, gradients or weights that are not finite; names the step and what was not finite. None
+            of them has reached the checkpoint, which stays that of an earlier step.
         Preempted: SIGTERM, SIGUSR1 or, in a job, Ctrl-C; the step was finished and the checkpoint written.
         MemoryShortage: names the step and the keys to change.
         ConfigError: the batch cannot be split evenly among the processes.
@@ -223,10 +225,12 @@ def train(
             if replayed is not None:
                 found = replayed(batch)
                 feed.send()
-                value, norm = found.tolist()
+                value, length = found.tolist()
                 if not math.isfinite(value):
                     with torch.no_grad():
-                        raise TrainingError(_diagnose(what, step, value, batch, *objective(prepared, batch), model))
+                        raise TrainingError(
+                            finite.of_loss(what, step, value, batch, *objective(prepared, batch), model)
+                        )
             for number, part in enumerate(parts, start=1):
                 # gradients of several processes are averaged once a step, with the last part
                 with accelerator.no_sync(prepared) if ranks > 1 and number < len(parts) else nullcontext():
@@ -236,14 +240,19 @@ def train(
                         loss = loss * (len(prediction) / len(next(iter(batch.values()))))
                     value += loss.item()
                     if not math.isfinite(value):
-                        raise TrainingError(_diagnose(what, step, value, part, prediction, target, model))
+                        raise TrainingError(finite.of_loss(what, step, value, part, prediction, target, model))
                     backward(loss)
             if joined is not None:
                 joined.gather()
+            gradients = None if joined is None else joined.gradients
             if plain:
-                norm = _clip(trained, settings.clip_norm, None if joined is None else joined.gradients)
+                length = float(_clip(trained, settings.clip_norm, gradients))
             elif replayed is None:
-                norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm)
+                length = float(accelerator.clip_grad_norm_(parameters, settings.clip_norm))
+            if not math.isfinite(length):
+                if not finite.is_skipped(scaler):
+                    raise TrainingError(finite.of_gradients(what, step, value, weights, gradients))
+                length = 0.0  # the scaler lets this step change nothing
             optimizer.step()
             if replayed is None:  # which clears them itself, or has them in their place
                 clear()
@@ -254,7 +263,7 @@ def train(
             stopping = stop.signal
             if ranks > 1:
                 value, stopping = _agree(value, stopping, accelerator)
-            total, norms, seen, done = total + value, norms + float(norm), seen + 1, step + 1
+            total, norms, seen, done = total + value, norms + length, seen + 1, step + 1
             if done % settings.log_every == 0 or done == settings.steps:
                 elapsed = max(time.monotonic() - began, 1e-9)
                 spent += elapsed
@@ -273,9 +282,13 @@ def train(
                 if board is not None:
                     board.add(records[-1])
                 total, norms, seen, began = 0.0, 0.0, 0, time.monotonic()
-            for file in (name for name, at in (snapshots or {}).items() if main and at == done):
+            due = done % settings.checkpoint_every == 0 or done == settings.steps or stopping
+            taken = [file for file, at in (snapshots or {}).items() if at == done]
+            if due or taken:
+                finite.check_weights(what, step, weights, average)
+            for file in taken if main else []:
                 save_tensors(file, {k: v.detach().cpu() for k, v in (average or weights).items()}, {"step": done})
-            if main and (done % settings.checkpoint_every == 0 or done == settings.steps or stopping):
+            if main and due:
                 unrecorded = total, norms, seen, time.monotonic() - began
                 moments = optimizer.state_dict() if joined is None else joined.state_dict(optimizer)
                 write_checkpoint(checkpoint, done, weights, moments, average, records, fingerprint, scaler, unrecorded)
@@ -371,27 +384,3 @@ def _reseed(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
-
-
-def _diagnose(
-    what: str,
-    step: int,
-    value: float,
-    batch: Batch,
-    prediction: torch.Tensor,
-    target: torch.Tensor,
-    model: nn.Module,
-) -> str:
-    """Name the first thing that is not finite, from the inputs to the outputs."""
-    for name, parameter in model.named_parameters():  # before the inputs, which a generator may have made
-        if not torch.isfinite(parameter).all():
-            return f"{what}: loss is {value} at step {step}: weight {name!r} is not finite; lower learning_rate"
-    for name, tensor in batch.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            rows = (~torch.isfinite(tensor.reshape(len(tensor), -1))).any(1).nonzero().flatten().tolist()
-            return f"{what}: loss is {value} at step {step}: input {name!r} is not finite in batch rows {rows[:5]}"
-    if target.is_floating_point() and not torch.isfinite(target).all():
-        return f"{what}: loss is {value} at step {step}: the target is not finite; lower learning_rate"
-    if not torch.isfinite(prediction).all():
-        return f"{what}: loss is {value} at step {step}: the network's output overflowed; lower learning_rate"
-    return f"{what}: loss is {value} at step {step}: the distance overflowed; lower learning_rate"
