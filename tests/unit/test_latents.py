@@ -39,7 +39,7 @@ def given(tmp_path_factory):
     save_tensors(found.images, {"train_images": images}, {"name": "tiny"})
     latents.encode_prompts(found.prompts, found.captions, found.pipeline, SIDE, 4, "no")
     latents.encode_images(found.data, found.images, found.pipeline / "vae", 4, "no")
-    fitting.import_teacher(found.teacher, found.pipeline, found.data, 1000, "unet", found.prompts)
+    fitting.import_teacher(found.teacher, found.pipeline, found.data, {"steps": 1000}, "unet", found.prompts)
     return found
 
 
@@ -478,7 +478,7 @@ def test_embeddings_of_another_width(tmp_path, given):
         models.load(given.teacher, prompts=tmp_path / "p")
     assert "embeddings of width 32, the network takes 64" in one_line(caught)
     with pytest.raises(MismatchError):
-        fitting.import_teacher(tmp_path / "t", given.pipeline, given.data, 1000, "unet", tmp_path / "p")
+        fitting.import_teacher(tmp_path / "t", given.pipeline, given.data, {"steps": 1000}, "unet", tmp_path / "p")
 
 
 def test_pooled_embeddings_of_another_width(tmp_path, given):
@@ -496,7 +496,7 @@ def test_another_number_of_prompts_than_latents(tmp_path, given, number):
     some = {name: torch.cat([value, value])[:number] for name, value in prompts.items()}
     save_tensors(tmp_path / "p", some, metadata)
     with pytest.raises(MismatchError, match=f"{number} classes, the data has {COUNT}"):
-        fitting.import_teacher(tmp_path / "t", given.pipeline, given.data, 1000, "unet", tmp_path / "p")
+        fitting.import_teacher(tmp_path / "t", given.pipeline, given.data, {"steps": 1000}, "unet", tmp_path / "p")
 
 
 def test_prompts_do_not_depend_on_the_batch(tmp_path, given, plain):
@@ -549,7 +549,7 @@ def test_folders_of_half_precision(tmp_path, given, plain, halves):
     folder, pipe = halves
     latents.encode_prompts(tmp_path / "prompts", given.captions, folder, SIDE, 4, "no")
     latents.encode_images(tmp_path / "data", given.images, folder / "vae", 4, "no")
-    fitting.import_teacher(tmp_path / "teacher", folder, tmp_path / "data", 1000, "unet", tmp_path / "prompts")
+    fitting.import_teacher(tmp_path / "teacher", folder, tmp_path / "data", {"steps": 1000}, "unet", tmp_path / "prompts")
     assert [path.name for path in (tmp_path / "teacher").glob("*.safetensors")] == [
         "diffusion_pytorch_model.safetensors"
     ]

@@ -16,7 +16,7 @@ from consistency.teachers import Teacher
 from safetensors.torch import load_file, save_file
 
 ensure_torchvision()
-SHAPE = (3, 16, 16)
+SHAPE, SCHEDULE = (3, 16, 16), {"steps": 1000}
 # As google/ddpm-cifar10-32 is described, smaller.
 CONFIG = {
     "sample_size": 16,
@@ -85,7 +85,7 @@ def test_an_unconditional_network_has_one_class(folder, plain):
 
 
 def test_it_is_imported_as_safetensors(tmp_path, folder, plain, data_file):
-    fitting.import_teacher(tmp_path / "teacher", folder, data_file(), 1000)
+    fitting.import_teacher(tmp_path / "teacher", folder, data_file(), SCHEDULE)
     made = sorted(path.name for path in (tmp_path / "teacher").iterdir())
     assert made == ["SHA256SUMS", "config.json", "diffusion_pytorch_model.safetensors"]
     assert len(weights_sha256(tmp_path / "teacher")) == 64
@@ -95,7 +95,7 @@ def test_it_is_imported_as_safetensors(tmp_path, folder, plain, data_file):
 
 def test_in_a_pipelines_folder(tmp_path, folder, plain, data_file):
     folder.rename(tmp_path / "unet")
-    fitting.import_teacher(tmp_path / "teacher", tmp_path, data_file(), 1000, "unet")
+    fitting.import_teacher(tmp_path / "teacher", tmp_path, data_file(), SCHEDULE, "unet")
     x, t = inputs()
     assert torch.equal(models.load(tmp_path / "teacher")(x, t, torch.zeros(3).long()), plain(x, t).sample)
 
@@ -111,7 +111,7 @@ def test_in_a_pipelines_folder(tmp_path, folder, plain, data_file):
 )
 def test_what_does_not_fit_is_refused(tmp_path, folder, data_file, shape, classes, timesteps, expected):
     with pytest.raises(MismatchError) as caught:
-        fitting.import_teacher(tmp_path / "teacher", folder, data_file(shape, classes), timesteps)
+        fitting.import_teacher(tmp_path / "teacher", folder, data_file(shape, classes), {"steps": timesteps})
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "teacher").exists()

@@ -5,6 +5,7 @@ With several processes every one calls these functions, and the first writes the
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from .schedules import VESchedule, VPSchedule
 from .storage import atomic, sha256, weights_sha256, write_json, write_records
 from .streams import generator
 from .teachers import Teacher, network_time
+
+log = logging.getLogger("consistency")
 
 TIME_RESOLUTION = 1000  # timesteps that the network's time input is scaled to, where time is σ
 
@@ -143,25 +146,42 @@ def import_teacher(
     folder: str | Path,
     source: str | Path,
     data_path: str | Path,
-    timesteps: int,
+    schedule: dict[str, Any],
     subfolder: str | None = None,
     prompts: str | Path | None = None,
 ) -> None:
     """Check a teacher from a `save_pretrained` folder, downloaded or of another run, and copy it.
 
+    The copy is one file of weights, and scheduler_config.json where the source or the pipeline around it has one: from
+    then on it says what the network predicts. Where nothing does, a warning says that ε is assumed.
+
     Args:
+        schedule: of the preset; the teacher must have been trained on it.
         subfolder: of the network in a pipeline's folder.
         prompts: embeddings, for a text-to-image network.
 
     Raises:
         StorageError: missing or damaged files.
-        MismatchError: it is for another shape of samples, number of classes or number of timesteps.
+        MismatchError: it is for another shape of samples, number of classes or noise schedule, its prediction cannot be
+            converted to ε, or a weight is not finite.
     """
     tensors, classes = data.load(data_path)
     source = Path(source) / (subfolder or "")
     network = models.load(source, tuple(tensors["train_images"].shape[1:]), classes, prompts)
-    if network.timesteps != timesteps:
-        raise MismatchError(f"{source}: the network has {network.timesteps} timesteps, schedule.steps is {timesteps}")
+    if network.scheduler is None:
+        log.warning(
+            "%s: no %s there or in a pipeline around it, so nothing says what the network predicts and on which noise "
+            "schedule; ε on the preset's schedule is assumed",
+            *(source, models.scheduler.FILE),
+        )
+    else:
+        models.scheduler.check(network.scheduler, VPSchedule(**schedule), source)
+        log.info("%s: prediction_type %s, on the preset's schedule", source, network.prediction)
+    steps = schedule["steps"]
+    if network.timesteps != steps:
+        raise MismatchError(f"{source}: the network has {network.timesteps} timesteps, schedule.steps is {steps}")
+    if bad := [name for name, value in network.named_parameters() if not value.isfinite().all()]:
+        raise MismatchError(f"{source}: weight {bad[0]!r} is not finite ({len(bad)} such weights)")
     models.save(network, folder)
 
 
@@ -300,6 +320,8 @@ def fit_pairs_student(
         teacher = Teacher.load(teacher_folder, noise_schedule, timestep_offset, images.shape[1:], classes)
         teacher.to(device)
         inputs["teacher_sha256"] = weights_sha256(teacher_folder)
+        if teacher.prediction != "epsilon":
+            inputs["teacher_prediction"] = teacher.prediction
     if isinstance(generate, dict):
         name = students.budget_name(generate["budget"])
         generate = students.load_edm(frozen_folder, edm, name).to(device)

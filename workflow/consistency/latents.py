@@ -6,6 +6,7 @@ samples (latents) and labels (the prompts' numbers), like those of any other dat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,11 @@ def prepare(images_path: str | Path, captions_path: str | Path, settings: dict[s
 
 
 def variant(folder: str | Path) -> str | None:
-    """`fp16` where a model's folder holds its weights in that variant only, as diffusers names them."""
-    names = [file.name for file in Path(folder).glob("*.safetensors")]
-    return "fp16" if names and all(".fp16." in name for name in names) else None
+    """The variant, such as `fp16`, of the weights in a model's folder, as diffusers names them; None where there are
+    weights without one, in one file or in shards. Of several variants it is fp16, else the first by name."""
+    ends = [re.search(r"\.(\w+)(-\d+-of-\d+)?\.safetensors$", file.name) for file in Path(folder).glob("*.safetensors")]
+    names = sorted(end[1] for end in ends if end)
+    return None if len(names) < len(ends) or not names else "fp16" if "fp16" in names else names[0]
 
 
 @memory_advice("lower data.batch_size")

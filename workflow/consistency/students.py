@@ -14,6 +14,7 @@ from . import models
 from .devices import HALF
 from .errors import ConsistencyError, StorageError
 from .models import LORA_FILE, first_line
+from .predictions import data_of
 from .schedules import VESchedule, VPSchedule, boundary
 from .storage import atomic, check_folder, check_tensors, load_tensors, weights_file, write_json
 from .teachers import network_time
@@ -22,7 +23,8 @@ from .teachers import network_time
 class ConsistencyFunction(nn.Module):
     """`f(x_s, s) = c_skip(s) x_s + c_out(s) (x_s − σ_s ε_θ(x_s, s, c)) / α_s` (section A.4).
 
-    f(x, 0) = x exactly. There is no guidance inside: one student is distilled at one fixed w.
+    f(x, 0) = x exactly. There is no guidance inside: one student is distilled at one fixed w. A network that predicts v
+    or x_0 is asked for what it predicts, and the estimate of x_0 is made of that (`predictions`).
     """
 
     def __init__(self, network: nn.Module, schedule: VPSchedule, timestep_offset: int = -1):
@@ -37,9 +39,8 @@ class ConsistencyFunction(nn.Module):
     def forward(self, x: torch.Tensor, s: torch.Tensor | int, cond: torch.Tensor) -> torch.Tensor:
         """x (B, …), s timestep(s) 0..T, cond (B,) → the estimate of the ODE's endpoint, like x."""
         s = torch.as_tensor(s).expand(len(x))
-        eps = self.network(x, network_time(s, len(x), self.timestep_offset, x.device), cond).to(x.dtype)
-        schedule = self.schedule
-        clean = (x - schedule.at(schedule.sigma, s, x) * eps) / schedule.at(schedule.alpha, s, x)
+        output = self.network(x, network_time(s, len(x), self.timestep_offset, x.device), cond).to(x.dtype)
+        clean = data_of(self.network, output, x, s, self.schedule)
         c_skip, c_out = boundary(s, x)
         return c_skip * x + c_out * clean
 
@@ -127,7 +128,7 @@ def save(
         snapshots: name → file of weights earlier in training, copied to `snapshots/{name}.safetensors`.
     """
     with atomic(folder) as temporary:
-        student.network.save_pretrained(temporary)
+        models.write(student.network, temporary)
         for name, file in (snapshots or {}).items():
             check_tensors(file)
             (temporary / "snapshots").mkdir(exist_ok=True)

@@ -12,11 +12,12 @@ from . import models
 from .devices import place
 from .errors import ConfigError
 from .models.mixture import Mixture
+from .predictions import kind_of, noise_of
 from .schedules import VPSchedule, spread
 
 
 class Teacher:
-    """A network that predicts ε, with its schedule.
+    """A network that predicts ε, or what ε is made of (`predictions`), with its schedule.
 
     Args:
         network: see `models`.
@@ -69,6 +70,11 @@ class Teacher:
             self.network.compile_blocks()
         return self
 
+    @property
+    def prediction(self) -> str:
+        """What the network predicts, of `predictions.KINDS`."""
+        return kind_of(self.network)
+
     @torch.no_grad()
     def velocity(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """dx/dσ of the VE probability-flow ODE, `E[z | x + σ z]`, without guidance (section B.1).
@@ -98,12 +104,13 @@ class Teacher:
             index = network_time(t, len(x), self.timestep_offset, x.device)
             if guidance == 1:
                 self.calls += len(x)
-                return self.network(x, index, cond).to(x.dtype)
+                return noise_of(self.network, self.network(x, index, cond).to(x.dtype), x, t, self.schedule)
             self.calls += 2 * len(x)
             null = torch.full_like(cond, self.network.classes)
             both = self.network(torch.cat([x, x]), index.repeat(2), torch.cat([null, cond])).to(x.dtype)
             unconditional, conditional = both.chunk(2)
-            return unconditional + guidance * (conditional - unconditional)
+            guided = unconditional + guidance * (conditional - unconditional)
+            return noise_of(self.network, guided, x, t, self.schedule)  # linear in it: the same as guiding ε
 
         return predict
 
@@ -112,6 +119,7 @@ class AnalyticTeacher(Teacher):
     """The exact ε-prediction of a mixture of Gaussians, in float64. It has one class, so no guidance."""
 
     dtype = torch.float64
+    prediction = "epsilon"
 
     def __init__(self, mixture: Mixture, schedule: VPSchedule):
         self.mixture, self.schedule, self.calls = mixture, schedule, 0

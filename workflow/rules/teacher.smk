@@ -123,7 +123,7 @@ rule import_teacher:
     resources:
         mem_mb=memory,
     params:
-        timesteps=lambda w: preset(w).schedule.steps,
+        schedule=lambda w: dump(preset(w).schedule),
         folder=lambda w: preset(w).teacher.path,
         own_files=teacher_files,
         subfolder=lambda w: preset(w).teacher.subfolder,

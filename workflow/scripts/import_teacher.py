@@ -8,7 +8,7 @@ with job(snakemake):
         snakemake.output.model,
         params.folder or given.source[0],
         given.data,
-        params.timesteps,
+        params.schedule,
         params.subfolder,
         given.prompts or None,
     )

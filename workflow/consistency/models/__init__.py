@@ -3,7 +3,8 @@
 x: (B, *sample_shape); t: (B,) index 0..T − 1, a float where time is σ; cond: int64 (B,) class label, where the number
 `classes` itself is the null class of unconditional branches. For a text-to-image network cond is the number of
 a prompt, whose embeddings lie in a file of `latents.encode_prompts`. Weights are saved in the ecosystem's
-`save_pretrained` layout: a folder with config.json and one safetensors file.
+`save_pretrained` layout: a folder with config.json and one safetensors file. `network.prediction` is what the network
+predicts (`predictions`), and `network.scheduler` what its pipeline's scheduler said (`scheduler`), None if nothing did.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 
 from ..errors import ConsistencyError, MismatchError, StorageError
 from ..storage import atomic, check_folder, read_json, weights_file
+from . import scheduler
 
 
 def build(
@@ -60,7 +62,15 @@ _KINDS = {"UNet2DModel": "unet", "UNet2DConditionModel": "sdxl"}  # diffusers' c
 def save(network: nn.Module, folder: str | Path) -> None:
     """Write the network as a `save_pretrained` folder, atomically (the folder is replaced whole)."""
     with atomic(folder) as temporary:
-        network.save_pretrained(temporary)
+        write(network, temporary)
+
+
+def write(network: nn.Module, folder: Path) -> None:
+    """Write a network, or its adapters, into a new folder; with a whole network what its scheduler said."""
+    network.save_pretrained(folder)
+    told = getattr(network, "scheduler", None)
+    if told is not None and (folder / "config.json").is_file():
+        scheduler.write(folder, told)
 
 
 def load(
@@ -71,22 +81,33 @@ def load(
 ) -> nn.Module:
     """Load a network saved by `save`, or a diffusers model folder, in evaluation mode.
 
+    Weights of the latter are found as diffusers finds them: one file, shards by their index, or a variant (such as
+    fp16) where there are none without one.
+
     Args:
         prompts: file of prompt embeddings, which a text-to-image network needs before it is called.
 
     Raises:
         StorageError: missing or damaged files.
-        MismatchError: the network is for samples of another shape or another number of classes.
+        MismatchError: a network of a kind that cannot be used here, or for samples of another shape or another number
+            of classes.
     """
     folder = Path(folder)
-    kind = _KINDS.get(read_json(folder / "config.json", sealed=False).get("_class_name"), "mlp")
-    if not list(folder.glob("*.bin")):  # of a teacher from elsewhere; what is written here is safetensors
+    kind = _kind_of(folder)
+    if kind == "mlp":
         weights_file(folder)
+    elif not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
+        raise StorageError(f"{folder}: no weights there, neither .safetensors nor .bin")
     check_folder(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
-            network = _network_class(kind).from_pretrained(folder, **({"strict": True} if kind == "mlp" else {}))
+            told = scheduler.read(folder)
+            options = (
+                {"strict": True} if kind == "mlp" else {"timesteps": (told or {}).get("num_train_timesteps", 1000)}
+            )
+            network = _network_class(kind).from_pretrained(folder, **options)
         check_complete(network, folder)
+        network.scheduler, network.prediction = told, scheduler.prediction_of(told, folder)
         if prompts:
             network.read_prompts(prompts)
     except ConsistencyError:
@@ -101,6 +122,36 @@ def load(
     if classes is not None and network.classes != classes:
         raise MismatchError(f"{folder}: the network has {network.classes} classes, the data has {classes}")
     return network.eval().requires_grad_(False)
+
+
+def _kind_of(folder: Path) -> str:
+    """Which of our networks a folder holds."""
+    if (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
+        raise StorageError(f"{folder}: a pipeline's folder; name its network's in teacher.subfolder, such as unet")
+    name = read_json(folder / "config.json", sealed=False).get("_class_name")
+    if name is not None and name not in _KINDS:
+        raise MismatchError(f"{folder}: a {str(name)[:60]}; a teacher is a {' or a '.join(_KINDS)}")
+    return "mlp" if name is None else _KINDS[name]
+
+
+def check_config(folder: str | Path, config: Any, **allowed: tuple[Any, ...]) -> None:
+    """Look at what a diffusers UNet's config.json says of how it is called, and of its output.
+
+    Args:
+        allowed: key → its values; a key that the config lacks has the first one.
+
+    Raises:
+        MismatchError: another value, or an output that is neither like the input nor that and a learned variance.
+    """
+    for key, values in allowed.items():
+        if (value := config.get(key, values[0])) not in values:
+            known = " or ".join(map(str, values))
+            raise MismatchError(f"{folder}: the network's {key} is {str(value)[:60]}; a teacher's is {known}")
+    if config.out_channels not in (config.in_channels, 2 * config.in_channels):
+        raise MismatchError(
+            f"{folder}: the network has in_channels {config.in_channels} and out_channels {config.out_channels}; a "
+            "teacher's output has as many channels as its input, or twice as many (with a learned variance)"
+        )
 
 
 def check_complete(network: nn.Module, folder: str | Path) -> None:

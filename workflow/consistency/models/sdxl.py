@@ -12,7 +12,7 @@ from ..compat import ensure_torchvision
 from ..errors import MismatchError
 from ..latents import variant
 from ..storage import load_tensors
-from . import LORA_FILE
+from . import LORA_FILE, check_config
 
 # Section A.4.
 LORA_MODULES = [
@@ -44,9 +44,9 @@ class SDXLUNet(nn.Module):
 
     capturable = False  # embeddings are looked up on the CPU; and its kernels are long
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, timesteps: int = 1000):
         super().__init__()
-        self.net, self.timesteps, self.classes = net, 1000, 0
+        self.net, self.timesteps, self.classes = net, timesteps, 0
         self.sample_shape = (net.config.in_channels, net.config.sample_size, net.config.sample_size)
         self._prompts: dict[str, torch.Tensor] = {}
         self._side = 0
@@ -90,7 +90,8 @@ class SDXLUNet(nn.Module):
         embeddings, pooled = self._embed(cond, x)
         size = torch.tensor([self._side, self._side, 0, 0, self._side, self._side], dtype=x.dtype, device=x.device)
         added = {"text_embeds": pooled, "time_ids": size.expand(len(x), 6)}
-        return self.net(x, t, encoder_hidden_states=embeddings, added_cond_kwargs=added).sample
+        output = self.net(x, t, encoder_hidden_states=embeddings, added_cond_kwargs=added).sample
+        return output[:, : len(x[0])]  # the rest is a learned variance
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""
@@ -157,10 +158,19 @@ class SDXLUNet(nn.Module):
         self.net.unload_lora()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> SDXLUNet:
-        """Load a UNet2DConditionModel folder."""
+    def from_pretrained(cls, folder: str | Path, timesteps: int = 1000) -> SDXLUNet:
+        """Load a UNet2DConditionModel folder.
+
+        Args:
+            timesteps: T, which the folder's config.json does not state.
+
+        Raises:
+            MismatchError: a network that is called otherwise than SDXL's, such as Stable Diffusion 1.5's.
+        """
         ensure_torchvision()
         from diffusers import UNet2DConditionModel
 
         options = {"variant": variant(folder), "torch_dtype": "auto", "local_files_only": True}
-        return cls(UNet2DConditionModel.from_pretrained(folder, **options))
+        net = UNet2DConditionModel.from_pretrained(folder, **options)
+        check_config(folder, net.config, addition_embed_type=("text_time",), time_cond_proj_dim=(None,))
+        return cls(net, timesteps)

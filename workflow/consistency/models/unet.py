@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from ..compat import ensure_torchvision
+from ..latents import variant
+from . import check_config
 
 
 class UNet(nn.Module):
@@ -59,7 +61,8 @@ class UNet(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes → like x."""
         labels = None if self.net.config.num_class_embeds is None else cond
-        return self.net(x.to(self.net.conv_in.weight.dtype), t, class_labels=labels).sample
+        output = self.net(x.to(self.net.conv_in.weight.dtype), t, class_labels=labels).sample
+        return output[:, : len(x[0])]  # the rest is a learned variance
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""
@@ -70,17 +73,25 @@ class UNet(nn.Module):
         self.net.save_pretrained(folder, max_shard_size="1TB")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> UNet:
-        """Load a UNet2DModel folder; one without class embedding has one class, and no guidance."""
+    def from_pretrained(cls, folder: str | Path, timesteps: int = 1000) -> UNet:
+        """Load a UNet2DModel folder; one without class embedding has one class, and no guidance.
+
+        Args:
+            timesteps: T, where the folder's config.json does not state it.
+
+        Raises:
+            MismatchError: a network that is called otherwise, such as one of a VE schedule.
+        """
         ensure_torchvision()
         from diffusers import UNet2DModel
 
-        net = UNet2DModel.from_pretrained(folder, local_files_only=True)
+        net = UNet2DModel.from_pretrained(folder, variant=variant(folder), local_files_only=True)
         config = net.config
+        check_config(folder, config, class_embed_type=(None,), time_embedding_type=("positional", "learned"))
         return cls(
             sample_shape=[config.in_channels, config.sample_size, config.sample_size],
             classes=1 if config.num_class_embeds is None else config.num_class_embeds - 1,
-            timesteps=config.num_train_timesteps or 1000,
+            timesteps=config.num_train_timesteps or timesteps,
             channels=list(config.block_out_channels),
             layers_per_block=config.layers_per_block,
             net=net,
