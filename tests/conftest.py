@@ -1,22 +1,81 @@
-"""Shared fixtures, made once: data, a tiny teacher, a small experiment run through the real workflow."""
+"""Which tests run, and shared fixtures, made once: data, a tiny teacher, small experiments run through the workflow."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CONSISTENCY_CACHE", tempfile.mkdtemp(prefix="consistency-cache-"))
+for _library in ("OMP", "MKL", "OPENBLAS"):  # each worker, and what it starts, computes with one thread
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
+from pathlib import Path
+from random import Random
+
+import needs
 import pytest
 import torch
+from filelock import FileLock
 from helpers import Project
 from stages import small
+
+IN_CI = os.environ.get("CI") == "true"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("consistency pipeline")
+    group.addoption("--all", action="store_true", help="run the tests marked long too")
+    group.addoption("--seed", type=int, default=0, help="of the random moments of signals and kills")
+
+
+def pytest_report_header(config):
+    long = "" if config.option.all else "; tests marked long are left out (--all runs them)"
+    return f"seed of random moments: {config.option.seed}{long}"
+
+
+def needs_of(item):
+    """Names of what a test needs: its own marks', and its fixtures'."""
+    own = [name for mark in item.iter_markers("needs") for name in mark.args]
+    return own + [name for fixture in item.fixturenames for name in needs.BY_FIXTURE.get(fixture, ())]
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave long tests out, unless all are asked for or one is asked for by its own name; slow files come first."""
+    for item in items:
+        if unknown := set(needs_of(item)) - needs.NEEDS.keys():
+            raise pytest.UsageError(f"{item.nodeid}: no such need: {', '.join(sorted(unknown))}; see tests/needs.py")
+    if not config.option.all:
+        named = tuple(argument for argument in config.args if "::" in argument)
+        long = {item for item in items if item.get_closest_marker("long") and not item.nodeid.startswith(named)}
+        config.hook.pytest_deselected(items=list(long))
+        items[:] = [item for item in items if item not in long]
+    # Workers take files in this order, and a slow one that is begun last would be waited for.
+    items.sort(key=lambda item: item.path.parent.name == "unit")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skip a test that needs what is missing here, before anything is made for it; in CI that is an error."""
+    for name in needs_of(item):
+        if reason := needs.missing(name):
+            if IN_CI and needs.NEEDS[name].in_ci:
+                pytest.fail(f"{reason}; with CI=true nothing may be missing", pytrace=False)
+            pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def moments(request):
+    """Random moments for signals and kills: the same for the same test and --seed, which is shown when it fails."""
+    seed = request.config.option.seed
+    print(f"random moments of --seed {seed}")
+    return Random(f"{request.node.nodeid} {seed}")
 
 
 @pytest.fixture(scope="session")
@@ -53,21 +112,64 @@ def teacher(teacher_folder):
     return Teacher.load(teacher_folder, VPSchedule())
 
 
+def once(tmp_path_factory, name, make):
+    """A project that is run once for all of xdist's workers; this worker's own copy of it, which no test may edit."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
+    done = shared.with_suffix(".done")
+    with FileLock(shared.with_suffix(".lock")):
+        if not done.exists():
+            shutil.rmtree(shared, ignore_errors=True)  # of a worker whose run failed
+            make(Project(shared))
+            done.touch()
+    original = Project.__new__(Project)
+    original.folder = shared
+    return original.copy(tmp_path_factory.mktemp(name))
+
+
+def unedited(project):
+    """Yield the project; afterwards no test must have edited it, as all share it."""
+    before = files(project.folder)
+    yield project
+    after = files(project.folder)
+    edited = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    assert not edited, f"a test has edited the shared {project.folder.name}, of which it should take a copy: {edited}"
+
+
+def files(folder):
+    """File → size and time of everything in a folder but what snakemake keeps for itself, and Python's caches."""
+    own = {".snakemake", "__pycache__"}
+    paths = (path for path in Path(folder).rglob("*") if path.is_file() and not own & set(path.parts))
+    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """The small experiment, run once from nothing; tests restore what they change."""
-    project = Project(tmp_path_factory.mktemp("project"))
-    project.first = project.snakemake()
-    return project
+    """The small experiment, run once from nothing; tests only read it."""
+    yield from unedited(once(tmp_path_factory, "finished", lambda project: project.snakemake()))
 
 
 @pytest.fixture(scope="session")
 def exact(tmp_path_factory):
-    """A small experiment on two modes with both papers' methods, run once; tests restore what they change."""
-    project = Project(tmp_path_factory.mktemp("exact"))
-    project.configure_exact({})
-    project.snakemake()
-    return project
+    """A small experiment on two modes with both papers' methods, run once; tests only read it."""
+
+    def make(project):
+        project.configure_exact({})
+        project.snakemake()
+
+    yield from unedited(once(tmp_path_factory, "exact", make))
+
+
+@pytest.fixture
+def finished_copy(finished, tmp_path):
+    """A copy of the finished small experiment, to edit."""
+    return finished.copy(tmp_path / "project")
+
+
+@pytest.fixture
+def exact_copy(exact, tmp_path):
+    """A copy of the small experiment on two modes, to edit."""
+    return exact.copy(tmp_path / "project")
 
 
 @pytest.fixture

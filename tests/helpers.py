@@ -1,4 +1,4 @@
-"""What several test modules share: required tools, and a copy of the project to play with."""
+"""What several test modules share: waiting, a process's environment, and copies of the project to play with."""
 
 from __future__ import annotations
 
@@ -7,25 +7,51 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
 
 
-def missing(message: str) -> None:
-    """Skip the test for the reason given; in CI, where everything is installed, fail it."""
-    pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+def wait_for(
+    condition: Callable[[], object],
+    what: str,
+    seconds: float = 60,
+    *,
+    seen: Callable[[], object] | None = None,
+    process: subprocess.Popen | None = None,
+    every: float = 0.02,
+) -> object:
+    """Wait until `condition` returns something true, and return that.
+
+    Args:
+        what: what is waited for, for the error.
+        seconds: the longest wait.
+        seen: gives what is there instead, for the error: a log, a list of jobs.
+        process: what is to bring it about; when it has ended, waiting ends.
+
+    Raises:
+        AssertionError: says what was waited for and what was seen instead.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        over = process is not None and process.poll() is not None  # asked first: its last act may be what is waited for
+        if found := condition():
+            return found
+        if over or time.monotonic() > end:
+            why = f"the process ended with {process.returncode}" if over else f"not after {seconds:g} s"
+            instead = seen() if seen else f"the condition gave {found!r}"
+            raise AssertionError(f"waited for {what}: {why}; seen instead:\n{instead}")
+        time.sleep(every)
 
 
-def require(tool: str) -> str:
-    """The tool's path; without it the test is skipped, in CI it fails."""
-    path = shutil.which(tool)
-    if path is None:
-        missing(f"{tool} is not installed")
-    return path
+def surroundings(**changes: str) -> dict[str, str]:
+    """The environment for a snakemake: this one's without what would reach into it, and with changes."""
+    own = ("PYTHONPATH", "CONSISTENCY_WARM")
+    return {key: value for key, value in os.environ.items() if key not in own} | changes
 
 
 # Small and quick, with the shape of the real thing: two solvers, two seeds, both methods.
@@ -87,6 +113,13 @@ class Project:
         (folder / "profiles").symlink_to("workflow/profiles")
         self.configure({})
 
+    def copy(self, folder: Path) -> Project:
+        """A copy in `folder`, as it stands: with results, records and times, so that nothing is to be run again there."""
+        shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
+        copy = Project.__new__(Project)
+        copy.folder = folder
+        return copy
+
     def configure(self, changes: dict, **keys) -> None:
         """Write config.yaml: the small experiment with changes laid over it."""
         from consistency.config import _merge
@@ -104,8 +137,7 @@ class Project:
     def snakemake(self, *arguments: str, check: bool = True, cores: str = "2") -> subprocess.CompletedProcess:
         """Run the real snakemake here."""
         command = [sys.executable, "-m", "snakemake", "--cores", cores, *arguments]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=surroundings())
         if check and done.returncode:
             raise AssertionError(done.stdout + done.stderr)
         return done

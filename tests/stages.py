@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from helpers import Project, missing
+from helpers import Project
 
 
 @dataclass
@@ -62,9 +62,7 @@ def small(place: Path, size: str = "1m", options: str = "") -> Iterator[Path]:
     """A file system of that size at `place`."""
     place.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}{options}", "tmpfs", str(place)]
-    mounted = subprocess.run(command, capture_output=True, text=True)
-    if mounted.returncode:
-        missing(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    subprocess.run(command, check=True)
     try:
         yield place
     finally:
@@ -89,7 +87,7 @@ def complaints(stderr: str, rule: str) -> list[str]:
     return [line for line in stderr.splitlines() if line.startswith(f"{rule}: ")]
 
 
-def restore(original: Path, place: Path) -> Project:
+def restore(original: Project, place: Path) -> Project:
     """Make `place`, which may hold a mounted `results`, the same as the original; a project."""
     for folder in (place / "results", place):
         for path in folder.iterdir() if folder.is_dir() else []:
@@ -97,17 +95,14 @@ def restore(original: Path, place: Path) -> Project:
                 shutil.rmtree(path)
             elif path.name != "results":
                 path.unlink()
-    shutil.copytree(original, place, symlinks=True, dirs_exist_ok=True)
-    project = Project.__new__(Project)
-    project.folder = place
-    return project
+    return original.copy(place)
 
 
 def full_disk(finished: Project, place: Path, same: Callable[[Path], dict[str, bytes]], again: int = 1) -> list[str]:
     """Let one job of every rule of a copy of the project meet a full disk; the rules that did.
 
     Args:
-        again: every so many-th group of jobs is run again when space is free, and must end with the same bytes.
+        again: each group of jobs whose number this divides is run again when space is free, and must end with the same bytes.
     """
     jobs = jobs_of(finished)
     by_rule: dict[str, list[int]] = {}
@@ -117,7 +112,7 @@ def full_disk(finished: Project, place: Path, same: Callable[[Path], dict[str, b
     (place / "results").mkdir(parents=True)
     with small(place / "results", "128m") as results:
         for number, group in enumerate(groups(jobs, list(by_rule.values()))):
-            project = restore(finished.folder, place)
+            project = restore(finished, place)
             for path in (place / name for job in group for name in jobs[job].outputs):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             filler = fill(results)
@@ -145,17 +140,6 @@ def flip(path: Path, random: Random) -> None:
     content[random.randrange(len(content))] ^= 1 << random.randrange(8)
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-
-@contextmanager
-def kept(path: Path) -> Iterator[bytes]:
-    """The file's bytes; afterwards it has them, and its times, again."""
-    content, stat = path.read_bytes(), path.stat()
-    try:
-        yield content
-    finally:
-        path.write_bytes(content)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 # A file of a student's folder is read by those that load it; its card by those that measure; with all parameters
@@ -209,7 +193,7 @@ def flipped_inputs(finished: Project, place: Path, kinds: list[str], seed: int) 
     """Flip a bit of a file of each kind and let a job read it, through the real snakemake: it must name it and stop."""
     jobs, random = jobs_of(finished), Random(seed)
     for group in rounds(jobs, kinds):
-        project, damaged = restore(finished.folder, place), {}
+        project, damaged = restore(finished, place), {}
         for kind, _, name in group:
             path = place / name
             files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]

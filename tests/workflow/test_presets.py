@@ -1,7 +1,6 @@
 """Every preset in a dry run: it resolves, says what it will cost, and touches nothing. And one without its files."""
 
 import re
-import resource
 
 import pytest
 import yaml
@@ -31,12 +30,6 @@ def outside(tmp_path, monkeypatch):
     return tmp_path
 
 
-def seconds_of_processor():
-    """Of the processes that have ended; unlike the clock's it does not depend on what else runs here."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def files(folder):
     """What is in a folder, without what snakemake keeps for itself."""
     own = {".snakemake", "__pycache__", "snakemake"}
@@ -46,9 +39,7 @@ def files(folder):
 @pytest.mark.parametrize("name", PRESETS)
 def test_dry_run(project, outside, name):
     before = files(project.folder)
-    began = seconds_of_processor()
     done = project.snakemake("-n", "--config", f"experiments={name}", f"results={outside / 'results'}")
-    seconds = seconds_of_processor() - began
     text = done.stdout + done.stderr
     experiment = config.load_experiment(name)
     runs = config.expand(name, experiment)
@@ -65,8 +56,6 @@ def test_dry_run(project, outside, name):
     assert files(outside) == set()
     assert not (outside / "cache").exists()
     assert not (outside / "hf").exists()
-    # snakemake itself takes some milliseconds a job, which digits-full has 3,000 of
-    assert seconds < max(10, rules["total"] / 75)
 
 
 def test_the_suites_members_are_presets():

@@ -1,7 +1,5 @@
 """Which jobs run again after which change: the table of the docs, by dry runs on finished results."""
 
-import os
-
 import pytest
 
 RUNS, CONDITIONS = 8, 2  # of the small experiment
@@ -24,50 +22,43 @@ MEASURED = {"sample_student": RUNS, "measure_student": RUNS}
 
 
 @pytest.fixture
-def project(finished):
-    """The finished project; its configuration is put back afterwards."""
-    yield finished
-    finished.configure({})
+def project(finished_copy):
+    """A copy of the finished project."""
+    return finished_copy
 
 
 def without(jobs, *names):
     return {name: count for name, count in jobs.items() if name not in names}
 
 
-def test_figure_style(project):
-    code = project.folder / "workflow/consistency/figures/start_times.py"
-    original, stat = code.read_text(encoding="utf-8"), code.stat()
-    try:
-        code.write_text(original.replace("linewidth=1.2", "linewidth=2.0"))
-        assert project.jobs() == {"figure_start_times": 1, "report": 1}
-    finally:
-        code.write_text(original)
-        os.utime(code, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+def edit(project, name, old="", new=""):
+    """Replace text in a file of the project's library, or, without any, add an empty line at its end."""
+    code = project.folder / "workflow/consistency" / name
+    original = code.read_text(encoding="utf-8")
+    changed = original.replace(old, new) if old else original + "\n"
+    assert changed != original, f"{name} holds no {old!r}"
+    code.write_text(changed, encoding="utf-8")
+
+
+def test_a_copy_has_nothing_to_do(project):
     assert project.jobs() == {}
+
+
+def test_figure_style(project):
+    edit(project, "figures/start_times.py", "linewidth=1.2", "linewidth=2.0")
+    assert project.jobs() == {"figure_start_times": 1, "report": 1}
 
 
 @pytest.mark.parametrize("name", ["samples.py", "samples.html", "tradeoff.py", "tradeoff.html"])
 def test_code_of_a_page(project, name):
-    code = project.folder / "workflow/consistency/pages" / name
-    original, stat = code.read_text(encoding="utf-8"), code.stat()
-    try:
-        code.write_text(original + "\n", encoding="utf-8")
-        assert project.jobs() == {f"page_{code.stem}": 1, "report": 1}
-    finally:
-        code.write_text(original, encoding="utf-8")
-        os.utime(code, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    edit(project, f"pages/{name}")
+    assert project.jobs() == {f"page_{name.partition('.')[0]}": 1, "report": 1}
 
 
 def test_style_of_all_figures(project):
-    code = project.folder / "workflow/consistency/figures/style.py"
-    stat = code.stat()
-    try:
-        os.utime(code)
-        code.write_text(code.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-        assert sum(n for rule, n in project.jobs().items() if rule.startswith("figure_")) == 5
-    finally:
-        code.write_text(code.read_text(encoding="utf-8")[:-1], encoding="utf-8")
-        os.utime(code, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    edit(project, "figures/style.py")
+    figures = {rule: count for rule, count in project.jobs().items() if rule.startswith("figure_")}
+    assert figures == {rule: count for rule, count in PAPER.items() if rule.startswith("figure_")}
 
 
 def test_student_learning_rate(project):

@@ -43,7 +43,7 @@ def test_every_metric_can_be_traced(finished):
         assert student["settings"]["training"]["steps"] == 40
         assert len(student["inputs"]["teacher_sha256"]) == 64
         assert "torch" in student["environment"]["packages"]
-        assert measured["wall_time_s"] >= 0
+        assert 0 < measured["wall_time_s"] < 3600
 
 
 def test_report_is_one_page_with_everything(finished):
@@ -59,14 +59,13 @@ def test_a_second_run_has_nothing_to_do(finished):
     assert "Nothing to be done" in (done := finished.snakemake()).stdout + done.stderr
 
 
-def test_one_figure_is_one_job(finished):
-    figure = finished.folder / "results" / "figures" / "digits-tradeoff.pdf"
+def test_one_figure_is_one_job(finished_copy):
+    figure = finished_copy.folder / "results" / "figures" / "digits-tradeoff.pdf"
     before = figure.read_bytes()
     figure.unlink()
-    done = finished.snakemake("results/figures/digits-tradeoff.pdf", cores="1")
+    done = finished_copy.snakemake("results/figures/digits-tradeoff.pdf", cores="1")
     assert "1 of 1 steps (100%) done" in done.stdout + done.stderr
     assert figure.read_bytes() == before  # the same data give the same bytes
-    finished.snakemake()  # the report is made again
 
 
 def test_another_run_of_the_same_seed_gives_the_same_metrics(finished, tmp_path):
@@ -97,32 +96,29 @@ def test_a_teacher_from_a_folder(finished, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["shard", "noise"])
-def test_damaged_inputs_stop_the_job_with_one_line(finished, damage):
-    folder = finished.folder / "results" / "digits"
+def test_damaged_inputs_stop_the_job_with_one_line(finished_copy, damage):
+    folder = finished_copy.folder / "results" / "digits"
     names = {"shard": "targets/paper-ddim-n5-w1/shard-0.safetensors", "noise": "noise.safetensors"}
     path = folder / names[damage]
     original, stat = path.read_bytes(), path.stat()
     target = {"shard": "students/cm-ddim-n5-w1-s0", "noise": "samples/cm-ddim-n5-w1-s0.safetensors"}[damage]
-    try:
-        if damage == "shard":
-            content = bytearray(original)
-            content[-5] ^= 1
-            path.write_bytes(content)
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # rot leaves no trace
-        else:
-            from consistency.noise import draw_noise
-            from consistency.storage import save_tensors
+    if damage == "shard":
+        content = bytearray(original)
+        content[-5] ^= 1
+        path.write_bytes(content)
+    else:
+        from consistency.noise import draw_noise
+        from consistency.storage import save_tensors
 
-            save_tensors(path, draw_noise(99, (1, 8, 8), 10, 2))
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        done = finished.snakemake("--force", f"results/digits/{target}", check=False)
-        assert done.returncode != 0
-        lines = [line for line in done.stderr.splitlines() if line.startswith(("train_student: ", "sample_student: "))]
-        assert len(lines) == 1
-        assert path.name in lines[0]
-        assert ("sha256" in lines[0]) if damage == "shard" else ("99 noises" in lines[0] and "100" in lines[0])
-    finally:
-        path.write_bytes(original)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        finished.snakemake()
-    assert finished.jobs() == {}
+        save_tensors(path, draw_noise(99, (1, 8, 8), 10, 2))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # rot leaves no trace
+    done = finished_copy.snakemake("--force", f"results/digits/{target}", check=False)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("train_student: ", "sample_student: "))]
+    assert len(lines) == 1
+    assert path.name in lines[0]
+    assert ("sha256" in lines[0]) if damage == "shard" else ("99 noises" in lines[0] and "100" in lines[0])
+
+    path.write_bytes(original)  # put back, the same command heals what was refused
+    finished_copy.snakemake()
+    assert finished_copy.jobs() == {}

