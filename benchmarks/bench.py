@@ -92,6 +92,7 @@ def sections(small: bool, folder: Path, sizes: list[int], largest: int) -> Secti
 
     def workflow() -> Iterator[Row]:
         yield from dag.last_run(folder, os.cpu_count() or 1)
+        yield from dag.small_file(20)
         yield from dag.nothing_to_do(3)
         yield from dag.dry_runs([10] if small else sizes)
 

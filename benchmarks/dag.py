@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from consistency import storage
 from networks import Row, row
-from timing import ROOT, Spread
+from timing import ROOT, Spread, paired
 
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 
@@ -72,6 +74,15 @@ def timed(*arguments: str) -> tuple[float, str]:
     if done.returncode:
         raise RuntimeError(f"snakemake {' '.join(arguments)[:200]}: {done.stdout[-500:]}{done.stderr[-2000:]}")
     return time.perf_counter() - began, done.stdout + done.stderr
+
+
+def small_file(rounds: int) -> Iterator[Row]:
+    """Time to check a file as jobs of the small tiers read some of: 256 kB, hashed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.safetensors"
+        storage.save_tensors(path, {"x": torch.zeros(1000, 64)})
+        seconds = paired({"check": lambda: storage.check_tensors(path)}, rounds)["check"]
+    yield row("Workflow", "a file is read", "256 kB", "check of its hash", "s", Spread.of(seconds))
 
 
 def nothing_to_do(rounds: int) -> Iterator[Row]:

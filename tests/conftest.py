@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from pathlib import Path
+from random import Random
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CONSISTENCY_CACHE", tempfile.mkdtemp(prefix="consistency-cache-"))
-for _library in ("OMP", "MKL", "OPENBLAS"):  # each worker, and what it starts, computes with one thread
-    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
-
-from pathlib import Path
-from random import Random
+# Each worker, and what it starts, computes with one thread.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1") | os.environ
 
 import needs
 import pytest

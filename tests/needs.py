@@ -92,7 +92,9 @@ def slurm() -> str | None:
 
 def conda() -> str | None:
     """A conda client, or Linux, for which conda/client.py is a stand-in."""
-    return None if shutil.which("conda") or linux() is None else "there is no conda client, and the stand-in is for Linux"
+    return (
+        None if shutil.which("conda") or linux() is None else "there is no conda client, and the stand-in is for Linux"
+    )
 
 
 def fashion_mnist() -> str | None:

@@ -1,19 +1,20 @@
 """A headless Chromium, and pages opened in it as a reader opens them: from the disk, with nothing else at hand."""
 
+import shutil
 from contextlib import contextmanager
 from urllib.parse import unquote
 
 import pytest
-from helpers import require
 
 
 @pytest.fixture(scope="session")
 def browser():
-    binary = require("chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=binary, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
         yield browser
         browser.close()
 

@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from cluster.slurm import Cluster, ask, wait_until
-from helpers import ROOT, Project, missing
+from cluster.slurm import Cluster, ask
+from helpers import ROOT, Project, surroundings, wait_for
 
 # Long enough to be caught at work, and some seconds to the end.
 STEPS = 1500
@@ -23,8 +24,6 @@ STEPS = 1500
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    if reason := Cluster.hindrance():
-        missing(reason)
     with Cluster(tmp_path_factory.mktemp("slurm")) as running:
         yield running
 
@@ -63,9 +62,10 @@ class Student(Project):
 
     def start(self, command: list[str], **variables: str) -> subprocess.Popen:
         """Start a command here; what it says is added to `output`."""
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | variables
         with open(self.output, "a") as output:
-            return subprocess.Popen(command, cwd=self.folder, stdout=output, stderr=output, env=environment)
+            return subprocess.Popen(
+                command, cwd=self.folder, stdout=output, stderr=output, env=surroundings(**variables)
+            )
 
     def submit(self, *arguments: str, **variables: str) -> subprocess.Popen:
         """Start snakemake on the cluster, for the student."""
@@ -83,9 +83,18 @@ class Student(Project):
         """The process that trains the student, by its own word."""
         return psutil.Process(int(self.lock.read_text().split()[1]))
 
-    def stop(self) -> psutil.Process:
-        """Stop training in its middle, as a node or a file system that hangs would."""
-        wait_until((self.side / "stats.jsonl").exists, 180, f"training didn't start; see {self.output}")
+    def said(self) -> str:
+        """What snakemake has said, and make."""
+        return self.output.read_text(errors="replace")[-6000:]
+
+    def waits_for(self, condition: Callable[[], object], what: str, seconds: float = 120) -> object:
+        """What the condition gives once it is true."""
+        return wait_for(condition, what, seconds, seen=self.said, every=0.2)
+
+    def stop(self, process: subprocess.Popen) -> psutil.Process:
+        """Stop training in its middle, as a node or a file system that hangs would; snakemake is that process."""
+        begun = (self.side / "stats.jsonl").exists
+        wait_for(begun, "the training to begin", 180, seen=self.said, process=process, every=0.05)
         trainer = self.trainer()
         trainer.suspend()
         assert not (self.folder / self.target).exists(), "training was over too soon; more STEPS"
@@ -176,10 +185,9 @@ def undisturbed(student):
 def succeeded(process: subprocess.Popen, student: Student, seconds: float = 240) -> str:
     """What snakemake said, once it has ended well."""
     try:
-        code = process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
+        student.waits_for(lambda: process.poll() is not None, "the end of snakemake", seconds)
+    except AssertionError:
         process.send_signal(signal.SIGKILL)
-        code = f"nothing after {seconds} s"
-    said = student.output.read_text(errors="replace")
-    assert code == 0, f"snakemake ended with {code}:\n{said[-6000:]}"
-    return said
+        raise
+    assert process.returncode == 0, f"snakemake ended with {process.returncode}:\n{student.said()}"
+    return student.output.read_text(errors="replace")

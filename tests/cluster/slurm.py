@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "setpriv")
-# Clients that a job starts know no other place: the plug-in takes SLURM's variables out of a job's environment.
-PLACE = Path("/etc/slurm")
+from helpers import wait_for
+from needs import SLURM_FOLDER, missing
 
 # MinJobAge: how long squeue shows ended jobs. cred_expire: how long a job that was put back into the queue waits there.
 CONFIGURATION = """
@@ -61,16 +58,6 @@ PartitionName=urgent Nodes={host} PriorityTier=2 State=UP
 GPUS = "AutoDetect=off\nNodeName={host} Name=gpu File=/dev/null\nNodeName={host} Name=gpu File=/dev/zero\n"
 
 
-def wait_until(condition: Callable[[], object], seconds: float, what: str) -> object:
-    """What `condition` returns once it is true; AssertionError when that takes longer."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"after {seconds:.0f} s: {what}")
-        time.sleep(0.2)
-    return found
-
-
 def ask(*command: str) -> str:
     """What a SLURM client answers; it is asked again while the controller doesn't."""
     for _ in range(3):
@@ -88,21 +75,8 @@ class Cluster:
         self.folder, self.cpus = Path(folder), cpus
         self.daemons: list[subprocess.Popen] = []
 
-    @staticmethod
-    def hindrance() -> str | None:
-        """Why no cluster can be started here."""
-        absent = [tool for tool in TOOLS if shutil.which(tool) is None]
-        if absent:
-            return f"{absent[0]} is not installed (Debian: slurm-wlm and munge)"
-        if os.geteuid():
-            return "a SLURM on loopback needs root"
-        file = PLACE / "slurm.conf"
-        if file.exists() and "ClusterName=loopback" not in file.read_text():
-            return f"{file}: this machine has a SLURM of its own"
-        return None
-
     def __enter__(self) -> Cluster:
-        PLACE.mkdir(exist_ok=True)
+        SLURM_FOLDER.mkdir(exist_ok=True)
         self.lock = open(Path(tempfile.gettempdir()) / "loopback-slurm.lock", "w")
         fcntl.flock(self.lock, fcntl.LOCK_EX)  # one at a time
         try:
@@ -116,7 +90,12 @@ class Cluster:
         try:
             if len(self.daemons) == 3:
                 subprocess.run(["scancel", "--user=root"], capture_output=True)
-                wait_until(lambda: not ask("squeue", "--noheader"), 60, "jobs don't end")
+                wait_for(
+                    lambda: not ask("squeue", "--noheader"),
+                    "the end of all SLURM jobs",
+                    seen=lambda: ask("squeue", "--noheader"),
+                    every=0.2,
+                )
         finally:
             for daemon in reversed(self.daemons):
                 daemon.terminate()
@@ -127,7 +106,7 @@ class Cluster:
                     daemon.wait()
             self.daemons.clear()
             for name in ("slurm.conf", "gres.conf"):
-                (PLACE / name).unlink(missing_ok=True)
+                (SLURM_FOLDER / name).unlink(missing_ok=True)
             self.lock.close()
 
     def _start(self) -> None:
@@ -140,22 +119,27 @@ class Cluster:
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
         for name in ("slurm.conf", "gres.conf"):
-            (PLACE / name).unlink(missing_ok=True)  # of a cluster whose test was killed
-            (PLACE / name).symlink_to(self.folder / name)
+            (SLURM_FOLDER / name).unlink(missing_ok=True)  # of a cluster whose test was killed
+            (SLURM_FOLDER / name).symlink_to(self.folder / name)
         self._daemon(
             ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge / 'socket'}"]
             + [f"--pid-file={munge / 'pid'}", f"--seed-file={munge / 'seed'}", f"--log-file={munge / 'log'}"]
         )
-        wait_until((munge / "socket").exists, 10, "munged has no socket")
+        wait_for((munge / "socket").exists, "munged's socket", 30, seen=self._logs)
         self._daemon(["slurmctld", "-D"])
         self._daemon(["slurmd", "-D"])
-        wait_until(lambda: self._idle(), 30, f"the node is not idle; see {self.folder}/slurmctld.log and slurmd.log")
+        wait_for(self._idle, "an idle node", 60, seen=self._logs, every=0.2)
 
     def _daemon(self, command: list[str]) -> None:
         with open(self.folder / f"{command[0]}.out", "wb") as output:
             # They die with this process, but Ctrl-C is not for them: they are ended in order.
             options = {"stdout": output, "stderr": output, "stdin": subprocess.DEVNULL, "start_new_session": True}
             self.daemons.append(subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command], **options))
+
+    def _logs(self) -> str:
+        """The ends of what the daemons have said."""
+        files = [path for kind in ("*.out", "*.log") for path in sorted(self.folder.glob(kind))]
+        return "\n".join(f"{path.name}: {path.read_text(errors='replace')[-500:]}" for path in files)
 
     def _idle(self) -> bool:
         for daemon in self.daemons:
@@ -176,7 +160,7 @@ def free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    if reason := Cluster.hindrance():
+    if reason := missing("slurm"):
         sys.exit(reason)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit())

@@ -8,8 +8,9 @@ import re
 import shutil
 import subprocess
 
-from cluster.slurm import ask, wait_until
-from helpers import ROOT, Project, require
+import pytest
+from cluster.slurm import ask
+from helpers import ROOT, Project, wait_for
 
 
 def rows(path):
@@ -17,8 +18,8 @@ def rows(path):
         return sorted(tuple(row.items()) for row in csv.DictReader(file))
 
 
+@pytest.mark.needs("git", "bash", "make")
 def test_the_page_from_clone_to_figures(cluster, finished, environment, tmp_path):
-    require("git")
     page = (ROOT / "docs/running-on-clusters.md").read_text(encoding="utf-8")
     script = tmp_path / "page.sh"
     script.write_text("set -euxo pipefail\n" + "".join(re.findall(r"^```bash\n(.*?)^```$", page, re.M | re.S)))
@@ -48,7 +49,13 @@ def test_the_page_from_clone_to_figures(cluster, finished, environment, tmp_path
     )
     assert "A1" in done.stdout  # the claims table at the end
 
-    wait_until(lambda: ("consistency", "COMPLETED") in [job[::2] for job in jobs(place)], 120, "no end of the job")
+    wait_for(
+        lambda: ("consistency", "COMPLETED") in [job[::2] for job in jobs(place)],
+        "the end of the job that runs snakemake",
+        120,
+        seen=lambda: jobs(place),
+        every=0.2,
+    )
     assert "Nothing to be done" in next(place.glob("snakemake-*.out")).read_text()
 
     found, expected = (rows(project / "results/metrics.csv") for project in (place, finished.folder))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from cluster.conftest import succeeded
-from cluster.slurm import wait_until
 
 LOCAL = [sys.executable, "-m", "snakemake", "--cores", "2"]
 
@@ -13,13 +12,13 @@ LOCAL = [sys.executable, "-m", "snakemake", "--cores", "2"]
 def test_a_job_that_outlived_its_snakemake_is_waited_for(student, undisturbed):
     one = student("cm-ddim-n5-w1-s0")
     process = one.start([*LOCAL, one.target])
-    trainer = one.stop()
+    trainer = one.stop(process)
     process.kill()
     process.wait()
     one.snakemake("--unlock")
     again = one.start([*LOCAL, one.target])
     line = f"waiting for process {trainer.pid} on "
-    wait_until(lambda: line in one.output.read_text(), 120, "the second job doesn't wait")
+    one.waits_for(lambda: line in one.output.read_text(), "the second job's word that it waits")
     assert not (one.folder / one.target).exists()
     trainer.resume()
     succeeded(again, one)
@@ -29,7 +28,7 @@ def test_a_job_that_outlived_its_snakemake_is_waited_for(student, undisturbed):
 def test_resume_ends_what_was_left_and_continues(student, undisturbed, watch):
     one = student("cm-ddim-n5-w1-s0")
     process = one.start([*LOCAL, one.target])
-    trainer = one.stop()
+    trainer = one.stop(process)
     process.kill()
     process.wait()
     counted = watch(one)

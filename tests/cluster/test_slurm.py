@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from cluster.conftest import succeeded
-from cluster.slurm import ask, wait_until
+from cluster.slurm import ask
 
 # SLURM limits are whole minutes, looked at every 30 s: a warning 10 s before the end of one comes after 20 s or later.
 WARNED = ("--set-resources", "train_student:slurm_extra='--signal=TERM@10'")
@@ -38,14 +38,14 @@ def limited(cluster, student):
     for run, options in (("direct-ddim-n5-w4-s0", NOT_WARNED), ("direct-ddim-n5-w4-s1", WARNED)):
         one = student(run, **changes)
         found.append((one, one.submit(*options)))
-        one.stop()
+        one.stop(found[-1][1])
     return found
 
 
 def test_a_cancelled_job_is_tried_again_and_continues(limited, student, undisturbed):
     one = student("cm-ddim-n5-w1-s0")
     process = one.submit()
-    one.stop()
+    one.stop(process)
     refused = subprocess.run(
         [sys.executable, "workflow/scripts/resume.py"], cwd=one.folder, capture_output=True, text=True
     )
@@ -61,7 +61,7 @@ def test_a_cancelled_job_is_tried_again_and_continues(limited, student, undistur
 def test_a_killed_snakemake_is_resumed_and_no_two_jobs_write_the_same(limited, student, undisturbed, watch):
     one = student("cm-ddim-n5-w1-s1")
     process = one.submit()
-    one.stop()
+    one.stop(process)
     process.kill()
     process.wait()
     counted = watch(one)
@@ -78,7 +78,7 @@ def test_a_killed_snakemake_is_resumed_and_no_two_jobs_write_the_same(limited, s
 def test_a_preempted_job_is_started_again_by_slurm_and_continues(limited, student):
     one = student("cm-ddim-n5-w4-s0")
     process = one.submit()
-    one.stop()
+    one.stop(process)
     subprocess.run(["sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true"], check=True)
     succeeded(process, one)
     assert one.states() == ["COMPLETED"]
@@ -96,18 +96,18 @@ def test_two_gpus_and_a_drained_node(cluster, student, tmp_path):
     subprocess.run(["scontrol", "update", f"nodename={node}", "state=drain", "reason=test"], check=True)
     try:
         process = one.submit(SNAKEMAKE_SLURM_PARTITIONS=str(partitions), CONSISTENCY_CPU_FOR_GPU="1")
-        wait_until(lambda: any("DRAIN" in job["reason"] for job in one.jobs()), 60, "no job waits for the node")
+        one.waits_for(lambda: any("DRAIN" in job["reason"] for job in one.jobs()), "a job that waits for the node")
         assert process.poll() is None
     finally:
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=True)
     job = one.jobs()[0]
-    wait_until(lambda: one.states() == ["RUNNING"], 60, "the job doesn't start")
+    one.waits_for(lambda: one.states() == ["RUNNING"], "the job to start")
     told = ask("scontrol", "--details", "show", "job", job["id"])
     assert re.search(r"TresPerJob=gres:gpu:2\b", told)
     assert re.search(r"GRES=gpu:2\(IDX:0-1\)", told)
     assert job["partition"] == "gpu"
-    wait_until(one.lock.exists, 120, "the script doesn't start")
-    wait_until(lambda: two_under_a_launcher(one.trainer()), 120, "no two processes")
+    one.waits_for(one.lock.exists, "the script to start")
+    one.waits_for(lambda: two_under_a_launcher(one.trainer()), "two processes under a launcher")
     succeeded(process, one)
     assert one.states() == ["COMPLETED"]
     logs = [path.read_text() for path in one.folder.glob(".snakemake/slurm_logs/rule_train_student/*/*.log")]

@@ -17,7 +17,7 @@ import client
 import pandas as pd
 import pytest
 import yaml
-from helpers import ROOT, Project, missing
+from helpers import ROOT, Project
 
 TINY = {
     "evaluation": {"count": 32},
@@ -34,8 +34,6 @@ def conda(tmp_path_factory):
     base = tmp_path_factory.mktemp("conda")
     found = shutil.which("conda")
     if found is None:
-        if not sys.platform.startswith("linux"):
-            missing("there is no conda client, and the stand-in is for Linux")
         bin_ = client.install(base / "client", channel.build(base / "channels" / "conda-forge").parent)
     else:
         bin_ = Path(found).parent

@@ -7,8 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import apiserver
@@ -16,7 +14,7 @@ import kubernetes_validate
 import pytest
 import snakemake_executor_plugin_kubernetes as executor
 import yaml
-from helpers import ROOT, Project, missing, require
+from helpers import ROOT, Project, wait_for
 
 BIN = Path(sys.executable).parent
 SETTINGS = {
@@ -41,26 +39,26 @@ def project(folder):
     return project
 
 
-@pytest.fixture(scope="module", autouse=True)
-def plugin(tmp_path_factory):
-    """The executor plug-in as the image has it, for PYTHONPATH."""
+@pytest.fixture(scope="module")
+def kubernetes(tmp_path_factory):
+    """Settings of a driver, with the executor plug-in as the image has it on PYTHONPATH; it uses git and rsync."""
     folder = tmp_path_factory.mktemp("plugin")
     copy = Path(shutil.copytree(Path(executor.__file__).parent, folder / executor.__name__)) / "__init__.py"
     change = re.search(r"sed -i '(.+?)'", (ROOT / "Dockerfile").read_text())[1]
     subprocess.run(["sed", "-i", change, copy], check=True)
     assert copy.read_text() != Path(executor.__file__).read_text()
-    SETTINGS["PYTHONPATH"] = str(folder)
+    return SETTINGS | {"PYTHONPATH": str(folder)}
 
 
-def start(folder, *arguments, **variables):
+def start(settings, folder, *arguments, stdout=subprocess.PIPE, **variables):
     """Snakemake as the driver starts it."""
-    environment = {k: v for k, v in os.environ.items() if k != "KUBECONFIG"} | SETTINGS | variables
+    environment = {k: v for k, v in os.environ.items() if k != "KUBECONFIG"} | settings | variables
     command = [sys.executable, "-m", "snakemake", *arguments]
     return subprocess.Popen(
         command,
         cwd=folder,
         env=environment,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's shell ignores it
@@ -78,9 +76,9 @@ ARGUMENTS = (
 
 
 @pytest.mark.parametrize("profile", [("--workflow-profile", "kubernetes"), ("--profile", "profiles/kubernetes")])
-def test_dry_run(tmp_path, profile):
+def test_dry_run(tmp_path, kubernetes, profile):
     folder = project(tmp_path).folder
-    driver = start(folder, *profile, "--dry-run")
+    driver = start(kubernetes, folder, *profile, "--dry-run")
     printed, _ = driver.communicate()
     assert driver.returncode == 0, printed
     assert f"output: {folder}/results/digits/data.safetensors (send to storage)" in printed
@@ -89,10 +87,8 @@ def test_dry_run(tmp_path, profile):
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
+def ran(tmp_path_factory, kubernetes):
     """A run in which train_classifier's first pod fails and its second is taken away, both after a checkpoint."""
-    require("git")
-    require("rsync")
     folder = project(tmp_path_factory.mktemp("claim")).folder
     checkpoint = folder / "results/digits/checkpoints/classifier/checkpoint.pt"
     trouble = [lambda pod: pod.kill(), lambda pod: pod.lose()]
@@ -100,15 +96,19 @@ def ran(tmp_path_factory):
     def started(pod):
         if "train_classifier" in pod.command and trouble:
             act, before = trouble.pop(0), checkpoint.exists() and checkpoint.stat().st_mtime_ns
-            while (checkpoint.exists() and checkpoint.stat().st_mtime_ns) == before:
-                assert pod.process.poll() is None, pod.log()
-                time.sleep(0.02)
+            wait_for(
+                lambda: (checkpoint.exists() and checkpoint.stat().st_mtime_ns) != before,
+                "a new checkpoint",
+                300,
+                process=pod.process,
+                seen=pod.log,
+            )
             act(pod)
 
     cluster = apiserver.Cluster(IMAGE, started)
     kubeconfig = cluster.kubeconfig(tmp_path_factory.mktemp("home") / "config")
     # noise: a job without a GPU
-    driver = start(folder, *ARGUMENTS, "results/digits/noise.safetensors", KUBECONFIG=str(kubeconfig))
+    driver = start(kubernetes, folder, *ARGUMENTS, "results/digits/noise.safetensors", KUBECONFIG=str(kubeconfig))
     printed, _ = driver.communicate()
     cluster.stop()
     assert driver.returncode == 0, printed + "".join(pod.log() for pod in cluster.pods)
@@ -172,10 +172,8 @@ def driver_job():
     return {container["name"]: container for container in spec["initContainers"] + spec["containers"]}
 
 
-def test_interrupting_the_driver_ends_its_pods(tmp_path):
-    require("git")
-    submitted = threading.Event()
-    cluster = apiserver.Cluster(IMAGE, lambda pod: submitted.set())
+def test_interrupting_the_driver_ends_its_pods(tmp_path, kubernetes):
+    cluster = apiserver.Cluster(IMAGE)
     kubeconfig = str(cluster.kubeconfig(tmp_path / "config"))
     (tmp_path / "claim").mkdir()
 
@@ -185,23 +183,32 @@ def test_interrupting_the_driver_ends_its_pods(tmp_path):
         variables = os.environ | {"KUBECONFIG": kubeconfig, "NAMESPACE": "lab"}
         return subprocess.run(command, capture_output=True, text=True, env=variables)
 
-    driver = start(project(tmp_path / "claim").folder, *ARGUMENTS, KUBECONFIG=kubeconfig)
-    assert submitted.wait(120)
-    time.sleep(1)  # the driver has been told of its job
-    assert another().stderr.startswith("Jobs of a run are there")
-    driver.send_signal(signal.SIGINT)  # what driver.yaml does when its Job is deleted
-    printed, _ = driver.communicate()
-    assert driver.returncode != 0
-    assert [pod.process.poll() for pod in cluster.pods] == [-9], printed
-    assert not cluster.secrets
-    assert another().returncode == 0
-    cluster.stop()
+    folder = project(tmp_path / "claim").folder
+    with open(tmp_path / "said.txt", "w") as said:
+        driver = start(kubernetes, folder, *ARGUMENTS, KUBECONFIG=kubeconfig, stdout=said)
+    try:
+        wait_for(
+            lambda: cluster.pods and ("get", "jobs/status") in cluster.calls,
+            "a job whose state the driver asks for",
+            300,
+            process=driver,
+            seen=(tmp_path / "said.txt").read_text,
+        )
+        assert another().stderr.startswith("Jobs of a run are there")
+        driver.send_signal(signal.SIGINT)  # what driver.yaml does when its Job is deleted
+        driver.wait(timeout=120)
+        assert driver.returncode != 0
+        assert [pod.process.poll() for pod in cluster.pods] == [-9], (tmp_path / "said.txt").read_text()
+        assert not cluster.secrets
+        assert another().returncode == 0
+    finally:
+        driver.kill()
+        cluster.stop()
 
 
+@pytest.mark.needs("hadolint")
 def test_image_file():
     hadolint = shutil.which("hadolint", path=f"{BIN}:{os.environ['PATH']}")
-    if hadolint is None:
-        missing("hadolint is not installed")
     checked = subprocess.run([hadolint, "Dockerfile"], cwd=ROOT, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
     # every package that it installs beyond the lock is pinned by the other one

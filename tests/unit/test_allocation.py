@@ -1,6 +1,5 @@
 """Freed memory stays with the process that asked for it."""
 
-import ctypes
 import subprocess
 import sys
 
@@ -28,7 +27,7 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="another C library than glibc")
+@pytest.mark.needs("linux", "glibc")
 def test_arrays_are_not_made_of_new_pages_each_time():
     """Two arrays of 2,048 pages, fifty times."""
     found = {

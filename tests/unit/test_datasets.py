@@ -10,11 +10,11 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 from consistency import datasets
 from consistency.errors import ConfigError, MismatchError, StorageError
-from helpers import missing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -83,9 +83,9 @@ def test_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(datasets.__file__).parents[1])
 
 
+@pytest.mark.needs("fashion-mnist")
 def test_fashion_of_debian():
-    if not datasets.FASHION_DEBIAN.is_dir():
-        missing("dataset-fashion-mnist is not installed (apt-get install dataset-fashion-mnist)")
+    assert datasets.FASHION_DEBIAN == needs.FASHION_MNIST
     parts = datasets.fashion()
     for part, count in (("train", 60_000), ("test", 10_000)):
         images, labels = parts[part]

@@ -2,18 +2,16 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 import torch
 from consistency import config, parallel
 from consistency.errors import ConfigError
-from helpers import ROOT, solved_targets
+from helpers import ROOT, solved_targets, wait_for
 from safetensors.torch import load_file
 
 # One training a line of what differs: a network, an objective, what the objective needs of the batch.
@@ -149,7 +147,13 @@ def start(tmp_path, inputs):
 
 
 def finish(process):
-    assert process.wait(timeout=300) == 0, process.said.read_text()[-3000:]
+    """Its exit status, which is to be 0."""
+    assert ended(process) == 0, process.said.read_text()[-3000:]
+
+
+def ended(process):
+    wait_for(lambda: process.poll() is not None, "the end of the training", 300, seen=process.said.read_text)
+    return process.returncode
 
 
 def weights(folder, name):
@@ -167,11 +171,16 @@ def apart(a, b):
     return max((a[key] - b[key]).abs().max().item() for key in a) / max(v.abs().max().item() for v in a.values())
 
 
-def wait_for(process, stats, lines):
-    """Until so many records are written; the launcher's processes."""
-    while process.poll() is None and not (stats.is_file() and stats.read_text().count("\n") >= lines):
-        time.sleep(0.01)
-    assert process.poll() is None, "it ended before it could be stopped:\n" + process.said.read_text()[-3000:]
+def reaches(process, stats, lines):
+    """Wait until that many records are written; the launcher's processes."""
+    wait_for(
+        lambda: stats.is_file() and stats.read_text().count("\n") >= lines,
+        f"{lines} records of the training",
+        300,
+        process=process,
+        seen=process.said.read_text,
+        every=0.01,
+    )
     return psutil.Process(process.pid).children()
 
 
@@ -189,22 +198,22 @@ def test_two_processes_do_what_one_does(tmp_path, start):
     assert masks[0] != masks[1]
 
 
-def test_killed_and_stopped_is_as_undisturbed(tmp_path, start):
+def test_killed_and_stopped_is_as_undisturbed(tmp_path, start, moments):
     """Three processes with dropout: all killed −9 with their parent, then one of them asked to stop, then to the end."""
     finish(start("whole", 3, "classifier", steps=240))
     stats = tmp_path / "cut" / "side" / "classifier" / "stats.jsonl"
     first = start("cut", 3, "classifier", steps=240)
-    processes = wait_for(first, stats, random.randint(2, 9))
+    processes = reaches(first, stats, moments.randint(2, 9))
     first.kill()
-    assert first.wait() == -signal.SIGKILL
+    assert ended(first) == -signal.SIGKILL
     _, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive, "a process outlived its parent"
     checkpoint = stats.with_name("checkpoint.pt")
     assert checkpoint.is_file()
 
     second = start("cut", 3, "classifier", steps=240)
-    wait_for(second, stats, random.randint(14, 22))[2].send_signal(signal.SIGUSR1)
-    assert second.wait(timeout=300) != 0
+    reaches(second, stats, moments.randint(14, 22))[2].send_signal(signal.SIGUSR1)
+    assert ended(second) != 0
     assert not (tmp_path / "cut" / "classifier").exists()
     said = second.said.read_text()
     stopped = [line.rpartition("stopped by SIGUSR1 ")[2] for line in said.splitlines() if "stopped by SIGUSR1" in line]
@@ -237,9 +246,8 @@ def test_a_batch_that_cannot_be_shared():
     assert config.load_experiment("digits", {"gpu": 4}).gpu == 4
 
 
+@pytest.mark.needs("no gpu")
 def test_a_process_for_each_gpu(monkeypatch):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
     monkeypatch.delenv(parallel.CPU_FOR_GPU, raising=False)
     assert [parallel.processes_for(gpus) for gpus in (0, 1, 4)] == [1, 1, 1]
     monkeypatch.setenv(parallel.CPU_FOR_GPU, "1")

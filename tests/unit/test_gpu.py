@@ -11,7 +11,7 @@ from consistency.schedules import VESchedule, VPSchedule
 from consistency.storage import save_tensors
 from consistency.teachers import Teacher
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.needs("gpu")
 DEVICE = torch.device("cuda")
 NETWORK = {"kind": "unet", "channels": [16, 32], "layers_per_block": 1, "norm_groups": 8}
 SHAPE = (1, 16, 16)

@@ -587,9 +587,8 @@ def test_variant_is_half_only_where_nothing_else_is(tmp_path):
     assert latents.variant(tmp_path) is None
 
 
+@pytest.mark.needs("no gpu")
 def test_a_gpus_precision_on_the_cpu(tmp_path, given):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
     for call in (
         lambda: latents.encode_prompts(tmp_path / "p", given.captions, given.pipeline, SIDE, 4, "fp16"),
         lambda: latents.encode_images(tmp_path / "d", given.images, given.pipeline / "vae", 4, "fp16"),

@@ -103,7 +103,7 @@ def test_samples_of_a_student_in_bf16(tmp_path, teacher_folder):
         assert 1e-6 < apart(half, whole) < 0.05
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.needs("no gpu")
 def test_fp16_on_the_cpu_is_refused(tmp_path, teacher_folder):
     words = "precision: fp16 needs a GPU; allowed on the CPU: no, bf16"
     with pytest.raises(ConfigError) as caught:

@@ -2,12 +2,10 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from consistency import distances, errors, fitting, status, training
 from consistency.errors import MemoryShortage, Preempted
 from consistency.preemption import SIGNALS
 from consistency.settings import ConsistencyTraining, Coupling, Training
-from helpers import ROOT, solved_targets
+from helpers import ROOT, solved_targets, wait_for
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1"}
 MLP = {"kind": "mlp", "width": 32, "depth": 1}
@@ -78,21 +76,24 @@ def records(path):
     ("kind", "name"),
     [("classifier", "SIGUSR1"), ("teacher", "SIGTERM"), ("student", "SIGUSR1"), ("pairs", "SIGTERM")],
 )
-def test_a_signal_at_a_random_moment(tmp_path, digits, teacher_folder, manifest, kind, name):
+def test_a_signal_at_a_random_moment(tmp_path, digits, teacher_folder, manifest, moments, kind, name):
     function, arguments = call(kind, digits, teacher_folder, manifest)
     output, stats, side = places(tmp_path / "cut", kind)
     command = [sys.executable, "-c", CALL, json.dumps([function, [output, stats, side, *arguments]])]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    moment = random.randint(1, 30)
-    while process.poll() is None and not (seen := status.trainings(tmp_path / "cut")):
-        time.sleep(0.005)
-    while process.poll() is None and (seen := status.trainings(tmp_path / "cut")) and seen[0].step < 10 * moment:
-        time.sleep(0.005)
-    assert process.poll() is None, process.stderr.read()
-    assert (seen[0].experiment, seen[0].run, seen[0].steps, seen[0].stale) == ("digits", kind, 800, False)
+    moment, output_of = moments.randint(1, 30), tmp_path / "said.txt"
+    with open(output_of, "w") as said:
+        process = subprocess.Popen(command, env=ENVIRONMENT, stderr=said)
+    (seen,) = wait_for(
+        lambda: [one for one in status.trainings(tmp_path / "cut") if one.step >= 10 * moment],
+        f"step {10 * moment} of 800",
+        process=process,
+        seen=output_of.read_text,
+        every=0.005,
+    )
+    assert (seen.experiment, seen.run, seen.steps, seen.stale) == ("digits", kind, 800, False)
     process.send_signal(getattr(signal, name))
-    said = process.communicate()[1].strip().splitlines()[-1]
-    assert process.returncode == 1
+    assert process.wait(timeout=60) == 1, output_of.read_text()
+    said = output_of.read_text().strip().splitlines()[-1]
     (stopped,) = status.trainings(tmp_path / "cut")
     step = torch.load(f"{side}/checkpoint.pt", weights_only=True)["step"]
     assert 10 * moment <= step < 800
@@ -202,7 +203,7 @@ except errors.ConsistencyError as error:
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and an address-space limit")
+@pytest.mark.needs("linux")  # /proc and a limit of the address space
 @pytest.mark.parametrize("what", ["training", "solving"])
 def test_no_memory_is_one_line_that_names_the_keys(tmp_path, digits, teacher_folder, manifest, what):
     if what == "training":

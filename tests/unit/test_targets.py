@@ -220,6 +220,7 @@ def test_targets_of_another_teacher(tmp_path, teacher, teacher_folder, images):
         )
 
 
+@pytest.mark.needs("linux")
 def test_readers_memory_does_not_grow_with_the_number_of_targets(tmp_path):
     """Four times the shards, the same peak: one is open at a time, and its pages are mapped."""
     from consistency.storage import save_tensors, sha256, write_json

@@ -72,6 +72,7 @@ def test_a_full_disk_is_told_before_anything_is_computed(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.needs("linux")
 def test_memory_does_not_grow_with_the_file(tmp_path):
     """Of what a process holds for itself; the mapped file's pages are the system's to take back."""
     code = """if True:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from contextlib import suppress
 import psutil
 import pytest
 from consistency import status
-from helpers import ROOT, Project
+from helpers import ROOT, Project, surroundings, wait_for
 
 TEACHER = {"teacher": {"training": {"steps": 1500, "checkpoint_every": 10_000, "log_every": 10}}}
 TARGET = "results/digits/teacher"
@@ -24,7 +23,7 @@ class Running:
     def __init__(self, project, *arguments, **environment):
         self.project, self.output = project, project.folder / "output.txt"
         command = [sys.executable, "-m", "snakemake", "--cores", "2", "--nolock", *arguments]
-        known = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
+        known = surroundings(**environment)
         with open(self.output, "w") as file:
             self.process = subprocess.Popen(
                 command, cwd=project.folder, env=known, stdout=file, stderr=file, start_new_session=True
@@ -32,25 +31,31 @@ class Running:
 
     def job(self, rule):
         """The process of a rule's script, once there is one."""
-        while self.process.poll() is None:
-            for child in psutil.Process(self.process.pid).children():
-                with suppress(psutil.Error):  # it has just ended
+
+        def script():
+            with suppress(psutil.Error):  # it has just ended
+                for child in psutil.Process(self.process.pid).children():
                     if child.is_running() and any(f".{rule}.py" in word for word in child.cmdline()):
                         return child
-            time.sleep(0.005)
-        raise AssertionError(f"it ended before {rule} began:\n{self.said()}")
+
+        return self.wait_for(script, f"a job of {rule}")
 
     def reaches(self, step):
         """Wait until the training has recorded that step."""
-        while self.process.poll() is None:
-            if any(training.step >= step for training in status.trainings(self.project.folder / "results")):
-                return
-            time.sleep(0.005)
-        raise AssertionError(f"it ended before step {step}:\n{self.said()}")
+
+        def reached():
+            return any(training.step >= step for training in status.trainings(self.project.folder / "results"))
+
+        self.wait_for(reached, f"step {step}")
+
+    def wait_for(self, condition, what):
+        """What the condition gives once it is true, while snakemake runs."""
+        return wait_for(condition, what, 120, process=self.process, seen=self.said, every=0.005)
 
     def end(self):
-        """The exit status."""
-        return self.process.wait(timeout=300)
+        """The exit status, once snakemake has ended."""
+        wait_for(lambda: self.process.poll() is not None, "the end of snakemake", 300, seen=self.said)
+        return self.process.returncode
 
     def said(self):
         return self.output.read_text()
@@ -90,18 +95,18 @@ def weights(project):
     return (project.folder / TARGET / "model.safetensors").read_bytes()
 
 
-def test_signals_retries_and_ctrl_c(tmp_path, run, undisturbed):
+def test_signals_retries_and_ctrl_c(tmp_path, run, undisturbed, moments):
     """USR1, then TERM to the job, which snakemake retries; Ctrl-C to all; then the same command again."""
     project = Project(tmp_path)
     project.configure(TEACHER)
     first = run(project, TARGET, "--retries", "2")
-    steps = [random.randint(1, 20) * 10, random.randint(30, 50) * 10, random.randint(70, 100) * 10]
+    steps = [moments.randint(first, last) * 10 for first, last in ((1, 20), (30, 50), (70, 100))]
     for step, name in zip(steps[:2], ("SIGUSR1", "SIGTERM")):
         first.reaches(step)
         first.job("train_teacher").send_signal(getattr(signal, name))
-        while not any(name in line for line in first.lines("train_teacher")):
-            assert first.process.poll() is None, first.said()
-            time.sleep(0.01)
+        first.wait_for(
+            lambda: any(name in line for line in first.lines("train_teacher")), f"the line that tells of {name}"
+        )
     first.reaches(steps[2])
     os.killpg(first.process.pid, signal.SIGINT)
     assert first.end() != 0
@@ -119,15 +124,15 @@ def test_signals_retries_and_ctrl_c(tmp_path, run, undisturbed):
     assert not list((project.folder / "results/digits/checkpoints").iterdir())
 
 
-def test_another_stage_ends_at_once_and_leaves_nothing(run, undisturbed):
-    project = undisturbed
+def test_another_stage_ends_at_once_and_leaves_nothing(tmp_path, run, undisturbed, moments):
+    project = undisturbed.copy(tmp_path / "project")
     project.configure(TEACHER | {"targets": {"count": 400_000, "shards": 1}})
     shard = "results/digits/targets/paper-ddim-n5-w1/shard-0.safetensors"
     running = run(project, shard)
     job = running.job("solve_targets")
-    while not (project.folder / "results/logs/digits/solve_targets-paper-ddim-n5-w1-0.log").exists():
-        time.sleep(0.01)
-    time.sleep(random.uniform(0.1, 2.5))
+    log = project.folder / "results/logs/digits/solve_targets-paper-ddim-n5-w1-0.log"
+    running.wait_for(log.exists, "the log of the solve")
+    time.sleep(moments.uniform(0.1, 2.5))
     job.send_signal(signal.SIGTERM)
     assert running.end() != 0
     assert running.lines("solve_targets") == ["solve_targets: stopped by SIGTERM"]
@@ -162,14 +167,14 @@ with job(SimpleNamespace(rule="stage", log=["log"], threads=1, resources=SimpleN
     assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "log", "log.lock"]
 
 
-def test_two_gpus_are_two_processes(tmp_path, run):
+def test_two_gpus_are_two_processes(tmp_path, run, moments):
     """Where there is no GPU two processes on the CPU take their place. Stopped, it goes on when it is retried."""
     settings = {"gpu": 2, "teacher": {"training": {"steps": 600, "checkpoint_every": 10_000, "log_every": 10}}}
     gpus = {"CONSISTENCY_CPU_FOR_GPU": "1"}
     project = Project(tmp_path)
     project.configure(settings)
     running = run(project, TARGET, "--retries", "1", "--resources", "gpu=2", **gpus)
-    running.reaches(random.randint(1, 40) * 10)
+    running.reaches(moments.randint(1, 40) * 10)
     job = running.job("train_teacher")
     (launcher,) = job.children()
     processes = launcher.children()
@@ -195,9 +200,10 @@ def test_two_gpus_are_two_processes(tmp_path, run):
     assert "lower learning_rate" in told
 
 
-def test_tensorboard_is_no_reason_to_train_again(undisturbed):
-    undisturbed.configure(TEACHER, tensorboard=True)
-    assert undisturbed.jobs(TARGET) == {}
-    undisturbed.snakemake("results/digits/classifier")
-    events = list((undisturbed.folder / "results/digits/tensorboard/classifier").glob("events.out.tfevents*"))
+def test_tensorboard_is_no_reason_to_train_again(tmp_path, undisturbed):
+    project = undisturbed.copy(tmp_path / "project")
+    project.configure(TEACHER, tensorboard=True)
+    assert project.jobs(TARGET) == {}
+    project.snakemake("results/digits/classifier")
+    events = list((project.folder / "results/digits/tensorboard/classifier").glob("events.out.tfevents*"))
     assert len(events) == 1

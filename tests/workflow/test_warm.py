@@ -1,7 +1,6 @@
 """The process that jobs start from: their results, ends and errors are those of jobs that start afresh."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -52,7 +51,7 @@ def test_a_job_ends_as_its_fork_does(tmp_path, end, code, said):
         assert before[0] == "Traceback (most recent call last):\n"
         assert before[-1] == said
         assert sum(line.startswith("Traceback") for line in before) == 1
-        assert f'    {end}\n' in before
+        assert f"    {end}\n" in before
     else:
         assert "".join(before) == said
 
@@ -135,7 +134,6 @@ def test_a_fork_dies_with_its_job_and_the_server_with_its_parent(tmp_path):
     done = harness(tmp_path, body, script)
     pids = [int(word) for word in done.stdout.split()]
     assert len(set(pids)) == 2
-
 
     def alive():
         found = [process for process in psutil.process_iter(["pid", "status", "cmdline"]) if process.pid in pids]
