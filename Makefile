@@ -1,7 +1,8 @@
 # make reproduce   environment, the default experiments, the claims table
 # make resume      after a kill or a reboot: ends what was left running, then goes on
 # make install     the environment alone
-# make test        environment, every test that this machine can run
+# make test        environment, the tests that this machine can run, but the long ones (TESTS=path: those of a path)
+# make test ALL=1  and the long ones: clusters, conda, browser at a phone's width, faults and benchmarks at length
 # make bench       what precomputed targets buy, and the overheads of every stage (nine minutes); results/benchmark.md
 # make soak        kill -9, full disk and fuzz at length; writes benchmarks/soak.md (14 minutes for 143 kills)
 # make verify      compare the last run's results with the hashes that they carry (RESULTS=FOLDER: of others)
@@ -14,6 +15,8 @@
 PYTHON ?= python3
 CORES ?= all
 TESTS ?= tests
+# Tests run in as many processes as there are cores, and one more where some of them mostly wait for a cluster.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$(((cores < 8 ? cores : 8) + $(if $(ALL),1,0))))
 # On a cluster: make reproduce PROFILE=slurm; more arguments of snakemake: ARGS="--config experiments=fashion"
 HOW = $(if $(PROFILE),--workflow-profile $(PROFILE),--cores $(CORES)) $(ARGS)
 # Modules are compiled on first import (see below), which this variable would forbid.
@@ -52,7 +55,8 @@ resume: $(STAMP)
 	$(BIN)/python workflow/scripts/resume.py $(HOW)
 
 test: $(TESTING)
-	$(BIN)/python -m pytest $(TESTS)
+	PYTEST_ADDOPTS="-n $(WORKERS) --dist loadfile --no-loadscope-reorder $$PYTEST_ADDOPTS" \
+		$(BIN)/python -m pytest $(if $(ALL),--all) $(TESTS)
 
 bench: $(TESTING)
 	$(BIN)/python benchmarks/bench.py $(ARGS)

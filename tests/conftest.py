@@ -30,8 +30,15 @@ def pytest_addoption(parser):
 
 
 def pytest_report_header(config):
-    long = "" if config.option.all else "; tests marked long are left out (--all runs them)"
+    long = "; tests marked long are left out (--all runs them)" if leaves_long_out(config) else ""
     return f"seed of random moments: {config.option.seed}{long}"
+
+
+def leaves_long_out(config):
+    """Whether the whole suite was asked for, without --all; of a path that is named, every test is run."""
+    whole = {config.rootpath, config.rootpath / "tests"}
+    named = {Path(config.invocation_params.dir, argument).resolve() for argument in config.args}
+    return not config.option.all and bool(whole & named)
 
 
 def needs_of(item):
@@ -41,15 +48,14 @@ def needs_of(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave long tests out, unless all are asked for or one is asked for by its own name; slow files come first."""
+    """Leave long tests out where they are not asked for; slow files come first."""
     for item in items:
         if unknown := set(needs_of(item)) - needs.NEEDS.keys():
             raise pytest.UsageError(f"{item.nodeid}: no such need: {', '.join(sorted(unknown))}; see tests/needs.py")
-    if not config.option.all:
-        named = tuple(argument for argument in config.args if "::" in argument)
-        long = {item for item in items if item.get_closest_marker("long") and not item.nodeid.startswith(named)}
-        config.hook.pytest_deselected(items=list(long))
-        items[:] = [item for item in items if item not in long]
+    if leaves_long_out(config):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
     # Workers take files in this order, and a slow one that is begun last would be waited for.
     items.sort(key=lambda item: item.path.parent.name == "unit")
 

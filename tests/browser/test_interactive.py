@@ -36,7 +36,7 @@ def drawn(values):
     return np.round((np.clip(values, -1, 1) + 1) * 127.5).squeeze(1)
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.long)])
 def test_pictures_are_the_samples_of_the_choice(finished, opened, width):
     shown = set()
     with opened(finished.folder / "results/pages/digits-samples.html", width) as page:
@@ -102,7 +102,7 @@ def trace(page, name):
     )
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.long)])
 def test_the_plot_holds_the_means_of_the_choice(finished, opened, width):
     metrics = pd.read_csv(finished.folder / "results/metrics.csv")
     chosen = metrics[(metrics.method == "direct") & (metrics.sampling_steps == 2) & (metrics.guidance == 4)]

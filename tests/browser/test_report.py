@@ -49,7 +49,7 @@ def no_overflow(frame):
     return frame.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.long)])
 def test_every_item_shows_and_reads(project, opened, width):
     results = project.folder / "results"
     files = [path for kind in ("figures/*.png", "tables/*.html", "pages/*.html") for path in results.glob(kind)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 from cluster.conftest import succeeded
 
+pytestmark = [pytest.mark.long, pytest.mark.needs("linux", "make")]
 LOCAL = [sys.executable, "-m", "snakemake", "--cores", "2"]
 
 

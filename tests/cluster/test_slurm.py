@@ -1,17 +1,24 @@
-"""The profile on a real SLURM: what happens to a student's training when the cluster, or the user, interferes.
+"""The profile and its page on a real SLURM: what happens to a student's training when the cluster, or the user,
+interferes. One such cluster lives at a time, so that all tests on it are in this file.
 
 Training is caught in its middle by stopping its process, as if the node hung; that takes no time of the machine.
 """
 
 from __future__ import annotations
 
+import csv
+import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 from cluster.conftest import succeeded
 from cluster.slurm import ask
+from helpers import ROOT, Project, wait_for
+
+pytestmark = [pytest.mark.long, pytest.mark.needs("git", "bash", "make")]
 
 # SLURM limits are whole minutes, looked at every 30 s: a warning 10 s before the end of one comes after 20 s or later.
 WARNED = ("--set-resources", "train_student:slurm_extra='--signal=TERM@10'")
@@ -27,6 +34,17 @@ def resumed_at(student) -> int:
     return int(re.search(r"resumed at step (\d+) of", student.log.read_text())[1])
 
 
+def rows(path):
+    with open(path, encoding="utf-8") as file:
+        return sorted(tuple(row.items()) for row in csv.DictReader(file))
+
+
+def jobs(folder) -> list[tuple[str, str, str]]:
+    """Name, comment and state of this folder's SLURM jobs."""
+    listed = ask("squeue", "--states=all", "--noheader", "--format=%j|%k|%T|%Z").splitlines()
+    return [tuple(line.split("|")[:3]) for line in listed if line.split("|")[3] == str(folder)]
+
+
 @pytest.fixture(scope="module")
 def limited(cluster, student):
     """Two students with a minute of time each, stopped; they wait for their limit while other tests go on.
@@ -40,6 +58,53 @@ def limited(cluster, student):
         found.append((one, one.submit(*options)))
         one.stop(found[-1][1])
     return found
+
+
+def test_the_page_from_clone_to_figures(limited, finished, environment, tmp_path):
+    """docs/running-on-clusters.md, its commands line by line, with the same numbers as on one machine."""
+    page = (ROOT / "docs/running-on-clusters.md").read_text(encoding="utf-8")
+    script = tmp_path / "page.sh"
+    script.write_text("set -euxo pipefail\n" + "".join(re.findall(r"^```bash\n(.*?)^```$", page, re.M | re.S)))
+
+    (tmp_path / "repository").mkdir()
+    repository = Project(tmp_path / "repository")
+    repository.configure({"runs": [{"solver": "ddim", "n_steps": 5, "guidance": [4], "seed": [0]}]})
+    for name in ("Makefile", "requirements.lock", ".gitignore"):
+        shutil.copy(ROOT / name, repository.folder)
+    profile = repository.folder / "workflow/profiles/slurm/config.yaml"
+    profile.write_text(re.sub(r"(?m)^(slurm-init-seconds.*:) 10$", r"\1 2", profile.read_text()))
+    author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "--quiet"], ["add", "--all"], [*author, "commit", "--quiet", "--message=small"]):
+        subprocess.run(["git", *command], cwd=repository.folder, check=True)
+
+    variables = {"REPOSITORY": str(repository.folder), "EXPERIMENT": "digits", "VENV": str(environment)}
+    done = subprocess.run(
+        ["bash", script], cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+    place = tmp_path / "consistency"
+    submitted = done.stderr.count("has been submitted with SLURM jobid")
+    assert (
+        submitted
+        == len([0 for _, comment, state in jobs(place) if (comment[:5], state) == ("rule_", "COMPLETED")])
+        > 10
+    )
+    assert "A1" in done.stdout  # the claims table at the end
+
+    wait_for(
+        lambda: ("consistency", "COMPLETED") in [job[::2] for job in jobs(place)],
+        "the end of the job that runs snakemake",
+        120,
+        seen=lambda: jobs(place),
+        every=0.2,
+    )
+    assert "Nothing to be done" in next(place.glob("snakemake-*.out")).read_text()
+
+    found, expected = (rows(project / "results/metrics.csv") for project in (place, finished.folder))
+    runs = {dict(row)["run"] for row in found}
+    assert runs == {"data", "teacher-ddim-n5-w4", "cm-ddim-n5-w4-s0", "direct-ddim-n5-w4-s0"}
+    assert found == [row for row in expected if dict(row)["run"] in runs]
+    assert (place / "results/figures/digits-tradeoff.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_a_cancelled_job_is_tried_again_and_continues(limited, student, undisturbed):

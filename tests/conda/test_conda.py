@@ -19,6 +19,7 @@ import pytest
 import yaml
 from helpers import ROOT, Project
 
+pytestmark = pytest.mark.long
 TINY = {
     "evaluation": {"count": 32},
     "teacher": {"training": {"steps": 40}},

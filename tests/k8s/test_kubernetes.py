@@ -121,6 +121,7 @@ def of_rules(cluster, *rules):
     return [(rule, pod) for rule, pod in named if rule in rules]
 
 
+@pytest.mark.long
 def test_pods_that_fail_or_are_taken_away_continue_from_their_checkpoint(ran):
     folder, cluster, printed = ran
     found = of_rules(cluster, "train_classifier", "measure_data")
@@ -135,6 +136,7 @@ def test_pods_that_fail_or_are_taken_away_continue_from_their_checkpoint(ran):
     assert not cluster.secrets  # none is left behind
 
 
+@pytest.mark.long
 def test_results_are_on_the_claim_and_traced_to_the_commit(ran):
     folder, *_ = ran
     metrics = json.loads((folder / "results/digits/metrics/data.json").read_text())
@@ -147,6 +149,7 @@ def test_results_are_on_the_claim_and_traced_to_the_commit(ran):
     assert names == {"prepare_data.log"}  # of the rule that the driver runs; the others are the pods' own
 
 
+@pytest.mark.long
 def test_what_a_pod_is_given(ran):
     folder, cluster, _ = ran
     found = of_rules(cluster, "train_classifier", "draw_noise")
@@ -172,6 +175,7 @@ def driver_job():
     return {container["name"]: container for container in spec["initContainers"] + spec["containers"]}
 
 
+@pytest.mark.long
 def test_interrupting_the_driver_ends_its_pods(tmp_path, kubernetes):
     cluster = apiserver.Cluster(IMAGE)
     kubeconfig = str(cluster.kubeconfig(tmp_path / "config"))
@@ -218,6 +222,7 @@ def test_image_file():
     assert all(f"{name}==" in pins for name in installed)
 
 
+@pytest.mark.long
 def test_driver_manifest(ran):
     _, cluster, _ = ran
     documents = list(yaml.safe_load_all((ROOT / "workflow/profiles/kubernetes/driver.yaml").read_text()))

@@ -43,11 +43,13 @@ def values(table, **cells):
     return table.value
 
 
+@pytest.mark.long
 def test_every_section_has_its_rows(table):
     assert set(SECTIONS.values()) <= set(table.section)
     assert (table.value.notna() & (table.low <= table.value) & (table.value <= table.high)).all()
 
 
+@pytest.mark.long
 def test_online_solves_ask_the_teacher_and_cached_targets_do_not(table):
     steps = table[table.section == "Direct CM step"]
     assert (values(steps, quantity="calls a sample, cached targets") == 0).all()
@@ -59,6 +61,7 @@ def test_online_solves_ask_the_teacher_and_cached_targets_do_not(table):
     assert slower.item() > 2
 
 
+@pytest.mark.long
 def test_other_implementations_find_the_same_distance(table):
     apart = values(table, section="Fréchet", quantity="relative difference")
     assert len(apart) == 2 and (apart < 1e-6).all()

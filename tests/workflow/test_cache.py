@@ -130,6 +130,7 @@ def test_no_job_starts_for_a_cache_that_cannot_be(first, monkeypatch, place, mes
     assert f"--cache: SNAKEMAKE_OUTPUT_CACHE: {message}" in done.stderr
 
 
+@pytest.mark.long
 def test_a_flipped_bit_in_the_cache_is_noticed(first, monkeypatch, tmp_path):
     cache = shutil.copytree(first.cache, tmp_path / "cache")
     monkeypatch.setenv("SNAKEMAKE_OUTPUT_CACHE", str(cache))
@@ -166,6 +167,7 @@ def test_room_that_was_made_in_the_cache_asks_for_nothing(monkeypatch, tmp_path)
     assert made(project, sample) >= NOISE, "what it needs is made anew"
 
 
+@pytest.mark.long
 def test_two_checkouts_fill_a_cache_at_once(monkeypatch, tmp_path):
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("SNAKEMAKE_OUTPUT_CACHE", str(tmp_path / "cache"))
@@ -184,6 +186,7 @@ def test_two_checkouts_fill_a_cache_at_once(monkeypatch, tmp_path):
         assert len({(project.results / name).read_bytes() for project in (*both, third)}) == 1
 
 
+@pytest.mark.long
 def test_a_teacher_of_the_users_own(first, cache, tmp_path):
     """Its files are hashed: as a folder, Snakemake's cache could not read it."""
     teacher = shutil.copytree(first.results / "teacher", tmp_path / "teacher")

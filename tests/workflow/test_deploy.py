@@ -86,6 +86,7 @@ def test_deployed_files(deployed):
     assert not list(folder.glob("workflow/consistency"))
 
 
+@pytest.mark.long
 def test_the_deployed_workflow_runs(deployed):
     folder, snakemake, repository = deployed
     assert "everything " in snakemake("--dry-run")  # with the configuration as it came

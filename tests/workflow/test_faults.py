@@ -36,7 +36,7 @@ def reader(name):
     return found
 
 
-@pytest.mark.parametrize("experiment", ["finished", "exact"])
+@pytest.mark.parametrize("experiment", ["finished", pytest.param("exact", marks=pytest.mark.long)])
 def test_a_flipped_bit_in_any_file_is_caught(experiment, request):
     """Every file of a run: eight bits at random, one at a time."""
     results, random, kinds = request.getfixturevalue(f"{experiment}_copy").folder / "results", Random(0), set()
@@ -64,6 +64,7 @@ KINDS = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("experiment", ["finished", "exact"])
 def test_a_flipped_bit_stops_the_job_that_reads_it(experiment, request, tmp_path):
     """A job of a rule that reads it, for every kind of file."""
@@ -75,6 +76,7 @@ def test_a_flipped_bit_stops_the_job_that_reads_it(experiment, request, tmp_path
     stages.flipped_inputs(project, tmp_path / "copy", sorted(KINDS[experiment]), 1)
 
 
+@pytest.mark.long
 def test_kills_in_every_stage_end_with_the_same_bytes(finished, tmp_path):
     """The short version of `make soak`: some runs of `finished`, again, with kills."""
     project = Project(tmp_path / "rough")

@@ -167,6 +167,7 @@ with job(SimpleNamespace(rule="stage", log=["log"], threads=1, resources=SimpleN
     assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "log", "log.lock"]
 
 
+@pytest.mark.long
 def test_two_gpus_are_two_processes(tmp_path, run, moments):
     """Where there is no GPU two processes on the CPU take their place. Stopped, it goes on when it is retried."""
     settings = {"gpu": 2, "teacher": {"training": {"steps": 600, "checkpoint_every": 10_000, "log_every": 10}}}

@@ -36,7 +36,12 @@ def files(folder):
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not own & set(p.parts)}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+LARGE = {"digits-full"}  # 3,000 jobs
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name in LARGE else []) for name in PRESETS]
+)
 def test_dry_run(project, outside, name):
     before = files(project.folder)
     done = project.snakemake("-n", "--config", f"experiments={name}", f"results={outside / 'results'}")

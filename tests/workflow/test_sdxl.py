@@ -15,6 +15,7 @@ from helpers import Project
 from hubserver import COMMIT, HubServer
 
 COUNT = 24
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
