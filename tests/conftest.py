@@ -63,11 +63,12 @@ def pytest_collection_modifyitems(config, items):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Skip a test that needs what is missing here, before anything is made for it; in CI that is an error."""
-    for name in needs_of(item):
-        if reason := needs.missing(name):
-            if IN_CI and needs.NEEDS[name].in_ci:
-                pytest.fail(f"{reason}; with CI=true nothing may be missing", pytrace=False)
-            pytest.skip(reason)
+    absent = {name: needs.missing(name) for name in needs_of(item) if needs.missing(name)}
+    reason = "; ".join(absent.values())
+    if IN_CI and any(needs.NEEDS[name].in_ci for name in absent):
+        pytest.fail(f"{reason}; with CI=true nothing may be missing", pytrace=False)
+    if absent:
+        pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True, scope="session")
