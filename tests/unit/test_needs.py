@@ -27,7 +27,7 @@ AFFECTED = (
     "tests/workflow/test_deploy.py::test_deployed_files",
     "tests/unit/test_storage.py::test_full_disk",
 )
-HIDDEN = {"bash", "chromium", "rsync", "slurm", "small disk"}
+HIDDEN = {"bash", "chromium", "rsync", "sed", "slurm", "small disk"}
 
 
 @pytest.fixture(scope="module")

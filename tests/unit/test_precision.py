@@ -244,10 +244,12 @@ def test_bf16_resumes_exactly(tmp_path):
 
 
 def test_two_precisions_in_one_process(tmp_path):
-    """As in a notebook: one training, then another with another precision."""
-    fit(tmp_path / "a", steps=2)
-    fit(tmp_path / "b", steps=2, precision="bf16")
-    fit(tmp_path / "c", steps=2)
+    """As in a notebook: one training, then another with another precision; the first one's is not changed by it."""
+    before, _ = fit(tmp_path / "a", steps=2)
+    half, _ = fit(tmp_path / "b", steps=2, precision="bf16")
+    after, _ = fit(tmp_path / "c", steps=2)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any(not torch.equal(before[name], half[name]) for name in before)
 
 
 @pytest.mark.parametrize("batches", [batch_at, weighted], ids=["plain", "weighted"])

@@ -131,7 +131,7 @@ def test_each_part_of_captions_is_looked_for_by_its_own_name(offline):
     assert [line.split(":")[0] for line in problems("sdxl", results=results)] == ["inception-v3"]
 
 
-def test_fashion_asks_for_what_its_reader_would_fetch(offline, monkeypatch):
+def test_the_files_named_for_fashion_are_those_that_its_reader_fetches(offline, monkeypatch):
     """The names, addresses and hashes are the reader's own."""
     lines, fetched = problems("fashion"), []
     assert len(lines) == 4
@@ -161,7 +161,7 @@ def test_fashion_of_debians_package_or_a_folder_needs_nothing(offline, monkeypat
     assert problems("fashion") == []
 
 
-def test_cifar10_asks_for_what_its_reader_would_fetch(offline, monkeypatch):
+def test_the_file_named_for_cifar10_is_the_one_that_its_reader_fetches(offline, monkeypatch):
     asked = []
 
     def fetch(*args):

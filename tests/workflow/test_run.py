@@ -35,7 +35,9 @@ def test_outputs_are_the_contracts(finished):
 
 
 def test_every_metric_can_be_traced(finished):
-    for path in (finished.folder / "results" / "digits" / "metrics").glob("*-s*.json"):
+    paths = sorted((finished.folder / "results" / "digits" / "metrics").glob("*-s*.json"))
+    assert len(paths) == 8  # two methods, two guidance scales, two seeds
+    for path in paths:
         measured = json.loads(path.read_text())
         assert [card["name"] for card in measured["protocol"]["extractors"]] == ["digits-classifier"]
         assert all(len(value) == 64 for value in measured["protocol"]["files_sha256"].values())

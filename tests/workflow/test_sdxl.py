@@ -3,7 +3,6 @@ sizes and addresses differ."""
 
 import csv
 import json
-import os
 
 import numpy as np
 import pytest
@@ -89,15 +88,12 @@ def run(tmp_path_factory):
             "CONSISTENCY_CACHE": str(folder / "cache"),
             "HF_TOKEN": "hf_a_secret_token",
         }
-        before = dict(os.environ)
-        os.environ.update(changes)
-        os.environ.pop("HF_HUB_OFFLINE", None)
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("HF_HUB_OFFLINE", raising=False)
+            for name, value in changes.items():
+                patch.setenv(name, value)
             done = project.snakemake("all")
             again = project.jobs()
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
         paths = [request.path for request in server.requests]
     return {"project": project, "pipeline": pipeline, "again": again, "paths": paths, "done": done}
 
