@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from random import Random
@@ -21,6 +22,7 @@ from helpers import Project
 from stages import small
 
 IN_CI = os.environ.get("CI") == "true"
+LONGEST = 1200  # seconds of a test, with what is made for it
 
 
 def pytest_addoption(parser):
@@ -69,6 +71,22 @@ def pytest_runtest_setup(item):
         pytest.fail(f"{reason}; with CI=true nothing may be missing", pytrace=False)
     if absent:
         pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """End a test that waits for ever, where it waits."""
+
+    def over(number, frame):
+        raise AssertionError(f"not over after {LONGEST} s; the end of this traceback says what it waited for")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(LONGEST)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -48,6 +48,12 @@ def wait_for(
         time.sleep(every)
 
 
+def ended(process: subprocess.Popen, what: str, seconds: float = 300, seen: Callable[[], object] = str) -> int:
+    """A process's exit status, once it has ended; see `wait_for`."""
+    wait_for(lambda: process.poll() is not None, f"the end of {what}", seconds, seen=seen)
+    return process.returncode
+
+
 def surroundings(**changes: str) -> dict[str, str]:
     """The environment for a snakemake: this one's without what would reach into it, and with changes."""
     own = ("PYTHONPATH", "CONSISTENCY_WARM")

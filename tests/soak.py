@@ -26,9 +26,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "workflow")]
 
-from helpers import ROOT, Project  # noqa: E402
+from helpers import ROOT, Project, surroundings, wait_for  # noqa: E402
 from stages import full_disk  # noqa: E402
 
+LONGEST = 1800  # seconds of one run
 # What a run leaves that depends on nothing but configuration and seeds. The rest (logs, metrics JSON, stats, cards) holds
 # times; their numbers are in metrics.csv.
 SAME = ("**/*.safetensors", "*/targets/*/manifest.json", "**/metrics.csv", "**/claims.csv", "tables/*")
@@ -80,6 +81,8 @@ class Soak:
     def __init__(self, project: Project, quota: int, seed: int, durations: dict[str, float], say=print, only=()):
         self.project, self.quota, self.say, self.only = project, quota, say, only
         self.random, self.durations = random.Random(seed), durations
+        if quota:
+            self.say(f"kills at random moments, --seed {seed}")
         self.kills: Counter[tuple[str, str]] = Counter()
         self.seen: dict[str, float] = {}
 
@@ -90,10 +93,9 @@ class Soak:
     def start(self, *targets: str) -> subprocess.Popen:
         """Start snakemake in a session of its own."""
         command = [sys.executable, "-m", "snakemake", "--cores", "2", *targets]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         with open(self.project.folder / "soak.log", "a") as log:
             return subprocess.Popen(
-                command, cwd=self.project.folder, stdout=log, stderr=log, env=environment, start_new_session=True
+                command, cwd=self.project.folder, stdout=log, stderr=log, env=surroundings(), start_new_session=True
             )
 
     def run(self, *targets: str) -> None:
@@ -106,14 +108,23 @@ class Soak:
             before = self.total()
             code = self._once(targets)
             if code and self.total() == before:
-                raise AssertionError((self.project.folder / "soak.log").read_text()[-5000:])
+                raise AssertionError(f"snakemake failed without a kill:\n{self.said()}")
+
+    def said(self) -> str:
+        """The end of what snakemake has said."""
+        return (self.project.folder / "soak.log").read_text()[-5000:]
 
     def _once(self, targets: tuple[str, ...]) -> int:
         run, known, due = self.start(*targets), {}, {}
+        end = time.monotonic() + LONGEST
         try:
             while run.poll() is None:
                 time.sleep(0.02)
                 now, alive = time.monotonic(), processes(run.pid)
+                if now > end:
+                    raise AssertionError(
+                        f"waited for the end of snakemake: not after {LONGEST} s; seen:\n{self.said()}"
+                    )
                 for pid in known.keys() - alive.keys():
                     gone = known.pop(pid)
                     self.seen[gone.rule] = max(self.seen.get(gone.rule, 0), now - gone.since)
@@ -147,11 +158,15 @@ class Soak:
 
     def _end(self, run: subprocess.Popen) -> None:
         """Kill what lives in the session, until nothing does."""
-        while alive := processes(run.pid):
+
+        def none_left() -> bool:
+            alive = processes(run.pid)
             for pid in alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            time.sleep(0.02)
+            return not alive
+
+        wait_for(none_left, "the end of all killed processes", seen=lambda: processes(run.pid))
         run.wait()
 
     def total(self) -> int:

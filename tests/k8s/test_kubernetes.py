@@ -79,7 +79,7 @@ ARGUMENTS = (
 def test_dry_run(tmp_path, kubernetes, profile):
     folder = project(tmp_path).folder
     driver = start(kubernetes, folder, *profile, "--dry-run")
-    printed, _ = driver.communicate()
+    printed, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, printed
     assert f"output: {folder}/results/digits/data.safetensors (send to storage)" in printed
     assert "mem_mb=3000" in printed
@@ -109,7 +109,7 @@ def ran(tmp_path_factory, kubernetes):
     kubeconfig = cluster.kubeconfig(tmp_path_factory.mktemp("home") / "config")
     # noise: a job without a GPU
     driver = start(kubernetes, folder, *ARGUMENTS, "results/digits/noise.safetensors", KUBECONFIG=str(kubeconfig))
-    printed, _ = driver.communicate()
+    printed, _ = driver.communicate(timeout=600)
     cluster.stop()
     assert driver.returncode == 0, printed + "".join(pod.log() for pod in cluster.pods)
     return folder, cluster, printed

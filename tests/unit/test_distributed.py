@@ -11,7 +11,7 @@ import pytest
 import torch
 from consistency import config, parallel
 from consistency.errors import ConfigError
-from helpers import ROOT, solved_targets, wait_for
+from helpers import ROOT, ended, solved_targets, wait_for
 from safetensors.torch import load_file
 
 # One training a line of what differs: a network, an objective, what the objective needs of the batch.
@@ -148,12 +148,7 @@ def start(tmp_path, inputs):
 
 def finish(process):
     """Its exit status, which is to be 0."""
-    assert ended(process) == 0, process.said.read_text()[-3000:]
-
-
-def ended(process):
-    wait_for(lambda: process.poll() is not None, "the end of the training", 300, seen=process.said.read_text)
-    return process.returncode
+    assert ended(process, "the training", seen=process.said.read_text) == 0, process.said.read_text()[-3000:]
 
 
 def weights(folder, name):
@@ -205,7 +200,7 @@ def test_killed_and_stopped_is_as_undisturbed(tmp_path, start, moments):
     first = start("cut", 3, "classifier", steps=240)
     processes = reaches(first, stats, moments.randint(2, 9))
     first.kill()
-    assert ended(first) == -signal.SIGKILL
+    assert ended(first, "the launcher") == -signal.SIGKILL
     _, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive, "a process outlived its parent"
     checkpoint = stats.with_name("checkpoint.pt")
@@ -213,7 +208,7 @@ def test_killed_and_stopped_is_as_undisturbed(tmp_path, start, moments):
 
     second = start("cut", 3, "classifier", steps=240)
     reaches(second, stats, moments.randint(14, 22))[2].send_signal(signal.SIGUSR1)
-    assert ended(second) != 0
+    assert ended(second, "the training", seen=second.said.read_text) != 0
     assert not (tmp_path / "cut" / "classifier").exists()
     said = second.said.read_text()
     stopped = [line.rpartition("stopped by SIGUSR1 ")[2] for line in said.splitlines() if "stopped by SIGUSR1" in line]

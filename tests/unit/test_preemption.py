@@ -15,7 +15,7 @@ from consistency import distances, errors, fitting, status, training
 from consistency.errors import MemoryShortage, Preempted
 from consistency.preemption import SIGNALS
 from consistency.settings import ConsistencyTraining, Coupling, Training
-from helpers import ROOT, solved_targets, wait_for
+from helpers import ROOT, ended, solved_targets, wait_for
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1"}
 MLP = {"kind": "mlp", "width": 32, "depth": 1}
@@ -92,7 +92,7 @@ def test_a_signal_at_a_random_moment(tmp_path, digits, teacher_folder, manifest,
     )
     assert (seen.experiment, seen.run, seen.steps, seen.stale) == ("digits", kind, 800, False)
     process.send_signal(getattr(signal, name))
-    assert process.wait(timeout=60) == 1, output_of.read_text()
+    assert ended(process, "the training", seen=output_of.read_text) == 1, output_of.read_text()
     said = output_of.read_text().strip().splitlines()[-1]
     (stopped,) = status.trainings(tmp_path / "cut")
     step = torch.load(f"{side}/checkpoint.pt", weights_only=True)["step"]

@@ -14,7 +14,7 @@ from consistency.errors import ConfigError, TrainingError
 from consistency.graphs import capturable
 from consistency.models.sdxl import SDXLUNet
 from consistency.noise import normal
-from helpers import wait_for
+from helpers import ended, wait_for
 
 SETTINGS = {"steps": 40, "batch_size": 8, "learning_rate": 1e-2, "log_every": 5, "checkpoint_every": 10}
 
@@ -195,17 +195,17 @@ def test_kill_9_in_the_middle_then_resume_is_bit_identical(tmp_path, digits, tea
         command = [sys.executable, "-c", KILLED, str(folder), str(teacher_folder), str(manifest)]
         return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
 
-    assert start(tmp_path / "whole").wait() == 0
+    assert ended(start(tmp_path / "whole"), "the training") == 0
     process = start(tmp_path / "cut")
     stats = tmp_path / "cut" / "side" / "stats.jsonl"
     wait_for(
         lambda: stats.is_file() and stats.read_text().count("\n") >= 5, "five records", process=process, every=0.005
     )
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert ended(process, "the training") == -signal.SIGKILL, "it ended before it could be killed"
     assert not (tmp_path / "cut" / "model").exists()
     assert (tmp_path / "cut" / "side" / "checkpoint.pt").is_file()
-    assert start(tmp_path / "cut").wait() == 0
+    assert ended(start(tmp_path / "cut"), "the training") == 0
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert weights[0] == weights[1]
     assert not (tmp_path / "cut" / "side").exists()

@@ -176,7 +176,7 @@ def test_two_checkouts_fill_a_cache_at_once(monkeypatch, tmp_path):
         for project in both
     ]
     for process in running:
-        output = process.communicate()[0]
+        output = process.communicate(timeout=300)[0]
         assert process.returncode == 0, output
     third = checkout(tmp_path / "three")
     assert made(third) == set()

@@ -12,7 +12,7 @@ import soak
 import stages
 from consistency import storage
 from consistency.errors import StorageError
-from helpers import Project, wait_for
+from helpers import Project, ended, wait_for
 
 # Every kind of file that a run leaves, and what reads it. A new kind must find its place here.
 READ = {
@@ -77,12 +77,12 @@ def test_a_flipped_bit_stops_the_job_that_reads_it(experiment, request, tmp_path
 
 
 @pytest.mark.long
-def test_kills_in_every_stage_end_with_the_same_bytes(finished, tmp_path):
+def test_kills_in_every_stage_end_with_the_same_bytes(finished, tmp_path, pytestconfig):
     """The short version of `make soak`: some runs of `finished`, again, with kills."""
     project = Project(tmp_path / "rough")
     project.configure({"runs": [{"solver": "ddim", "n_steps": 5, "guidance": [1], "seed": [0]}]})
     when = dict.fromkeys(["prepare_data", "train_teacher", "solve_targets", "train_student", "measure_student"], 1.0)
-    disturbed = soak.Soak(project, 2, 0, when, only=when)
+    disturbed = soak.Soak(project, 2, pytestconfig.option.seed, when, only=when)
     disturbed.run("results/digits/metrics.csv")
     assert disturbed.total() >= 5
     found, expected = soak.outcome(project.folder / "results"), soak.outcome(finished.folder / "results")
@@ -136,7 +136,8 @@ def test_two_snakemakes_in_one_folder(tmp_path):
         text = second.stdout + second.stderr
         assert "Directory cannot be locked" in text
         assert "no other Snakemake process is trying to create the same files" in text
-        assert first.wait(timeout=120) == 0, (tmp_path / "first.log").read_text()
+        said = (tmp_path / "first.log").read_text
+        assert ended(first, "the first snakemake", seen=said) == 0, said()
     finally:
         first.kill()
     done = project.snakemake("--dry-run", "results/digits/noise.safetensors")

@@ -11,7 +11,7 @@ from contextlib import suppress
 import psutil
 import pytest
 from consistency import status
-from helpers import ROOT, Project, surroundings, wait_for
+from helpers import ROOT, Project, ended, surroundings, wait_for
 
 TEACHER = {"teacher": {"training": {"steps": 1500, "checkpoint_every": 10_000, "log_every": 10}}}
 TARGET = "results/digits/teacher"
@@ -54,8 +54,7 @@ class Running:
 
     def end(self):
         """The exit status, once snakemake has ended."""
-        wait_for(lambda: self.process.poll() is not None, "the end of snakemake", 300, seen=self.said)
-        return self.process.returncode
+        return ended(self.process, "snakemake", seen=self.said)
 
     def said(self):
         return self.output.read_text()

@@ -10,7 +10,7 @@ import textwrap
 import psutil
 import pytest
 import soak
-from helpers import ROOT, Project, surroundings, wait_for
+from helpers import ROOT, Project, ended, surroundings, wait_for
 
 pytestmark = pytest.mark.needs("linux")  # jobs start afresh on other systems
 SCRIPTS = ROOT / "workflow" / "scripts"
@@ -213,7 +213,7 @@ def start(project, *arguments, **environment):
 def test_results_are_those_of_fresh_processes(finished, tmp_path):
     """The same bytes, from data to metrics."""
     running, said = start(Project(tmp_path), METRICS, CONSISTENCY_WARM="no")
-    assert running.wait() == 0, said.read_text()
+    assert ended(running, "snakemake", seen=said.read_text) == 0, said.read_text()
     found, expected = soak.outcome(tmp_path / "results"), soak.outcome(finished.folder / "results")
     assert len(found) >= 12
     assert [name for name in found if found[name] != expected[name]] == []
@@ -233,7 +233,7 @@ def test_few_jobs_and_those_of_several_threads_start_afresh(tmp_path, target, th
     assert any(word.endswith("_warm.py") for word in job.cmdline()) == forks
     assert any(word.endswith("_warm.py") for word in job.parent().cmdline()) == forks
     running.terminate()
-    running.wait()
+    ended(running, "snakemake", seen=said.read_text)
 
 
 TIMERS = """
