@@ -549,7 +549,9 @@ def test_folders_of_half_precision(tmp_path, given, plain, halves):
     folder, pipe = halves
     latents.encode_prompts(tmp_path / "prompts", given.captions, folder, SIDE, 4, "no")
     latents.encode_images(tmp_path / "data", given.images, folder / "vae", 4, "no")
-    fitting.import_teacher(tmp_path / "teacher", folder, tmp_path / "data", {"steps": 1000}, "unet", tmp_path / "prompts")
+    fitting.import_teacher(
+        tmp_path / "teacher", folder, tmp_path / "data", {"steps": 1000}, "unet", tmp_path / "prompts"
+    )
     assert [path.name for path in (tmp_path / "teacher").glob("*.safetensors")] == [
         "diffusion_pytorch_model.safetensors"
     ]

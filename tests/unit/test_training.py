@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from consistency import distances, feed, finite, models, objectives, training
+from consistency import distances, divergence, feed, models, objectives, training
 from consistency.errors import ConfigError, TrainingError
 from consistency.graphs import capturable
 from consistency.models.sdxl import SDXLUNet
@@ -308,7 +308,7 @@ def test_steps_that_the_scaler_of_fp16_leaves_out():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer, skipped = torch.optim.SGD([weight], 1.0), 0
-    while finite.is_skipped(scaler):
+    while divergence.is_skipped(scaler):
         weight.grad = torch.full((1,), float("inf"))
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
@@ -317,7 +317,7 @@ def test_steps_that_the_scaler_of_fp16_leaves_out():
         assert skipped < 100, "a training whose gradients never become finite would go on for ever"
     assert skipped == 41
     assert weight.item() == 1
-    assert not finite.is_skipped(None)
+    assert not divergence.is_skipped(None)
 
 
 def test_ema_is_the_average_of_the_weights(tmp_path):

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from . import mixtures
-from .errors import StorageError
+from .account import Account
+from .errors import MismatchError, StorageError
 from .storage import load_tensors, save_tensors
 from .streams import generator
+
+FEWEST = 4  # images to train on: the Fréchet distance between halves of them needs two in each
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -45,31 +48,85 @@ def _digits(settings: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]
     }
 
 
+def _read(settings: dict[str, Any], account: Account) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    from . import datasets
+
+    parts = datasets.read(
+        {key: value for key, value in settings.items() if key not in ("conditional", "name")}, account
+    )
+    if not settings.get("conditional", True):
+        parts = {part: (images, np.zeros_like(labels)) for part, (images, labels) in parts.items()}
+    return parts
+
+
 def prepare(path: str | Path, settings: dict[str, Any]) -> None:
     """Write a data set, split, to `path`.
 
     The file holds train_images, train_labels, test_images, test_labels. Samples are images (n, C, H, W), as float32
-    in [−1, 1] or as uint8 (see `as_float`), or a mixture's draws (n, d); labels int64.
+    in [−1, 1] or as uint8 (see `as_float`), or a mixture's draws (n, d); labels int64. What was read of files, and
+    what was passed over, is in the metadata as `read` (see `account`), and in the log `consistency`.
 
     Args:
         settings: of a kind of `sources.Data` other than captions (see `latents`).
 
     Raises:
         StorageError: missing or damaged files.
+        MismatchError: data that cannot carry the experiment: too few images, a class without any, one class.
     """
     kind = settings["kind"]
-    if kind in ("mixture", "digits"):
-        parts = (_mixture if kind == "mixture" else _digits)(settings)
-    else:
-        from . import datasets
-
-        parts = datasets.read({key: value for key, value in settings.items() if key not in ("conditional", "name")})
-        if not settings.get("conditional", True):
-            parts = {part: (images, np.zeros_like(labels)) for part, (images, labels) in parts.items()}
+    account = Account(settings.get("source") or settings.get("folder") or kind)
+    made = {"mixture": _mixture, "digits": _digits}.get(kind)
+    try:
+        parts = made(settings) if made else _read(settings, account)
+        account.count({part: labels for part, (_, labels) in parts.items()})
+        if kind != "mixture":
+            check_images(parts["train"][0], account.source, settings.get("test_share"))
+            _check_parts(account)
+    finally:
+        account.tell()
     tensors = {f"{part}_images": images for part, (images, _) in parts.items()}
     tensors |= {f"{part}_labels": labels for part, (_, labels) in parts.items()}
-    classes = 1 + max(int(labels.max()) for _, labels in parts.values())
-    save_tensors(path, tensors, {"name": kind, "classes": classes})
+    metadata = {"name": kind, "classes": len(account.classes["names"])}
+    save_tensors(path, tensors, metadata | ({} if made else {"read": account.record()}))
+
+
+def check_images(images: np.ndarray, source: str, test_share: float | None = None) -> None:
+    """Whether images can be learned from and measured against.
+
+    Args:
+        images: to train on, (n, C, H, W).
+        source: of the data, for the message.
+        test_share: share of them that is held out already.
+
+    Raises:
+        MismatchError: fewer than `FEWEST`, or all the same.
+    """
+    if len(images) < FEWEST:
+        less = "" if test_share is None else f" or a data.test_share below {test_share:g}"
+        raise MismatchError(
+            f"{source}: too few images to train on, {len(images)}: halves of them are compared; allowed: at least "
+            f"{FEWEST}, by more images in data.source{less}"
+        )
+    if not any((images[row] != images[0]).any() for row in range(1, len(images))):
+        raise MismatchError(f"{source}: all {len(images)} images to train on are the same; allowed: different ones")
+
+
+def _check_parts(account: Account) -> None:
+    """There are images to test on, and of every class images to train on; classes without any to test on are told.
+
+    Raises:
+        MismatchError: there are none.
+    """
+    if not account.samples["test"]:
+        raise MismatchError(f"{account.source}: no image to test on; allowed: a larger data.test_share")
+    for name, train, test in zip(*(account.classes[key] for key in ("names", "train", "test")), strict=True):
+        if not train:
+            raise MismatchError(
+                f"{account.source}: class {name!r} has no image to train on, and {test} held out; allowed: more images "
+                "of it, a smaller data.test_share, or another data.seed"
+            )
+        if not test:
+            account.remark("classes without an image to test on", name)
 
 
 def load(path: str | Path, framework: str = "pt") -> tuple[dict[str, Any], int]:

@@ -1,33 +1,24 @@
 """Readers of image data sets: uint8 images (n, C, H, W) with int64 labels (n,), or images with captions.
 
-NumPy, Pillow and the standard library only. Archives are read member by member, never extracted. A file that is
-missing, damaged or not what it should be is a StorageError of one line that names it.
+The named sets are here; users' own are read by `images` and `captions`. NumPy, Pillow and the standard library only. A
+file that is missing, damaged or not what it should be is a StorageError of one line that names it.
 """
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
-import io
-import json
 import math
-import stat
-import tarfile
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from glob import glob
-from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from .errors import ConfigError, ConsistencyError, MismatchError, StorageError
+from .account import Account
+from .archives import members, reading
+from .captions import captioned, captions  # noqa: F401 (one door for users)
+from .errors import ConfigError, StorageError
+from .images import Split, images
 from .storage import sha256
-from .streams import generator
-
-Split = tuple[np.ndarray, np.ndarray]
 
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
@@ -55,21 +46,6 @@ IMAGENET32_FILES = {
     "train": ("Imagenet32_train_npz", [f"train_data_batch_{k}.npz" for k in range(1, 11)]),
     "test": ("Imagenet32_val_npz", ["val_data.npz"]),
 }
-IMAGE_TYPES = {"png", "jpg", "jpeg", "webp", "bmp"}
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
-METADATA = {"metadata.csv", "metadata.jsonl"}
-
-
-@contextmanager
-def _reading(where: str | Path) -> Iterator[None]:
-    """Any exception inside becomes a StorageError of one line: readers of damaged bytes raise of many kinds."""
-    try:
-        yield
-    except ConsistencyError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split(" <")[0].split()) or type(error).__name__
-        raise StorageError(f"{where}: cannot be read ({text}); replace or remove it") from error
 
 
 def _find(places: list[Path], advice: str) -> Path:
@@ -128,7 +104,7 @@ def fashion(folder: str | None = None) -> dict[str, Split]:
             path = downloads.fetch(*fetched[f"fashion-mnist-{name}.gz"].values())
         else:
             path = _find([place / f"{name}.gz", place / name], f"get it from {FASHION_URL}/{name}.gz")
-        with _reading(path):
+        with reading(path):
             data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         _check(hashlib.sha256(data).hexdigest(), expected, path)
         arrays.append(read_idx(data, path))
@@ -153,7 +129,7 @@ def cifar10(folder: str | None = None) -> dict[str, Split]:
     else:
         path = _find([Path(folder).expanduser() / CIFAR10_FILE], f"get it from {CIFAR10_URL}")
     _check(sha256(path), CIFAR10_SHA256, path)
-    files = dict(_members(path, lambda name: name.endswith(".bin")))
+    files = dict(members(path, lambda name: name.endswith(".bin")))
     parts = {}
     for part, names in CIFAR10_FILES.items():
         data = [files.get(f"cifar-10-batches-bin/{name}") or b"?" for name in names]
@@ -167,7 +143,7 @@ def cifar10(folder: str | None = None) -> dict[str, Split]:
 
 
 def _npz(path: Path, name: str) -> np.ndarray:
-    with _reading(path), np.load(path, allow_pickle=False) as file:
+    with reading(path), np.load(path, allow_pickle=False) as file:
         return file[name]
 
 
@@ -199,239 +175,11 @@ def imagenet32(folder: str) -> dict[str, Split]:
     return parts
 
 
-class _Member(tarfile.TarInfo):
-    """A damaged or missing header inside a tar is an error, where tarfile takes it for the archive's end."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"damaged or cut off: {error}") from error
-
-
-def _is_tar(archive: Path) -> bool:
-    return not archive.is_dir() and archive.suffix.lower() != ".zip"
-
-
-def _where(archive: Path, name: str) -> str:
-    return str(archive / name) if archive.is_dir() else f"{archive}: {name}"
-
-
-def _visible(name: str) -> bool:
-    """Whether a name is relative and without '..' and hidden parts."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and not any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-
-
-def _members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    """Names of the files in a folder or zip (sorted by path) or a tar (in its order), with their bytes where wanted.
-
-    Hidden files, links in archives and names with '..' are passed over.
-    """
-    with _reading(archive):
-        if archive.is_dir():
-            for path in sorted(path.relative_to(archive) for path in archive.rglob("*") if path.is_file()):
-                if _visible(name := path.as_posix()):
-                    yield name, (archive / path).read_bytes() if wanted(name) else None
-        elif not _is_tar(archive):
-            with zipfile.ZipFile(archive) as file:
-                for entry in sorted(file.infolist(), key=lambda entry: PurePosixPath(entry.filename)):
-                    name = str(PurePosixPath(entry.filename))
-                    if _visible(name) and not entry.is_dir() and not stat.S_ISLNK(entry.external_attr >> 16):
-                        yield name, file.read(entry) if wanted(name) else None
-        else:
-            mode = "r:" if archive.suffix.lower() == ".tar" else "r:gz"
-            with tarfile.open(archive, mode, tarinfo=_Member) as file:
-                for member in file:
-                    if member.isfile() and _visible(name := str(PurePosixPath(member.name))):
-                        yield name, file.extractfile(member).read() if wanted(name) else None
-                while file.fileobj.read(1 << 20):  # to the end, where gzip checks its sum
-                    pass
-
-
-def _archives(source: str) -> list[Path]:
-    """The folder or archive at `source`, or the sorted archives of a pattern."""
-    path = Path(source).expanduser()
-    found = [path] if path.exists() else [Path(match) for match in sorted(glob(str(path), recursive=True))]
-    wrong = [path for path in found if not path.is_dir() and not path.name.lower().endswith(ARCHIVES)]
-    if wrong or not found:
-        allowed = f"a folder, {', '.join(ARCHIVES)}, or a pattern of such archives"
-        raise StorageError(f"{wrong[0] if wrong else source}: no such folder or archive; allowed: {allowed}")
-    return found
-
-
-def _key(archive: Path, name: str) -> tuple[str, str]:
-    """A file's sample and type: in a tar the name up to the first dot of its last part, and what follows
-    (webdataset's rule); elsewhere each file is a sample."""
-    if not _is_tar(archive):
-        return name, PurePosixPath(name).suffix[1:].lower()
-    folder, _, last = name.rpartition("/")
-    stem, _, kind = last.partition(".")
-    return f"{folder}/{stem}", kind.lower()
-
-
-def _samples(archive: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | None, dict[str, bytes | None]]]:
-    """An image's name and bytes, and type → bytes of all members of its sample, which follow each other; bytes are
-    None where the type is not wanted."""
-    members = _members(archive, lambda name: _key(archive, name)[1] in wanted)
-    for _, group in groupby(members, lambda member: _key(archive, member[0])[0]):
-        names, sample = {}, {}
-        for name, data in group:
-            kind = _key(archive, name)[1]
-            names[kind], sample[kind] = name, data
-        found = sorted(IMAGE_TYPES & sample.keys())
-        if len(found) > 1:
-            raise StorageError(f"{_where(archive, names[found[0]])}: its sample has several images, allowed: one")
-        for kind in found:
-            yield names[kind], sample[kind], sample
-
-
-def _decode(data: bytes, where: str, side: int, crop: int | None) -> np.ndarray:
-    """An encoded image as uint8 (3, side, side): turned as its EXIF says, RGB (alpha dropped), centre crop to
-    crop × crop (None: the largest square), then Lanczos to shrink or bicubic to enlarge."""
-    from PIL import Image, ImageOps
-
-    with _reading(where):
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "BMP"]))
-        if image.mode[0] in "IF":
-            raise ValueError(f"pixels of mode {image.mode}, allowed: 8 bits a channel")
-        image = image.convert("RGB")
-    width, height = image.size
-    size = crop or min(width, height)
-    if size > min(width, height):
-        raise StorageError(f"{where}: {width}×{height} pixels, smaller than the crop of {size}")
-    left, top = (width - size) // 2, (height - size) // 2
-    image = image.crop((left, top, left + size, top + size))
-    if size != side:
-        image = image.resize((side, side), Image.Resampling.LANCZOS if size > side else Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1)
-
-
-def _class(where: str, folder: str, sample: dict[str, bytes | None]) -> int | str:
-    """A sample's class: the number in its .cls member, else its folder's name."""
-    text = sample.get("cls", b"").strip()
-    if "cls" in sample and (not text.isdigit() or len(text) > 6):
-        raise StorageError(f"{where}: .cls member {text[:20]!r}, allowed: a number from 0 to 999999")
-    if not text and not folder:
-        raise StorageError(f"{where}: has no class; allowed: in a sub-folder that names it, or beside a .cls in a tar")
-    return int(text) if text else folder
-
-
-def images(
-    source: str, side: int, crop: int | None, labels: str | None, test_share: float, seed: int
-) -> dict[str, Split]:
-    """Any images, RGB (n, 3, side, side): train and test, shuffled by the seed.
-
-    Args:
-        source: a folder or zip (with sub-folders, sorted by path), a webdataset tar (in its order), or a pattern.
-        side: pixels, after a Lanczos filter to shrink, bicubic to enlarge.
-        crop: side of the centre crop before that; None for the largest square.
-        labels: "folder": the name of the folder that an image lies in is its class (sorted, from 0), in a tar the
-            number in the sample's .cls member where it has one; None: all 0.
-        test_share: share held out, in (0, 1).
-
-    Raises:
-        StorageError: nothing there, a damaged archive or image, an image smaller than the crop or without class.
-        MismatchError: a test_share that leaves train or test empty.
-    """
-    pixels, classes = bytearray(), []
-    for archive in _archives(source):
-        for name, data, sample in _samples(archive, IMAGE_TYPES | ({"cls"} if labels else set())):
-            where = _where(archive, name)
-            pixels += _decode(data, where, side, crop).tobytes()
-            classes.append(_class(where, PurePosixPath(name).parent.name, sample) if labels else 0)
-    if not (count := len(classes)):
-        raise StorageError(f"{source}: holds no images; allowed: {', '.join(sorted(IMAGE_TYPES))}")
-    if len({type(value) for value in classes}) > 1:
-        raise StorageError(f"{source}: some images have a .cls member and some have none; allowed: all or none")
-    if isinstance(classes[0], str):
-        classes = np.unique(classes, return_inverse=True)[1]
-    held_out = round(test_share * count)
-    if not 0 < held_out < count:
-        raise MismatchError(f"{source}: test_share {test_share} of {count} images leaves train or test empty")
-    order = generator(seed, "split").permutation(count)
-    arrays = np.frombuffer(pixels, np.uint8).reshape(count, 3, side, side), np.asarray(classes, np.int64)
-    parts = {"train": order[held_out:], "test": order[:held_out]}
-    return {part: (arrays[0][rows], arrays[1][rows]) for part, rows in parts.items()}
-
-
-def _metadata(data: bytes, where: str) -> Iterator[tuple[str, str]]:
-    """File name and caption of each row of a metadata.csv or metadata.jsonl."""
-    with _reading(where):
-        lines = io.StringIO(data.decode("utf-8-sig"), newline="")
-        table = where.endswith(".csv")
-        rows = csv.DictReader(lines, strict=True) if table else (json.loads(line) for line in lines if line.strip())
-        for number, row in enumerate(rows, 1):
-            caption = row.get("text", row.get("caption"))
-            if not isinstance(caption, str) or not isinstance(row.get("file_name"), str):
-                raise ValueError(f"row {number} without file_name and text; allowed: file_name, and text or caption")
-            yield row["file_name"], caption
-
-
-def _caption(where: str, sample: dict[str, bytes | None]) -> str:
-    """The caption beside an image of a webdataset: its .txt, else `caption` or `text` in its .json."""
-    with _reading(where):
-        if "txt" in sample:
-            return sample["txt"].decode().strip()
-        entry = json.loads(sample.get("json", b"{}"))
-        caption = entry.get("caption", entry.get("text"))
-        if not isinstance(caption, str):
-            raise ValueError("no caption beside it; allowed: .txt, or .json with caption or text")
-        return caption
-
-
-def _pairs(archive: Path, pixels: bool) -> Iterator[tuple[str, bytes | None, str]]:
-    """Name, encoded image (None unless `pixels`) and caption of each captioned image, in the archive's order."""
-    names, texts = set(), {}
-    for name, data in _members(archive, lambda name: PurePosixPath(name).name in METADATA):
-        names.add(name)
-        for file, text in () if data is None else _metadata(data, _where(archive, name)):
-            path = str(PurePosixPath(name).parent / file)
-            if path in texts:
-                raise StorageError(f"{_where(archive, name)}: {file} has two captions, allowed: one")
-            texts[path] = text
-    if absent := sorted(texts.keys() - names):
-        raise StorageError(f"{_where(archive, absent[0])}: named in the metadata, but not there")
-    empty = not texts
-    if texts:
-        for name, data in _members(archive, lambda name: pixels and name in texts):
-            if name in texts:
-                yield name, data, texts[name]
-    elif _is_tar(archive):
-        for name, data, sample in _samples(archive, {"txt", "json"} | (IMAGE_TYPES if pixels else set())):
-            empty = False
-            yield name, data, _caption(_where(archive, name), sample)
-    if empty:
-        allowed = "metadata.csv or .jsonl (file_name, and text or caption), or a tar with .txt or .json beside images"
-        raise StorageError(f"{archive}: holds no images with captions; allowed: {allowed}")
-
-
-def captioned(source: str, side: int) -> Iterator[tuple[str, np.ndarray, str]]:
-    """Name, image uint8 (3, side, side) and caption, one after the other; the largest square, resized as in `images`.
-
-    Args:
-        source: a folder, zip or tar with metadata.csv or metadata.jsonl (file_name, relative to it, and text or
-            caption; images that it does not name are left out), a webdataset tar (.txt, or .json with caption or
-            text, beside each image), or a pattern of such archives.
-
-    Raises:
-        StorageError: nothing there, a damaged archive or image, a named image or a caption missing.
-    """
-    for archive in _archives(source):
-        for name, data, caption in _pairs(archive, pixels=True):
-            yield name, _decode(data, _where(archive, name), side, None), caption
-
-
-def captions(source: str) -> list[tuple[str, str]]:
-    """Names and captions in the order of `captioned`, without decoding images; it raises the same."""
-    return [(name, caption) for archive in _archives(source) for name, _, caption in _pairs(archive, pixels=False)]
-
-
-def read(settings: dict) -> dict[str, Split]:
+def read(settings: dict, account: Account | None = None) -> dict[str, Split]:
     """The data set of settings["kind"] (fashion, cifar10, imagenet32 or images), called with the other keys.
+
+    Args:
+        account: what is passed over of images is told to it.
 
     Raises:
         ConfigError: another kind.
@@ -440,4 +188,5 @@ def read(settings: dict) -> dict[str, Split]:
     readers = {"fashion": fashion, "cifar10": cifar10, "imagenet32": imagenet32, "images": images}
     if (kind := settings["kind"]) not in readers:
         raise ConfigError(f"data.kind: {kind!r} is not a set of labelled images; allowed: {', '.join(readers)}")
-    return readers[kind](**{key: value for key, value in settings.items() if key != "kind"})
+    options = {key: value for key, value in settings.items() if key != "kind"}
+    return readers[kind](**options | ({"account": account} if kind == "images" else {}))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .account import Account
 from .errors import StorageError, memory_advice
 from .progress import Progress
 from .storage import check_folder, load_tensors, read_json, save_tensors, write_json
@@ -21,23 +22,33 @@ from .storage import check_folder, load_tensors, read_json, save_tensors, write_
 def prepare(images_path: str | Path, captions_path: str | Path, settings: dict[str, Any]) -> None:
     """Write the images, `train_images` uint8 (n, 3, side, side), and in the same order `captions`, in a JSON object.
 
+    Both files say as `read` what was read and what was passed over (see `account`).
+
     Args:
         settings: of `sources.Captions`.
 
     Raises:
         StorageError: missing or damaged files.
+        MismatchError: too few images.
         DownloadError: the archive cannot be had.
     """
     from . import datasets, downloads
+    from .data import check_images
 
     source = settings["source"]
+    account = Account(source or settings["download"]["name"])
     if source is None:
         source = downloads.fetch(**settings["download"])
-    found = list(datasets.captioned(str(source), settings["side"]))
-    if not found:
-        raise StorageError(f"{source}: no captioned images")
-    save_tensors(images_path, {"train_images": np.stack([image for _, image, _ in found])}, {"name": settings["name"]})
-    write_json(captions_path, {"captions": [caption for _, _, caption in found]})
+    try:
+        found = list(datasets.captioned(str(source), settings["side"], account))
+        images = np.stack([image for _, image, _ in found])
+        account.samples = {"train": len(images)}
+        check_images(images, account.source)
+    finally:
+        account.tell()
+    read = account.record()
+    save_tensors(images_path, {"train_images": images}, {"name": settings["name"], "read": read})
+    write_json(captions_path, {"captions": [caption for _, _, caption in found], "read": read})
 
 
 def variant(folder: str | Path) -> str | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MismatchError, StorageError
+from .finite import check_numbers
 from .hashes import (  # noqa: F401 (one door for users)
     AGAIN,
     SUMS,
@@ -166,7 +167,12 @@ def write_text(path: str | os.PathLike, text: str, durable: bool = True) -> None
 
 
 def write_json(path: str | os.PathLike, value: dict[str, Any], durable: bool = True) -> None:
-    """Write `value` as indented JSON, atomically, with one key more: its own sha256 (see the module's head)."""
+    """Write `value` as indented JSON, atomically, with one key more: its own sha256 (see the module's head).
+
+    Raises:
+        MismatchError: a number that is not finite; no later stage shall average over it.
+    """
+    check_numbers(path, value)
 
     def text(digest: str) -> str:
         return json.dumps(value | {"sha256": digest}, indent=2, sort_keys=True) + "\n"
@@ -202,7 +208,12 @@ def _parse(path: str | os.PathLike, content: bytes) -> dict[str, Any]:
 
 
 def write_records(path: str | os.PathLike, records: list[dict[str, Any]]) -> None:
-    """Write records (at least one) as JSON lines, atomically; the last one has the file's own sha256 as a key more."""
+    """Write records (at least one) as JSON lines, atomically; the last one has the file's own sha256 as a key more.
+
+    Raises:
+        MismatchError: a number that is not finite.
+    """
+    check_numbers(path, records)
 
     def text(digest: str) -> str:
         return "".join(json.dumps(record) + "\n" for record in [*records[:-1], records[-1] | {"sha256": digest}])
@@ -281,6 +292,7 @@ def save_tensors(
     Raises:
         MismatchError: a number that is not finite; no later stage shall average over it.
     """
+    check_numbers(path, metadata or {})
     header = tensor_header(metadata or {})
     light = all(type(v).__module__ == "numpy" for v in tensors.values())
     for name, value in tensors.items():

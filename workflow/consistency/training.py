@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import finite
+from . import divergence
 from .checkpoints import read_checkpoint, write_checkpoint
 from .devices import check_precision, pick_device
 from .errors import ConfigError, Preempted, TrainingError, memory_advice
@@ -229,7 +229,7 @@ def train(
                 if not math.isfinite(value):
                     with torch.no_grad():
                         raise TrainingError(
-                            finite.of_loss(what, step, value, batch, *objective(prepared, batch), model)
+                            divergence.of_loss(what, step, value, batch, *objective(prepared, batch), model)
                         )
             for number, part in enumerate(parts, start=1):
                 # gradients of several processes are averaged once a step, with the last part
@@ -240,7 +240,7 @@ def train(
                         loss = loss * (len(prediction) / len(next(iter(batch.values()))))
                     value += loss.item()
                     if not math.isfinite(value):
-                        raise TrainingError(finite.of_loss(what, step, value, part, prediction, target, model))
+                        raise TrainingError(divergence.of_loss(what, step, value, part, prediction, target, model))
                     backward(loss)
             if joined is not None:
                 joined.gather()
@@ -250,8 +250,8 @@ def train(
             elif replayed is None:
                 length = float(accelerator.clip_grad_norm_(parameters, settings.clip_norm))
             if not math.isfinite(length):
-                if not finite.is_skipped(scaler):
-                    raise TrainingError(finite.of_gradients(what, step, value, weights, gradients))
+                if not divergence.is_skipped(scaler):
+                    raise TrainingError(divergence.of_gradients(what, step, value, weights, gradients))
                 length = 0.0  # the scaler lets this step change nothing
             optimizer.step()
             if replayed is None:  # which clears them itself, or has them in their place
@@ -285,7 +285,7 @@ def train(
             due = done % settings.checkpoint_every == 0 or done == settings.steps or stopping
             taken = [file for file, at in (snapshots or {}).items() if at == done]
             if due or taken:
-                finite.check_weights(what, step, weights, average)
+                divergence.check_weights(what, step, weights, average)
             for file in taken if main else []:
                 save_tensors(file, {k: v.detach().cpu() for k, v in (average or weights).items()}, {"step": done})
             if main and due:

@@ -52,6 +52,14 @@ def record(snakemake: Any) -> Any:
     )
 
 
+def _warn_on_terminal(rule: str) -> None:
+    """Have the library's warnings go to the terminal too, beside the log."""
+    terminal = logging.StreamHandler()
+    terminal.setLevel(logging.WARNING)
+    terminal.setFormatter(logging.Formatter(f"{rule}: %(message)s"))
+    logging.getLogger("consistency").addHandler(terminal)
+
+
 @contextmanager
 def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterator[None]:
     """Run a script's body: progress goes to the rule's log, an error to log and terminal as one line.
@@ -101,6 +109,7 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
         except ConsistencyError as error:
             sys.exit(f"\n{snakemake.rule}: {error}")
         logging.basicConfig(filename=log, level=logging.INFO, format=FORMAT)  # appends, as processes do
+        _warn_on_terminal(snakemake.rule)
         for number in SIGNALS:  # while it trains they mean something else
             signal.signal(number, stop)
     logging.captureWarnings(True)

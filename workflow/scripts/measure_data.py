@@ -7,4 +7,6 @@ with job(snakemake):
     cards = features.extract(
         made.features, given.images, [params.reference], **params.extract, captions=given.captions or None, cache=True
     )
-    measure.measure_data(made.metrics, params.run, made.features, cards, params.neighbours, params.settings)
+    measure.measure_data(
+        made.metrics, params.run, made.features, cards, params.neighbours, params.settings, data=given.images
+    )

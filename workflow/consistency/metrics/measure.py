@@ -6,6 +6,7 @@ and safetensors only.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,11 @@ def _arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 def _feature_set(extracted: dict[str, np.ndarray], card: Card, name: str, neighbours: int) -> FeatureSet:
     key = f"{card['name']}/{name}"
+    if (count := len(extracted[f"{key}.features"])) <= neighbours:
+        raise MismatchError(
+            f"evaluation.neighbours: {neighbours}, but {name} of {card['name']} has {count} samples; allowed: fewer "
+            "neighbours than samples"
+        )
     return FeatureSet(
         extracted[f"{key}.features"], extracted[f"{key}.mean"], extracted[f"{key}.covariance"], neighbours
     )
@@ -271,9 +277,15 @@ def measure_data(
     neighbours: int,
     settings: dict[str, Any],
     splits: int = 5,
+    data: str | Path | None = None,
 ) -> None:
     """The yardstick: the Fréchet distance between two random halves of the data (mean of `splits` splits;
-    of points also the Wasserstein distance), the scores of the data, and the classifier's held-out accuracy."""
+    of points also the Wasserstein distance), the scores of the data, and the classifier's held-out accuracy.
+
+    Args:
+        data: the file that the features were extracted from, which has been checked; what was read and passed over to
+            make it goes into the protocol.
+    """
     began = time.monotonic()
     extracted = _arrays(data_features)
     rows: list[Row] = []
@@ -293,7 +305,8 @@ def measure_data(
             value, count = card["held_out_accuracy"], card["held_out_count"]
             rows.append(_row("held_out_accuracy", value, count, card["name"], "labels"))
     rows += _scores(extracted, cards, "train_images", None)
-    _write(path, run, rows, {"data_features": data_features}, cards, neighbours, settings, began)
+    read = load_tensors(data, [], framework="np", check=False)[1].get("read") if data else None
+    _write(path, run, rows, {"data_features": data_features}, cards, neighbours, settings, began, read)
 
 
 def _write(
@@ -305,11 +318,17 @@ def _write(
     neighbours: int,
     settings: dict[str, Any],
     began: float,
+    read: dict[str, Any] | None = None,
 ) -> None:
+    for row in rows:
+        if not math.isfinite(row["value"]):
+            what = f"{row['metric']} ({row['extractor']}, {row['reference']}) is {row['value']}"
+            raise MismatchError(f"{path}: not written: {what}, not a finite number")
     protocol = {
         "files_sha256": {name: sha256(file) for name, file in files.items()},
         "extractors": cards,
         "precision_recall_neighbours": neighbours,
+        **({"data_read": read} if read else {}),
     }
     value = {"run": run, "rows": rows, "protocol": protocol, "settings": settings, "environment": environment()}
     write_json(path, value | {"wall_time_s": round(time.monotonic() - began, 3)})

@@ -1,0 +1,229 @@
+"""Files of a user's folder or archive: their names, their bytes, and which of them belong together.
+
+Archives are read member by member, never extracted. A file that is missing, damaged or not what it should be is a
+StorageError of one line that names it; a file that is not read is told to an `account.Account`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from glob import glob
+from pathlib import Path, PurePosixPath
+
+from .account import Account
+from .errors import ConsistencyError, StorageError
+
+IMAGE_TYPES = {"png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "tif", "tiff", "gif"}
+BESIDE = {"cls", "txt", "json"}  # types of what a webdataset has beside its images
+HIDDEN = "hidden"
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+
+
+@contextmanager
+def reading(where: str | Path) -> Iterator[None]:
+    """Any exception inside becomes a StorageError of one line: readers of damaged bytes raise of many kinds."""
+    try:
+        yield
+    except ConsistencyError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split(" <")[0].split()) or type(error).__name__
+        raise StorageError(f"{where}: cannot be read ({text}); replace or remove it") from error
+
+
+class _Member(tarfile.TarInfo):
+    """A damaged or missing header inside a tar is an error, where tarfile takes it for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"damaged or cut off: {error}") from error
+
+
+def is_tar(archive: Path) -> bool:
+    """Whether a path that `archives` gave is a tar."""
+    return not archive.is_dir() and archive.suffix.lower() != ".zip"
+
+
+def where(archive: Path, name: str) -> str:
+    """A file's place, for messages."""
+    return str(archive / name) if archive.is_dir() else f"{archive}: {name}"
+
+
+def short(archive: Path, name: str) -> str:
+    """A file's place, for an account, which says where the archive is."""
+    return name if archive.is_dir() else f"{archive.name}: {name}"
+
+
+def kind_of(name: str) -> str:
+    """A file's type: what follows the last dot of its name, in lower case; empty without one."""
+    return PurePosixPath(name).suffix[1:].lower()
+
+
+def of_type(name: str) -> str:
+    """Why a file is not read whose type is not."""
+    return f"of type .{kind_of(name)}" if kind_of(name) else "without a type"
+
+
+def archives(source: str) -> list[Path]:
+    """The folder or archive at `source`, or the sorted archives of a pattern.
+
+    Raises:
+        StorageError: there is none, or a file that is no archive.
+    """
+    path = Path(source).expanduser()
+    found = [path] if path.exists() else [Path(match) for match in sorted(glob(str(path), recursive=True))]
+    wrong = [path for path in found if not path.is_dir() and not path.name.lower().endswith(ARCHIVES)]
+    if wrong or not found:
+        allowed = f"a folder, {', '.join(ARCHIVES)}, or a pattern of such archives"
+        raise StorageError(f"{wrong[0] if wrong else source}: no such folder or archive; allowed: {allowed}")
+    return found
+
+
+def members(
+    archive: Path, wanted: Callable[[str], bool], account: Account | None = None
+) -> Iterator[tuple[str, bytes | None]]:
+    """Names of the files in a folder or zip (sorted by path) or a tar (in its order), with their bytes where wanted.
+
+    Links in a folder are followed. Hidden files, links in archives and names that lead out of the archive are passed
+    over.
+
+    Raises:
+        StorageError: damaged, a name that occurs twice in an archive, a link that leads nowhere.
+    """
+    account = account or Account(str(archive))
+    seen: set[str] = set()
+    with reading(archive):
+        if archive.is_dir():
+            names = _files(archive, "", frozenset(), account)
+            for name in sorted(names, key=PurePosixPath):
+                yield name, (archive / name).read_bytes() if wanted(name) else None
+        elif not is_tar(archive):
+            with zipfile.ZipFile(archive) as file:
+                for entry in sorted(file.infolist(), key=lambda entry: PurePosixPath(entry.filename)):
+                    why = "a link in an archive" if stat.S_ISLNK(entry.external_attr >> 16) else ""
+                    if not entry.is_dir() and (name := _accepted(entry.filename, why, seen, archive, account)):
+                        yield name, file.read(entry) if wanted(name) else None
+        else:
+            mode = "r:" if archive.suffix.lower() == ".tar" else "r:gz"
+            with tarfile.open(archive, mode, tarinfo=_Member) as file:
+                for member in file:
+                    linked = "a link in an archive" if member.issym() or member.islnk() else "not a file"
+                    why = "" if member.isfile() else linked
+                    if not member.isdir() and (name := _accepted(member.name, why, seen, archive, account)):
+                        yield name, file.extractfile(member).read() if wanted(name) else None
+                while file.fileobj.read(1 << 20):  # to the end, where gzip checks its sum
+                    pass
+
+
+def _accepted(name: str, why: str, seen: set[str], archive: Path, account: Account) -> str:
+    """A member's name; empty where it is passed over, with the reason `why` or one that the name gives."""
+    name = str(PurePosixPath(name))
+    parts = PurePosixPath(name).parts
+    if not why and (PurePosixPath(name).is_absolute() or ".." in parts):
+        why = "a name that leads out of the archive"
+    if not why and any(map(_hidden, parts)):
+        why = HIDDEN
+    if why:
+        account.pass_over(short(archive, name), why)
+        return ""
+    if name in seen:
+        raise StorageError(f"{where(archive, name)}: is in the archive twice, allowed: once")
+    seen.add(name)
+    return name
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _files(folder: Path, below: str, above: frozenset[tuple[int, int]], account: Account) -> list[str]:
+    """Names of the files in the folder `below` of `folder` and deeper, relative to `folder`; links are followed.
+
+    Args:
+        above: device and inode of the folders on the way here, so that a link to one of them ends.
+    """
+    place = folder / below
+    found, status = [], place.stat()
+    if (itself := (status.st_dev, status.st_ino)) in above:
+        account.pass_over(f"{below}/", "a link to a folder that holds it")
+        return []
+    for name in sorted(os.listdir(place)):
+        path, inner = place / name, f"{below}/{name}" if below else name
+        if _hidden(name):
+            account.pass_over(inner + "/" * path.is_dir(), HIDDEN)
+        elif path.is_dir():
+            found += _files(folder, inner, above | {itself}, account)
+        elif path.is_file():
+            found.append(inner)
+        elif path.is_symlink():
+            raise StorageError(f"{path}: is a link that leads nowhere; restore what it names, or remove it")
+        else:
+            account.pass_over(inner, "not a file")
+    return found
+
+
+def together(
+    archive: Path, listed: dict[str, bytes | None], used: set[str], account: Account
+) -> dict[str, dict[str, bytes | None]]:
+    """Images, in the order of the archive, each with what a tar has beside it.
+
+    In a tar, members of the types `BESIDE` belong to the image whose name is theirs but for the type (a.b.png and
+    a.b.txt), or as in a webdataset to the one whose name begins as theirs up to the first dot (a.input.png and a.txt).
+    Of several such images the one without more dots is the sample's (a.png, not a.mask.png). An image that has
+    nothing beside it is one by itself, whatever dots its name has, as in folders and zips.
+
+    Args:
+        listed: names of the files → bytes of those that will be asked for.
+        used: types of `BESIDE` that will be asked for; the others are told to the account.
+
+    Returns:
+        name of an image → type → bytes.
+
+    Raises:
+        StorageError: several images with the same file beside them, or two files of one type.
+    """
+    beside: dict[str, dict[str, bytes | None]] = {}
+    for name, data in listed.items() if is_tar(archive) else ():
+        if (kind := kind_of(name)) in BESIDE and kind in beside.setdefault(_stem(name), {}):
+            raise StorageError(f"{where(archive, name)}: its sample has two members of type .{kind}, allowed: one")
+        if kind in BESIDE:
+            beside[_stem(name)][kind] = data
+    images = [name for name in listed if kind_of(name) in IMAGE_TYPES]
+    owners = {name: next((stem for stem in (_stem(name), _key(name)) if stem in beside), "") for name in images}
+    sharing: dict[str, list[str]] = {}
+    for name, owner in owners.items():
+        sharing.setdefault(owner, []).append(name)
+    extra = set()
+    for owner, names in sharing.items():
+        exact = [name for name in names if _stem(name) == owner] or names
+        if owner and len(exact) > 1:
+            raise StorageError(f"{where(archive, exact[0])}: its sample has several images, allowed: one")
+        extra |= set(names) - set(exact) if owner else set()
+    for name in listed:
+        if name in extra:
+            account.pass_over(short(archive, name), "a further image of a sample")
+        elif name not in owners and not (is_tar(archive) and kind_of(name) in used):
+            account.pass_over(short(archive, name), of_type(name))
+        elif name not in owners and _stem(name) not in sharing:
+            account.pass_over(short(archive, name), f"{of_type(name)} without an image of its name")
+    return {name: beside.get(owner, {}) for name, owner in owners.items() if name not in extra}
+
+
+def _stem(name: str) -> str:
+    """A name without its type."""
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _key(name: str) -> str:
+    """A name up to the first dot of its last part, which names a sample of a webdataset."""
+    return str(PurePosixPath(name).with_name(PurePosixPath(name).name.partition(".")[0]))
