@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import Any
 
@@ -24,6 +25,7 @@ class Account:
         self.names: list[str] | None = None  # of the classes, in the order of their numbers
         self.samples: dict[str, int] = {}  # part → count
         self.classes: dict[str, list[Any]] = {}  # names, and for each part the counts in the same order
+        self._seen: dict[bytes, str] = {}  # hash of an image → its name
         self._passed: dict[str, list[str]] = {}
         self._remarks: dict[str, list[str]] = {}
 
@@ -34,6 +36,12 @@ class Account:
     def remark(self, what: str, name: str) -> None:
         """Record what is read, but may not be what the user meant."""
         self._remarks.setdefault(what, []).append(name)
+
+    def compare(self, image: np.ndarray, name: str) -> None:
+        """Remark an image that is the same as an earlier one."""
+        first = self._seen.setdefault(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), name)
+        if first != name:
+            self.remark("images that are there twice", f"{name} is {first}")
 
     def count(self, labels: dict[str, np.ndarray]) -> None:
         """Record samples and classes.
@@ -68,7 +76,7 @@ class Account:
             log.info("%s: read %s", self.source, ", ".join(f"{part} {n}" for part, n in self.samples.items()))
         names, *counts = self.classes.values() if self.classes else [[]]
         for number, (name, *of_parts) in enumerate(zip(names, *counts, strict=True)):
-            log.info("%s: class %d: %s: %s", self.source, number, name, " + ".join(map(str, of_parts)))
+            log.info("%s: class %d: %s: %s", self.source, number, _first([name]), " + ".join(map(str, of_parts)))
         if self._passed:
             log.warning("%s: %s", self.source, self.found())
         for what, entries in self._remarks.items():

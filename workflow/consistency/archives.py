@@ -157,18 +157,20 @@ def _files(folder: Path, below: str, above: frozenset[tuple[int, int]], account:
     if (itself := (status.st_dev, status.st_ino)) in above:
         account.pass_over(f"{below}/", "a link to a folder that holds it")
         return []
-    for name in sorted(os.listdir(place)):
-        path, inner = place / name, f"{below}/{name}" if below else name
-        if _hidden(name):
-            account.pass_over(inner + "/" * path.is_dir(), HIDDEN)
-        elif path.is_dir():
-            found += _files(folder, inner, above | {itself}, account)
-        elif path.is_file():
-            found.append(inner)
-        elif path.is_symlink():
-            raise StorageError(f"{path}: is a link that leads nowhere; restore what it names, or remove it")
+    with os.scandir(place) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        name = f"{below}/{entry.name}" if below else entry.name
+        if _hidden(entry.name):
+            account.pass_over(name + "/" * entry.is_dir(), HIDDEN)
+        elif entry.is_dir():
+            found += _files(folder, name, above | {itself}, account)
+        elif entry.is_file():
+            found.append(name)
+        elif entry.is_symlink():
+            raise StorageError(f"{folder / name}: is a link that leads nowhere; restore what it names, or remove it")
         else:
-            account.pass_over(inner, "not a file")
+            account.pass_over(name, "not a file")
     return found
 
 
@@ -216,7 +218,8 @@ def together(
             account.pass_over(short(archive, name), of_type(name))
         elif name not in owners and _stem(name) not in sharing:
             account.pass_over(short(archive, name), f"{of_type(name)} without an image of its name")
-    return {name: beside.get(owner, {}) for name, owner in owners.items() if name not in extra}
+    files = {owner: {kind: data for kind, data in found.items() if kind in used} for owner, found in beside.items()}
+    return {name: files.get(owner, {}) for name, owner in owners.items() if name not in extra}
 
 
 def _stem(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import unicodedata
 from pathlib import Path, PurePosixPath
@@ -49,7 +48,9 @@ def decode(data: bytes, archive: Path, name: str, side: int, crop: int | None, a
         account.remark(f"images enlarged to {side}×{side} pixels", short(archive, name))
     if size != side:
         image = image.resize((side, side), Image.Resampling.LANCZOS if size > side else Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1)
+    pixels = np.asarray(image).transpose(2, 0, 1)
+    account.compare(pixels, short(archive, name))
+    return pixels
 
 
 def images(
@@ -80,7 +81,6 @@ def images(
     """
     account = account or Account(source)
     pixels, names, numbers = bytearray(), [], []
-    seen: dict[bytes, str] = {}
     for archive in archives.archives(source):
         used = {"cls"} if labels and archives.is_tar(archive) else set()
         listed = dict(archives.members(archive, lambda name, used=used: kind_of(name) in used, account))
@@ -88,11 +88,7 @@ def images(
         for name, data in archives.members(archive, samples.__contains__):
             if data is None:
                 continue
-            place = short(archive, name)
-            image = decode(data, archive, name, side, crop, account).tobytes()
-            if (first := seen.setdefault(hashlib.blake2b(image, digest_size=16).digest(), place)) != place:
-                account.remark("images that are there twice", f"{place} is {first}")
-            pixels += image
+            pixels += decode(data, archive, name, side, crop, account).tobytes()
             names.append(name)
             numbers += [_number(where(archive, name), samples[name]["cls"])] if "cls" in samples[name] else []
     if not (count := len(names)):
