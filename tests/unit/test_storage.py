@@ -149,6 +149,20 @@ def test_numbers_that_are_not_finite_are_never_written(tmp_path, value, kind):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_json_holds_finite_numbers_only(tmp_path, bad):
+    rows = [{"value": 1.0}, {"value": bad}]
+    for write, content, key in (
+        (storage.write_json, {"rows": rows, "n": 3}, r"rows\.1\.value"),
+        (storage.write_json, {"a": {"b": (1, bad)}}, r"a\.b\.1"),
+        (storage.write_records, rows, r"1\.value"),
+        (lambda path, value: storage.save_tensors(path, {"x": np.ones(2)}, value), {"mean": bad}, "mean"),
+    ):
+        with pytest.raises(MismatchError, match=rf"not written: {key} is -?(nan|inf), not a finite number"):
+            write(tmp_path / "x", content)
+        assert not (tmp_path / "x").exists()
+
+
 def test_nan_in_data(tmp_path, monkeypatch):
     images = np.zeros((20, 1, 8, 8), np.float32)
     images[7, 0, 3, 3] = np.nan

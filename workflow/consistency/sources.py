@@ -128,7 +128,11 @@ class Images(Strict):
     source: Place = Field(description="folder, archive or pattern of archives, relative to where snakemake is called")
     side: Count = Field(64, ge=2, description="pixels a side after resizing")
     crop: Count | None = Field(None, description="centre crop before resizing; by default the largest square")
-    labels: Literal["folder"] | None = Field(None, description="folder: each sub-folder is a class; null: one class")
+    labels: Literal["folder"] | None = Field(
+        None,
+        description="folder: the first folder below the source is the class, or the number beside an image in a tar "
+        "(.cls); null: one class",
+    )
     test_share: float = Field(0.1, gt=0, lt=1, description="share of the images held out")
     seed: Seed = Field(0, description="of the shuffle before the split")
 
