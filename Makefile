@@ -4,7 +4,7 @@
 # make test        environment, the tests that this machine can run, but the long ones (TESTS=path: those of a path)
 # make test ALL=1  and the long ones: clusters, conda, browser at a phone's width, faults and benchmarks at length
 # make bench       what precomputed targets buy, and the overheads of every stage (nine minutes); results/benchmark.md
-# make soak        kill -9, full disk and fuzz at length; writes benchmarks/soak.md (14 minutes for 143 kills)
+# make soak        kill -9, full disk, fuzz, and random changes at length; writes benchmarks/soak.md and changes.md
 # make verify      compare the last run's results with the hashes that they carry (RESULTS=FOLDER: of others)
 # make lint        ruff, snakefmt, snakemake --lint
 # make schemas     write the JSON schemas after a new key, method or solver
@@ -63,6 +63,7 @@ bench: $(TESTING)
 
 soak: $(TESTING)
 	$(BIN)/python tests/soak.py
+	$(BIN)/python tests/changes.py --write
 
 verify: $(STAMP)
 	@$(BIN)/python workflow/scripts/verify.py $(RESULTS)

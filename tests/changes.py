@@ -29,7 +29,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "wor
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 from consistency.config import _merge as merged  # noqa: E402
-from helpers import Project  # noqa: E402
+from helpers import ROOT, Project  # noqa: E402
 from PIL import Image  # noqa: E402
 from soak import processes  # noqa: E402
 from stages import fill, small  # noqa: E402
@@ -279,12 +279,35 @@ def main() -> None:
     options.add_argument("--sequences", type=int, default=200)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--no-disk", action="store_true", help="without full disks, which need the right to mount")
-    given = options.parse_args()
+    options.add_argument("--write", action="store_true", help="record it in benchmarks/changes.md")
+    chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="changes-") as place:
-        numbers = range(given.first, given.first + given.sequences)
-        ways, seconds = walk(Path(place), numbers, given.seed, not given.no_disk)
-    told = ", ".join(f"{way} {count}" for way, count in sorted(ways.items()))
-    print(f"{given.sequences} sequences of seed {given.seed} ended as from nothing in {seconds:.0f} s: {told}")
+        numbers = range(chosen.first, chosen.first + chosen.sequences)
+        ways, seconds = walk(Path(place), numbers, chosen.seed, not chosen.no_disk)
+    text = report(chosen.sequences, chosen.seed, ways, seconds)
+    if chosen.write:
+        (ROOT / "benchmarks" / "changes.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def report(sequences: int, seed: int, ways: Counter[str], seconds: float) -> str:
+    """What is recorded of a walk."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    rows = "".join(f"| {way} | {count} |\n" for way, count in sorted(ways.items()))
+    return f"""# Changes and interruptions
+
+`python tests/changes.py --sequences {sequences} --seed {seed} --write` (part of `make soak`) at commit {commit.stdout.strip()},
+{time.strftime("%Y-%m-%d")}, {os.cpu_count()} CPU cores, {seconds:.0f} s.
+
+{sequences} random sequences of changes of the configuration and of the user's images, in one folder, one after the other. In each,
+one to three runs did not get to their end, and the last one did. After each sequence all samples, weights, targets, records,
+metrics, claims, tables, figures and pages were byte for byte those of a run from nothing.
+
+| a run ended by | times |
+|---|---|
+{rows}"""
 
 
 if __name__ == "__main__":
