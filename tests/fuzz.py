@@ -25,6 +25,7 @@ if __name__ == "__main__":
 from consistency import datasets, manifest, storage  # noqa: E402
 from consistency.errors import ConsistencyError  # noqa: E402
 from consistency.hashes import ZEROS  # noqa: E402
+from helpers import write_any_json  # noqa: E402
 
 SECONDS, MEGABYTES = 10, 300  # what one input may take; by how much the process may grow
 
@@ -140,7 +141,7 @@ def readers(folder: Path) -> dict[str, Callable[[random.Random], Any]]:
 
     def read_other_manifest(rng: random.Random) -> None:
         value = mutated(MANIFEST, rng)
-        storage.write_json(target, value if isinstance(value, dict) else {"x": value})
+        write_any_json(target, value if isinstance(value, dict) else {"x": value})
         found = manifest.read(target)
         assert all("/" not in entry["file"] and entry["count"] > 0 for entry in found["shards"])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -169,3 +171,12 @@ def solved_targets(folder: Path, digits: Path, teacher_folder: Path, count: int)
     chosen = {"mode": "paper", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0, "count": count}
     manifest.gather(path, [shard], chosen, storage.weights_sha256(teacher_folder))
     return path
+
+
+def write_any_json(path: Path, value: dict) -> None:
+    """A JSON file as `storage.write_json` writes it, also of values that are not finite, which it refuses."""
+    from consistency.hashes import ZEROS
+
+    text = json.dumps(value | {"sha256": ZEROS}, indent=2, sort_keys=True) + "\n"
+    sealed = json.dumps(value | {"sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=2, sort_keys=True) + "\n"
+    path.write_text(sealed, encoding="utf-8")

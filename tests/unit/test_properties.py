@@ -10,6 +10,7 @@ import yaml
 from consistency import config, manifest, storage
 from consistency.config import _merge
 from consistency.errors import ConfigError, ConsistencyError, MismatchError, StorageError
+from helpers import write_any_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -186,7 +187,7 @@ def test_tables_come_back_and_flips_are_caught(tmp_path, rows, at, bit):
     )
 )
 def test_any_manifest_is_read_or_refused(tmp_path, value):
-    storage.write_json(tmp_path / "m", value)
+    write_any_json(tmp_path / "m", value)
     try:
         found = manifest.read(tmp_path / "m")
     except StorageError as error:
