@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 from consistency import claims
+from consistency.errors import MismatchError
 
 
 def table(ratios, metric="ode_error", reference="teacher", steps=(1,)):
@@ -122,10 +123,87 @@ def test_pooling_is_over_conditions_within_a_seed():
     assert row["verdict"] == "inconclusive"
 
 
-def test_a_run_without_its_partner_is_left_out():
-    frame, runs = table({"a": [0.5, 0.52, 0.48]})
-    frame = frame[frame.run != "cm-a-s2"]
-    assert overall("A1", frame, runs)["n_seeds"] == 2
+def rows_of(name, frame, runs):
+    return {row["condition"]: row for row in claims.decide(name, "x", frame, runs)}
+
+
+FIVE = [0.5, 0.52, 0.48, 0.51, 0.49]
+
+
+def test_a_run_without_its_partner_is_named():
+    frame, runs = table({"a": FIVE, "b": FIVE})
+    frame = frame[~frame.run.isin(["cm-a-s2", "cm-a-s4", "direct-a-s0"])]
+    found = rows_of("A1", frame, runs)
+    assert list(found) == [
+        "a, 1-step (direct lacks seed 0; cm lacks seeds 2, 4)",
+        "b, 1-step",
+        "pooled (2) (left out: seeds 0, 2, 4, which not every condition has)",
+    ]
+    assert [row["n_seeds"] for row in found.values()] == [2, 5, 2]
+    assert all(claims.is_overall(name) == name.startswith("pooled") for name in found)
+
+
+@pytest.mark.parametrize("claim", ["A1", "A3"])
+@pytest.mark.parametrize("value", [0.0, -0.3])
+def test_pairs_without_a_ratio_leave_their_row_inconclusive(claim, value):
+    """Five seeds with two bad ones are not three good seeds."""
+    frame, runs = table({"a": FIVE})
+    assert {row["verdict"] for row in rows_of(claim, frame, runs).values()} == {"reproduced"}
+    frame.loc[frame.run.isin(["direct-a-s1", "cm-a-s3"]), "value"] = value
+    found = rows_of(claim, frame, runs)
+    condition, overall = found
+    assert condition == "a, 1-step (no ratio for seeds 1, 3, where a value is not above 0)"
+    assert "pairs without a ratio in 1" in overall
+    for row in found.values():
+        assert (row["verdict"], row["n_seeds"]) == ("inconclusive", 3)
+        assert row["effect"] == pytest.approx(math.prod([0.5, 0.48, 0.49]) ** (1 / 3))
+
+
+@pytest.mark.parametrize("claim", ["A1", "A3"])
+def test_a_distance_of_zero_everywhere_has_a_row(tmp_path, claim):
+    frame, runs = table({"a": FIVE})
+    frame.loc[frame.run.str.startswith("direct"), "value"] = 0.0
+    found = rows_of(claim, frame, runs)
+    assert [(row["verdict"], row["n_seeds"]) for row in found.values()] == [("inconclusive", 0)] * 2
+    assert all(math.isnan(row["effect"]) for row in found.values())
+    assert all("0, 1, 2, 3, 4" in name or "without a ratio" in name for name in found)
+    pd.DataFrame(found.values()).to_csv(tmp_path / "claims.csv", index=False)
+    assert f"inconclusive  {next(iter(found.values()))['quantity']}" in claims.summary(tmp_path / "claims.csv")
+    assert "nan" not in claims.summary(tmp_path / "claims.csv")
+
+
+def test_one_condition_without_a_ratio_holds_back_every_condition():
+    """But a clear contradiction elsewhere stays one."""
+    bad = [1.5, 1.51, 1.49, 1.5, 1.52]
+    for other, expected in ((FIVE, "inconclusive"), (bad, "contradicted")):
+        frame, runs = table({"a": FIVE, "b": other})
+        frame.loc[frame.run == "cm-a-s0", "value"] = 0.0
+        row = overall("A3", frame, runs)
+        assert (row["verdict"], row["condition"]) == (expected, "every condition (2) (pairs without a ratio in 1)")
+
+
+def test_a_condition_that_one_side_was_not_run_in_has_a_row():
+    frame, runs = table({"a": FIVE, "b": FIVE})
+    keep = ~((runs.method == "direct") & (runs.group == "b"))
+    found = rows_of("A3", frame[frame.run.isin(runs.run[keep])], runs[keep])
+    assert list(found) == [
+        "a, 1-step",
+        "b, 1-step (direct has no values)",
+        "every condition (1) (1 more without direct or cm)",
+    ]
+    assert [row["verdict"] for row in found.values()] == ["reproduced", "inconclusive", "reproduced"]
+    # a method that the experiment does not have at all is no quantity of it
+    only = runs.method == "cm"
+    assert rows_of("A3", frame[frame.run.isin(runs.run[only])], runs[only]) == {}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_is_not_finite_is_an_error_that_names_the_run(value):
+    frame, runs = table({"a": FIVE})
+    frame.loc[frame.run == "direct-a-s3", "value"] = value
+    with pytest.raises(MismatchError) as caught:
+        claims.decide("A1", "digits", frame, runs)
+    assert "digits: ode_error (extractor pixels, reference teacher) of run direct-a-s3 is" in str(caught.value)
 
 
 def test_each_extractor_gets_its_verdict_and_only_inception_is_called_fid():
@@ -143,5 +221,9 @@ def test_scores_are_claimed_the_other_way_and_need_positive_values():
     frame, runs = table({"c": [0.5, 0.52, 0.48]}, metric="aesthetic_score", reference="none")
     row = overall("A2", frame, runs)
     assert (row["quantity"], row["verdict"]) == ("Aesthetic score, direct/cm < 1", "reproduced")
-    frame.loc[frame.run.str.endswith("s0"), "value"] *= -1  # no ratio of negative scores: the pair is left out
-    assert overall("A2", frame, runs)["n_seeds"] == 2
+    frame.loc[frame.run.str.endswith("s0"), "value"] *= -1  # no ratio of negative scores
+    row = overall("A2", frame, runs)
+    assert (row["n_seeds"], row["verdict"]) == (2, "inconclusive")
+    assert (
+        row["condition"] == "pooled (1) (pairs without a ratio in 1; left out: seed 0, which not every condition has)"
+    )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from consistency.compat import ensure_torchvision
+from consistency.errors import MismatchError
 from consistency.metrics.distances import FeatureSet, frechet, frechet_distance, kernel_distance, precision_recall
 
 ensure_torchvision()
@@ -160,7 +161,7 @@ def test_few_step_sampling_of_an_exact_student_stays_exact(tmp_path):
 
 
 def test_noise_file_of_another_length_or_shape(tmp_path):
-    from consistency.errors import MismatchError, StorageError
+    from consistency.errors import StorageError
     from consistency.sampling import load_noise
     from consistency.storage import save_tensors
 
@@ -187,3 +188,105 @@ def test_collected_rows_have_the_contracts_columns(tmp_path):
     assert lines[0].split(",") == COLUMNS
     assert lines[1] == "x,a-s0,a,ddim,10,1.0,0,1,m,e,r,5,0.1"
     assert lines[2] == "x,data,data,,,,,1,m,e,r,5,0.1"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("part", ["features", "mean", "covariance"])
+def test_a_set_that_is_not_finite_is_an_error_that_names_it(part, value):
+    """Precision and recall would be numbers: a comparison with NaN is false."""
+    good = FeatureSet(features(20, 3, 1))
+    parts = {name: getattr(good, name).copy() for name in ("features", "mean", "covariance")}
+    parts[part].flat[7 if part == "features" else 1] = value
+    with pytest.raises(MismatchError) as caught:
+        FeatureSet(**parts, name="features of s0")
+    expected = "not finite in 1 of 20 rows, first in row 2" if part == "features" else "their mean or covariance"
+    assert str(caught.value).startswith("features of s0: ")
+    assert expected in str(caught.value)
+
+
+RUN = {"run": "cm-s0", "method": "cm", "solver": "ddim", "n_steps": 5, "guidance": 1.0, "seed": 0}
+
+
+@pytest.fixture
+def measured_files(tmp_path):
+    """What `measure_student` reads, of 20 samples."""
+    from consistency.storage import save_tensors
+
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((20, 1, 2, 2)).astype(np.float32)
+
+    def statistics(*names):
+        found = {}
+        for name in names:
+            x = rng.standard_normal((20, 3))
+            found |= {f"c/{name}.features": x, f"c/{name}.mean": x.mean(0), f"c/{name}.covariance": np.cov(x.T)}
+        return found
+
+    contents = {
+        "samples": {"steps_1": points, "from_900": points},
+        "features": statistics("steps_1"),
+        "teacher_samples": {"samples": points + 1, "times": np.array([900])},
+        "teacher_features": statistics("samples"),
+        "data_features": statistics("train_images"),
+        "noise": {"labels": np.arange(20)},
+    }
+    for name, tensors in contents.items():
+        save_tensors(tmp_path / name, tensors)
+    return contents
+
+
+@pytest.mark.parametrize("name", ["samples", "features", "teacher_samples", "teacher_features", "data_features"])
+def test_files_that_are_not_finite_are_not_measured(tmp_path, monkeypatch, measured_files, name):
+    """None is written by this pipeline; one from elsewhere is named, and nothing is measured."""
+    from consistency import storage
+    from consistency.metrics.measure import measure_student
+
+    files = {key: tmp_path / key for key in measured_files}
+    cards = [{"name": "c"}]
+    measure_student(tmp_path / "good.json", RUN, **files, cards=cards, neighbours=3, settings={})
+    good = storage.read_json(tmp_path / "good.json")
+    assert {row["metric"] for row in good["rows"]} >= {"ode_error", "precision", "frechet_distance", "ode_error@s=900"}
+
+    tensors = {key: value.copy() for key, value in measured_files[name].items()}
+    key = next(iter(tensors))
+    tensors[key].flat[5] = np.nan
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_check_finite", lambda *_: None)
+        storage.save_tensors(tmp_path / name, tensors)
+    with pytest.raises(MismatchError) as caught:
+        measure_student(tmp_path / "bad.json", RUN, **files, cards=cards, neighbours=3, settings={})
+    assert f"{tmp_path / name}: {key} holds numbers that are not finite" in str(caught.value)
+    assert not (tmp_path / "bad.json").exists()
+
+
+def test_a_metric_that_overflows_is_not_written(tmp_path, measured_files):
+    """Samples and features are finite, their squares are not."""
+    from consistency.metrics.measure import measure_student
+    from consistency.storage import save_tensors
+
+    huge = {key: value.astype(np.float64) * 1e200 for key, value in measured_files["samples"].items()}
+    save_tensors(tmp_path / "samples", huge)
+    files = {key: tmp_path / key for key in measured_files}
+    with pytest.raises(MismatchError) as caught:
+        measure_student(tmp_path / "m.json", RUN, **files, cards=[{"name": "c"}], neighbours=3, settings={})
+    expected = "not written: ode_error (extractor pixels, reference teacher, sampling steps 1) of run cm-s0 is inf"
+    assert expected in str(caught.value)
+    assert not (tmp_path / "m.json").exists()
+
+
+@pytest.mark.parametrize("where", ["run", "row"])
+def test_rows_that_are_not_finite_do_not_get_into_the_table(tmp_path, where):
+    """`where`: a row names its run itself where a file holds several."""
+    from consistency.metrics.measure import collect
+    from consistency.storage import write_json
+
+    row = {"metric": "recall", "extractor": "e", "reference": "data", "sampling_steps": 1, "n_samples": 5}
+    named = {"run": "order-ddim-n5"} if where == "row" else {}
+    write_json(tmp_path / "a.json", {"run": RUN, "rows": [row | named | {"value": float("nan")}]})
+    with pytest.raises(MismatchError) as caught:
+        collect(tmp_path / "metrics.csv", "x", [tmp_path / "a.json"])
+    assert str(tmp_path / "a.json") in str(caught.value)
+    assert f"recall (extractor e, reference data, sampling steps 1) of run {named.get('run', 'cm-s0')} is nan" in str(
+        caught.value
+    )
+    assert not (tmp_path / "metrics.csv").exists()

@@ -8,12 +8,16 @@ alone:
 
     reproduced    the whole interval lies on the claimed side of 1
     contradicted  the whole interval lies on the other side
-    inconclusive  it covers 1, or there are fewer than three seeds
+    inconclusive  it covers 1, there are fewer than three seeds, or a pair has no ratio (a value that is not above 0)
 
 A universal claim ("holds in every condition") is judged on its least favourable condition: it is
 reproduced when every condition is, contradicted when one condition is at 95 % after Bonferroni's
 correction for their number, inconclusive otherwise. Its row shows the condition that decided, with
 the corrected interval unless it is reproduced.
+
+Nothing is left out in silence: seeds that one side lacks, pairs without a ratio and conditions that
+one side was not run in are named behind the row's condition. A metric that is not a finite number is
+an error.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .ratios import check_finite, left_out, log_ratios, names_of, seeds_of, without_ratio
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,10 +196,12 @@ CLAIMS = {
 
 
 def t_interval(values: list[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """Mean and Student's t interval; the interval is infinite for fewer than two values."""
+    """Mean and Student's t interval; the interval is infinite for one value, and all is NaN for none."""
     from scipy.special import stdtrit
 
     n = len(values)
+    if n == 0:
+        return math.nan, math.nan, math.nan
     mean = math.fsum(values) / n
     if n < 2:
         return mean, -math.inf, math.inf
@@ -211,30 +219,6 @@ def verdict(low: float, high: float, seeds: int, claimed: str) -> str:
     if low > 0:
         return "reproduced" if claimed == "above" else "contradicted"
     return "inconclusive"
-
-
-def log_ratios(metrics: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) -> pd.DataFrame:
-    """log(ours / other), paired by seed within a condition.
-
-    Args:
-        metrics: rows of metrics.csv.
-        runs: run, method, seed and `group` (all of a run's settings but method and seed).
-
-    Returns:
-        group, sampling_steps, seed, log_ratio; one row a pair.
-    """
-    import numpy as np
-
-    keys, sides = ["group", "sampling_steps", "seed"], []
-    for side in (quantity.ours, quantity.other):
-        chosen = metrics[(metrics.metric == side.metric) & (metrics.reference == side.reference)]
-        table = chosen[["run", "sampling_steps", "value"]].merge(runs[runs.method == side.method], on="run")
-        sides.append(table.set_index(keys).value)
-    both = sides[0].to_frame("ours").join(sides[1].to_frame("other"), how="inner")
-    # A score may be zero or negative, and then has no ratio.
-    both = both[(both["ours"] > 0) & (both["other"] > 0)]
-    both["log_ratio"] = np.log(both["ours"] / both["other"])
-    return both["log_ratio"].sort_index().reset_index()
 
 
 DISTANCES = {"inception-v3": "FID", "dinov2": "FD-DINOv2"}  # names of Fréchet distances that have one of their own
@@ -257,56 +241,93 @@ def by_extractor(metrics: pd.DataFrame, quantity: Quantity) -> list[tuple[str, p
     return found
 
 
+@dataclass(frozen=True)
+class Condition:
+    """One condition of a quantity: its interval of log-ratios, the one after Bonferroni's correction, what it lacks."""
+
+    where: str
+    interval: tuple[float, float, float]
+    wide: tuple[float, float, float]
+    seeds: int
+    verdict: str
+    corrected: str
+    notes: tuple[str, ...]
+    sound: bool
+
+
+def _condition(where: str, pairs: pd.DataFrame, quantity: Quantity, corrected: float) -> Condition:
+    """Judge one condition; one with a pair that has no ratio stays inconclusive."""
+    values = pairs.log_ratio.dropna().tolist()
+    interval, wide = t_interval(values), t_interval(values, corrected)
+    sound = not len(without_ratio(pairs))
+    verdicts = [verdict(*found[1:], len(values) if sound else 0, quantity.claimed) for found in (interval, wide)]
+    return Condition(where, interval, wide, len(values), *verdicts, tuple(left_out(pairs, quantity)), sound)
+
+
+def _every(conditions: list[Condition], claimed: str) -> tuple[tuple[float, float, float], int, str]:
+    """Interval, seeds and verdict of a universal claim, of the condition that decided: the clearest contradiction, else
+    the weakest support."""
+    below, measured = claimed == "below", [c for c in conditions if c.seeds]
+    if against := [c for c in measured if c.corrected == "contradicted"]:
+        shown = max(against, key=lambda c: c.wide[1] if below else -c.wide[2])
+        return shown.wide, shown.seeds, "contradicted"
+    if not measured:
+        return t_interval([]), 0, "inconclusive"
+    shown = max(measured, key=lambda c: c.interval[0] if below else -c.interval[0])
+    overall = "reproduced" if {c.verdict for c in conditions} == {"reproduced"} else "inconclusive"
+    return shown.interval if overall == "reproduced" else shown.wide, shown.seeds, overall
+
+
 def decide(name: str, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
     """All rows of one claim on one experiment: a row per condition, then the overall row.
 
     Conditions are the groups of `runs` at one sampling step; a universal claim takes every number
     of sampling steps as conditions of their own. The overall row of a plain claim pools conditions:
-    the mean over conditions for each seed, then the interval over seeds.
+    the mean over conditions for each seed, then the interval over seeds. What a row leaves out stands in brackets
+    behind its condition.
+
+    Raises:
+        MismatchError: a metric that is not finite; names its run.
     """
     claim, rows = CLAIMS[name], []
+    check_finite(experiment, metrics)
 
-    def row(where: str, label: str, interval: tuple, seeds: int, found: str) -> dict[str, Any]:
+    def add(where: str, label: str, interval: tuple, seeds: int, found: str, notes: list[str]) -> None:
         mean, low, high = (math.exp(value) for value in interval)
+        where += f" ({'; '.join(notes)})" * bool(notes)
         values = (name, claim.paper, experiment, where, label, mean, low, high, seeds, found)
-        return dict(zip(COLUMNS, values, strict=True))
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
 
     measured = [(q, *found) for q in claim.quantities for found in by_extractor(metrics, q)]
     for quantity, label, chosen in measured:
-        ratios = log_ratios(chosen, runs, quantity)
+        pairs = log_ratios(chosen, runs, quantity)
         if not claim.universal:
-            ratios = ratios[ratios.sampling_steps == 1]
-        if ratios.empty:
-            continue
-        verdicts, conditions = [], []
-        groups = list(ratios.groupby(["group", "sampling_steps"], sort=False))
-        corrected = 1 - (1 - CONFIDENCE) / len(groups)
-        for (group, steps), pairs in groups:
-            values, seeds = pairs.log_ratio.tolist(), len(pairs)
-            interval, wide = t_interval(values), t_interval(values, corrected)
-            verdicts.append(verdict(*interval[1:], seeds, quantity.claimed))
-            conditions.append((interval, wide, seeds, verdict(*wide[1:], seeds, quantity.claimed)))
-            rows.append(row(f"{group}, {int(steps)}-step", label, interval, seeds, verdicts[-1]))
+            pairs = pairs[pairs.sampling_steps == 1]
+        if pairs.ours.isna().all() or pairs.other.isna().all():
+            continue  # not both are methods of this experiment
+        groups = list(pairs.groupby(["group", "sampling_steps"], sort=False))
+        alone = [key for key, found in groups if found.ours.isna().all() or found.other.isna().all()]
+        corrected = 1 - (1 - CONFIDENCE) / max(1, len(groups) - len(alone))
+        conditions = []
+        for (group, steps), found in groups:
+            condition = _condition(f"{group}, {int(steps)}-step", found, quantity, corrected)
+            add(condition.where, label, condition.interval, condition.seeds, condition.verdict, list(condition.notes))
+            conditions += [] if (group, steps) in alone else [condition]
+        notes = [f"{len(alone)} more without {' or '.join(names_of(quantity.ours, quantity.other))}"] * bool(alone)
+        if unsound := sum(not condition.sound for condition in conditions):
+            notes.append(f"pairs without a ratio in {unsound}")
         if claim.universal:
-            # The row shows the condition that decided: the clearest contradiction, else the weakest support.
-            against = [c for c in conditions if c[3] == "contradicted"]
-            below = quantity.claimed == "below"
-            if against:
-                shown = max(against, key=lambda c: c[1][1] if below else -c[1][2])
-                interval, overall = shown[1], "contradicted"
-            else:
-                shown = max(conditions, key=lambda c: c[0][0] if below else -c[0][0])
-                overall = "reproduced" if set(verdicts) == {"reproduced"} else "inconclusive"
-                interval = shown[0] if overall == "reproduced" else shown[1]
-            rows.append(row(f"every condition ({len(groups)})", label, interval, shown[2], overall))
-        else:
-            by_seed = ratios.groupby("seed").log_ratio
-            pooled = by_seed.mean()[by_seed.size() == len(groups)].tolist()  # seeds that every condition has
-            if not pooled:
-                continue
-            interval = t_interval(pooled)
-            found = verdict(*interval[1:], len(pooled), quantity.claimed)
-            rows.append(row(f"pooled ({len(groups)})", label, interval, len(pooled), found))
+            interval, seeds, found = _every(conditions, quantity.claimed)
+            add(f"every condition ({len(conditions)})", label, interval, seeds, found, notes)
+            continue
+        by_seed = pairs.dropna(subset=["ours", "other"]).groupby("seed").log_ratio
+        complete = by_seed.count() == len(conditions)  # seeds that every condition has
+        if len(rest := complete[~complete].index):
+            notes.append(f"left out: {seeds_of(rest.to_frame())}, which not every condition has")
+        pooled = by_seed.mean()[complete].tolist()
+        interval = t_interval(pooled)
+        found = verdict(*interval[1:], 0 if unsound else len(pooled), quantity.claimed)
+        add(f"pooled ({len(conditions)})", label, interval, len(pooled), found, notes)
     return rows
 
 
@@ -327,6 +348,11 @@ def is_overall(condition: str) -> bool:
     return condition.startswith(("pooled", "every condition"))
 
 
+def shown(effect: float, low: float, high: float) -> str:
+    """An effect with its interval, as tables show it; a dash where no pair has a ratio."""
+    return "–" if math.isnan(effect) else f"{effect:.3g} [{low:.3g}, {high:.3g}]"
+
+
 def summary(path: str | Path) -> str:
     """The overall rows of a claims table as text, with each claim's sentence."""
     from .storage import read_table
@@ -336,7 +362,7 @@ def summary(path: str | Path) -> str:
     for (name, experiment), rows in table.groupby(["claim", "experiment"], sort=False):
         lines.append(f"{name} on {experiment}: {CLAIMS[name].sentence}")
         for row in rows[rows.condition.map(is_overall)].itertuples():
-            interval = f"{row.effect:.3g} [{row.ci_low:.3g}, {row.ci_high:.3g}]"
+            interval = shown(row.effect, row.ci_low, row.ci_high)
             lines.append(
                 f"    {row.verdict:<13} {row.quantity:<46} {interval:<26} {row.condition}, {row.n_seeds} seeds"
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from .claims import CLAIMS, DISTANCES, is_overall, t_interval
+from .claims import CLAIMS, DISTANCES, is_overall, shown, t_interval
 from .storage import atomic, read_table, write_table, write_text
 
 METHOD_LABELS = {
@@ -274,7 +274,8 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
         "Effect: geometric mean over seeds of the ratio that the quantity names, with its 95 % t interval, paired by "
         "seed. "
         "reproduced / contradicted: the whole interval lies on the claimed / on the other side of 1; inconclusive: it "
-        "covers 1. A claim about every condition shows the condition that decided; there, unless "
+        "covers 1, or a pair has no ratio because a value is not above 0. A claim about every condition shows the "
+        "condition that decided; there, unless "
         "reproduced, interval and verdict are after Bonferroni's correction. "
         "Distances are in the features that the quantity or the main table names; FID is Inception-v3 alone."
     )
@@ -304,17 +305,12 @@ _VERDICTS = (
 
 
 def _claims_frame(table: pd.DataFrame) -> pd.DataFrame:
-    def number(value: float) -> str:
-        return f"{value:.3g}"
-
     return pd.DataFrame(
         {
             "Claim": table.claim,
             "Verdict": table.verdict,
             "Quantity": table.quantity,
-            "Effect [95 % interval]": [
-                f"{number(r.effect)} [{number(r.ci_low)}, {number(r.ci_high)}]" for r in table.itertuples()
-            ],
+            "Effect [95 % interval]": [shown(r.effect, r.ci_low, r.ci_high) for r in table.itertuples()],
             "Condition": table.condition,
             "Experiment": table.experiment,
             "Seeds": table.n_seeds,

@@ -31,12 +31,12 @@ from ..pairs import coupling_named, partner
 from ..progress import Progress
 from ..provenance import environment
 from ..schedules import VESchedule, step_probabilities
-from ..storage import load_tensors, save_tensors, sha256, weights_sha256, write_json
+from ..storage import load_tensors, save_tensors, sha256, weights_sha256
 from ..streams import generator
 from ..students import budget_name, load_edm
 from ..teachers import AnalyticTeacher
 from ..transport import assignment
-from .measure import Row, _row
+from .measure import Row, _row, write_measured
 
 COUPLINGS = ("independent", "optimal_transport", "generator_induced")
 LEVELS = 12  # noise levels of the transport cost
@@ -223,7 +223,7 @@ def measure_couplings(
         "analysis": analysis,
     }
     value = {"run": run, "rows": rows, "protocol": protocol, "environment": environment()}
-    write_json(path, value | {"wall_time_s": round(time.monotonic() - began, 3)})
+    write_measured(path, value | {"wall_time_s": round(time.monotonic() - began, 3)})
 
 
 def _curves(coupled: _Coupler, schedule: VESchedule, teacher: AnalyticTeacher | None) -> dict[str, torch.Tensor]:

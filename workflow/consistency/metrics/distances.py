@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..errors import MismatchError
 from ..streams import generator
 from ..transport import squared_distances
 
@@ -39,6 +40,11 @@ class FeatureSet:
         features: (n, d), n ≥ 2.
         mean: (d,), covariance: (d, d); computed from the features where not given.
         neighbours: k of precision and recall, less than n.
+        name: of the set, for errors.
+
+    Raises:
+        MismatchError: a feature, mean or covariance that is not finite: comparisons with it are false, so precision and
+            recall would be numbers all the same.
     """
 
     def __init__(
@@ -47,10 +53,16 @@ class FeatureSet:
         mean: np.ndarray | None = None,
         covariance: np.ndarray | None = None,
         neighbours: int = 3,
+        name: str = "features",
     ):
         self.features, self.neighbours = features.astype(np.float64), neighbours
+        bad = np.flatnonzero(~np.isfinite(self.features).all(1))
+        if len(bad):
+            raise MismatchError(f"{name}: not finite in {len(bad)} of {len(features)} rows, first in row {bad[0]}")
         self.mean = self.features.mean(0) if mean is None else mean
         self.covariance = np.cov(self.features.T) if covariance is None else covariance
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.covariance).all()):
+            raise MismatchError(f"{name}: their mean or covariance is not finite")
 
     def __len__(self) -> int:
         return len(self.features)

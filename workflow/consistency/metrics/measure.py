@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import MismatchError
 from ..provenance import environment
-from ..storage import load_tensors, read_json, sha256, write_json, write_table
+from ..storage import AGAIN, load_tensors, read_json, sha256, write_json, write_table
 from ..streams import generator
 from ..transport import wasserstein
 from .distances import FeatureSet, frechet_distance, kernel_distance, precision_recall
@@ -57,7 +57,12 @@ def compare(ours: FeatureSet, other: FeatureSet, row: Callable[..., Row], brief:
 
 
 def _arrays(path: str | Path) -> dict[str, np.ndarray]:
-    return load_tensors(path, framework="np")[0]
+    """The arrays of a file, whose floating-point numbers are finite."""
+    arrays = load_tensors(path, framework="np")[0]
+    for name, value in arrays.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise MismatchError(f"{path}: {name} holds numbers that are not finite; {AGAIN}")
+    return arrays
 
 
 def _feature_set(extracted: dict[str, np.ndarray], card: Card, name: str, neighbours: int) -> FeatureSet:
@@ -67,9 +72,8 @@ def _feature_set(extracted: dict[str, np.ndarray], card: Card, name: str, neighb
             f"evaluation.neighbours: {neighbours}, but {name} of {card['name']} has {count} samples; allowed: fewer "
             "neighbours than samples"
         )
-    return FeatureSet(
-        extracted[f"{key}.features"], extracted[f"{key}.mean"], extracted[f"{key}.covariance"], neighbours
-    )
+    parts = (extracted[f"{key}.{part}"] for part in ("features", "mean", "covariance"))
+    return FeatureSet(*parts, neighbours, f"features {key}")
 
 
 def _reference(extracted: dict[str, np.ndarray], card: Card, neighbours: int) -> FeatureSet:
@@ -331,7 +335,27 @@ def _write(
         **({"data_read": read} if read else {}),
     }
     value = {"run": run, "rows": rows, "protocol": protocol, "settings": settings, "environment": environment()}
-    write_json(path, value | {"wall_time_s": round(time.monotonic() - began, 3)})
+    write_measured(path, value | {"wall_time_s": round(time.monotonic() - began, 3)})
+
+
+def write_measured(path: str | Path, value: dict[str, Any]) -> None:
+    """Write a metric JSON, whose `run` and `rows` have a row's columns.
+
+    Raises:
+        MismatchError: a value that is not finite; names run and metric.
+    """
+    check_rows(f"{path}: not written", value["run"], value["rows"])
+    write_json(path, value)
+
+
+def check_rows(where: str, run: Row, rows: list[Row]) -> None:
+    """Raise MismatchError where a value is not a finite number; names run and metric."""
+    for row in rows:
+        if not math.isfinite(row["value"]):
+            raise MismatchError(
+                f"{where}: {row['metric']} (extractor {row['extractor']}, reference {row['reference']}, sampling steps "
+                f"{row['sampling_steps']}) of run {(run | row)['run']} is {row['value']}"
+            )
 
 
 COLUMNS = [
@@ -352,12 +376,17 @@ COLUMNS = [
 
 
 def collect(path: str | Path, experiment: str, files: list[str | Path]) -> None:
-    """Join the rows of an experiment's metric JSON files into one long CSV with `COLUMNS`."""
+    """Join the rows of an experiment's metric JSON files into one long CSV with `COLUMNS`.
+
+    Raises:
+        MismatchError: a value that is not finite; names file, run and metric.
+    """
     import pandas as pd
 
     rows = []
     for file in files:
         measured = read_json(file)
+        check_rows(str(file), measured["run"], measured["rows"])
         rows += [{"experiment": experiment} | measured["run"] | row for row in measured["rows"]]
     frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
     for column in ("n_steps", "seed", "sampling_steps"):

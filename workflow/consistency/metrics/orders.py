@@ -11,10 +11,10 @@ from ..progress import Progress
 from ..provenance import environment
 from ..schedules import VPSchedule
 from ..settings import SOLVERS
-from ..storage import load_tensors, sha256, write_json
+from ..storage import load_tensors, sha256
 from ..targets import solver_named, trajectory
 from ..teachers import AnalyticTeacher
-from .measure import Row, _row, _squared_error
+from .measure import Row, _row, _squared_error, write_measured
 
 
 @torch.no_grad()
@@ -50,4 +50,4 @@ def measure_orders(
     protocol = {"teacher_sha256": sha256(Path(teacher_folder) / "mixture.safetensors"), "truth_sha256": sha256(truth)}
     value = {"run": {"run": "orders", "method": "solver"}, "rows": rows, "protocol": protocol}
     value |= {"environment": environment(), "wall_time_s": round(time.monotonic() - began, 3)}
-    write_json(path, value)
+    write_measured(path, value)

@@ -120,7 +120,10 @@ def _same_betas(told: dict[str, Any], schedule: VPSchedule) -> bool:
 
 def _equal(a: Any, b: Any) -> bool:
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
-    return math.isclose(a, b, rel_tol=1e-6) if numbers else a == b
+    try:
+        return math.isclose(a, b, rel_tol=1e-6) if numbers else a == b
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _short(value: Any) -> str:
