@@ -5,9 +5,15 @@ import json
 import os
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from consistency import students
 from consistency.claims import COLUMNS as CLAIM_COLUMNS
 from consistency.metrics.measure import COLUMNS
+from consistency.schedules import VPSchedule
+from consistency.storage import load_tensors
 from helpers import Project
 
 
@@ -29,7 +35,9 @@ def test_outputs_are_the_contracts(finished):
             assert (results / "figures" / f"digits-{name}.{kind}").read_bytes().startswith(magic)
     for table in ("digits-main", "claims"):
         for kind in ("md", "tex", "html"):
-            assert (results / "tables" / f"{table}.{kind}").stat().st_size > 200
+            text = (results / "tables" / f"{table}.{kind}").read_text(encoding="utf-8")
+            assert "ODE error" in text
+            assert "Direct CM" in text
     assert not list(results.glob("**/.tmp-*"))
     assert not list(results.glob("*/checkpoints/*"))
 
@@ -54,6 +62,39 @@ def test_report_is_one_page_with_everything(finished):
     for name in (*figures, "digits-main.html", "claims.html", "digits-samples.html", "tradeoff.html"):
         assert name in page
     assert "Where to look" in page  # the introduction, workflow/report/workflow.rst
+
+
+def test_figures_show_the_runs_metrics(finished, tmp_path):
+    """Drawn here from metrics.csv they are the files of the run, byte for byte, and their lines are the csv's means."""
+    from consistency.figures import start_times, tradeoff
+    from consistency.tables import method_label
+
+    results = finished.folder / "results"
+    table = pd.read_csv(results / "metrics.csv")
+    own = table[table.method.isin(["cm", "direct"])].drop_duplicates("run")
+    runs = [
+        {
+            "run": r.run,
+            "method": r.method,
+            "group": r.run[len(r.method) + 1 : -3],
+            "seed": r.seed,
+            "guidance": r.guidance,
+        }
+        for r in own.itertuples()
+    ]
+    for module in (tradeoff, start_times):
+        name = f"digits-{module.__name__.rpartition('.')[2].replace('_', '-')}"
+        figure = module.draw(tmp_path / "f.pdf", tmp_path / "f.png", runs, results / "metrics.csv")
+        for kind in ("pdf", "png"):
+            assert (tmp_path / f"f.{kind}").read_bytes() == (results / "figures" / f"{name}.{kind}").read_bytes(), name
+    for axes, guidance in zip(figure.axes, (1.0, 4.0), strict=True):  # of start_times
+        lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+        for method in ("cm", "direct"):
+            chosen = table[(table.method == method) & (table.guidance == guidance)]
+            means = chosen[chosen.metric.str.startswith("ode_error@s=")].groupby("metric").value.mean()
+            expected = sorted((int(metric.removeprefix("ode_error@s=")), mean) for metric, mean in means.items())
+            assert len(expected) == 5
+            assert lines[method_label(method)] == pytest.approx(np.array(expected))
 
 
 def test_a_second_run_has_nothing_to_do(finished):
@@ -95,6 +136,44 @@ def test_a_teacher_from_a_folder(finished, tmp_path):
     done = project.snakemake("results/digits/teacher", check=False)
     assert done.returncode != 0
     assert "import_teacher: " in done.stderr
+
+
+@pytest.mark.parametrize("parameters", ["full", "lora"])
+def test_a_teacher_from_a_pipeline_that_predicts_v(tmp_path, parameters):
+    """Its student is sampled as what it is: the ends of one step are f, with the formulas for v by hand."""
+    from consistency.compat import ensure_torchvision
+
+    ensure_torchvision()
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4}
+    sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 8), "layers_per_block": 1}
+    net = UNet2DModel(**sizes, **blocks, num_class_embeds=11).requires_grad_(False)
+    scheduler = DDPMScheduler(prediction_type="v_prediction")
+    DDPMPipeline(net, scheduler).save_pretrained(tmp_path / "pipeline")
+    project = Project(tmp_path / "project")
+    changes = {
+        "teacher": {"source": "path", "path": str(tmp_path / "pipeline"), "subfolder": "unet"},
+        "schedule": {"kind": "linear", "beta_start": 0.0001, "beta_end": 0.02},
+        "targets": {"count": 32, "batch_size": 32, "shards": 1},
+        "student": {"parameters": parameters, "lora_rank": 2, "training": {"steps": 3, "batch_size": 8}},
+        "evaluation": {"count": 8},
+        "runs": [{"solver": "ddim", "n_steps": 5, "guidance": 1, "seed": 0}],
+    }
+    project.configure(changes)
+    run = "cm-ddim-n5-w1-lora-s0" if parameters == "lora" else "cm-ddim-n5-w1-s0"
+    project.snakemake(f"results/digits/samples/{run}.safetensors")
+    folder = project.folder / "results" / "digits"
+    assert json.loads((folder / "teacher/scheduler_config.json").read_text())["prediction_type"] == "v_prediction"
+
+    student = students.load(folder / "students" / run, folder / "teacher", VPSchedule(1000, 0.0001, 0.02, "linear"), -1)
+    noise, _ = load_tensors(folder / "noise.safetensors")
+    found, _ = load_tensors(folder / "samples" / f"{run}.safetensors")
+    x, labels = noise["noise"], noise["labels"]
+    v = student.network(x, torch.full((8,), 999), labels)
+    end = scheduler.alphas_cumprod[999]  # at T c_skip is 2.5e-9 and c_out 1: f is α x − σ v
+    torch.testing.assert_close(found["steps_1"], end.sqrt() * x - (1 - end).sqrt() * v, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("damage", ["shard", "noise"])

@@ -140,7 +140,7 @@ def test_metrics_have_every_column_of_the_paper(run):
     assert "FID to teacher, 1 step" in table
     assert "CLIP score, 1 step" in table
     for name in ("tradeoff", "samples", "training", "sampling-steps", "start-times"):
-        assert (results(run) / f"figures/tiny-{name}.pdf").stat().st_size > 1000
+        assert (results(run) / f"figures/tiny-{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_latents_and_embeddings_are_the_plain_pipelines(run):

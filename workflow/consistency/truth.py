@@ -19,6 +19,8 @@ from .progress import Progress
 from .schedules import VESchedule, VPSchedule
 from .storage import save_tensors
 
+RTOL, ATOL = 1e-12, 1e-13  # of the true end
+
 
 def endpoint(
     mixture: Mixture,
@@ -26,8 +28,8 @@ def endpoint(
     start: float,
     end: float = 0.0,
     method: str = "DOP853",
-    rtol: float = 1e-12,
-    atol: float = 1e-13,
+    rtol: float = RTOL,
+    atol: float = ATOL,
 ) -> torch.Tensor:
     """Solve dy/ds = E[z | y] from s = start to s = end.
 
@@ -112,5 +114,5 @@ def solve(
         difference = (second - tensors[name][some]).abs().max().item()
         if not difference <= tolerance:
             raise MismatchError(f"truth: DOP853 and LSODA differ by {difference:.2g}; allowed: {tolerance:g}")
-        metadata[name] = {"rtol": 1e-12, "atol": 1e-13, "checked": checked, "largest_difference_to_lsoda": difference}
+        metadata[name] = {"rtol": RTOL, "atol": ATOL, "checked": checked, "largest_difference_to_lsoda": difference}
     save_tensors(path, tensors, metadata)

@@ -1,1 +1,1 @@
-"""Figures, one a file; each has `draw(pdf, png, runs, …)`. `style` holds what they share."""
+"""Figures, one a file; each has `draw(pdf, png, runs, …)`, which returns its figure. `style` holds what they share."""

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.figure import Figure
 
 from ..storage import read_records, read_table
 from ..tables import leading, method_label, summarise
@@ -33,7 +34,7 @@ _OTHERS = [{"color": _COLOURS[3], "marker": "X"}, {"color": _COLOURS[5], "marker
 
 def draw(
     pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path, stats: list[str | Path]
-) -> None:
+) -> Figure:
     """One-step samples: y distance to the data or ODE error, x iterations (left) and seconds of training (right).
 
     Bands: 95 % t interval over seeds. Dotted: the distance between two halves of the data. `stats` is in runs' order.
@@ -79,7 +80,7 @@ def draw(
     panels[-1, 1].set_xlabel("training time (s, mean over seeds)")
     entries = dict(zip(*reversed(panels[0, 0].get_legend_handles_labels()), strict=True))
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4)
-    style.save(figure, pdf, png)
+    return style.save(figure, pdf, png)
 
 
 def _clock(path: str | Path) -> tuple[list[float], list[float]]:

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from ..storage import read_table
@@ -23,7 +24,7 @@ _TITLES = (
 )
 
 
-def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> None:
+def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> Figure:
     """A row per method whose students are measured; x number N of grid steps.
 
     y: (1) loss of CT and CD, (2) squared distance of their targets, both / Δσ², with 95 % t intervals over seeds and
@@ -65,7 +66,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
                 style.plain_log(axes.yaxis)
     plt.setp(panels[-1], xlabel="grid steps N")
     style.legend(figure)
-    style.save(figure, pdf, png)
+    return style.save(figure, pdf, png)
 
 
 def _ratios(table: pd.DataFrame) -> pd.DataFrame:

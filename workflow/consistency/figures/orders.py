@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.figure import Figure
 
 from ..storage import read_table
 from . import style
@@ -19,7 +20,7 @@ _COLOURS = sns.color_palette("colorblind")
 _MARKS = ((0, "o"), (1, "s"), (2, "^"), (4, "D"))
 
 
-def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> None:
+def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> Figure:
     """x steps N of the solver, y root of its mean squared error to the ODE's true end, per coordinate.
 
     Solid: noise schedule refined; dotted: as it is (T = 1000). Order: the slope between the two largest N, refined.
@@ -50,4 +51,4 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
     style.plain_log(axes.xaxis)
     handles = axes.get_legend_handles_labels()[0]
     figure.legend(handles=handles[0::2] + handles[1::2], loc="outside upper center", ncols=2)
-    style.save(figure, pdf, png)
+    return style.save(figure, pdf, png)

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from ..storage import load_tensors
 from ..tables import condition_label
@@ -23,7 +24,7 @@ def draw(
     teacher: list[str],
     truth: str,
     data: str,
-) -> None:
+) -> Figure:
     """A row per condition, a panel per source; x and y the first two coordinates, in the data's units.
 
     All panels have the limits of data, truth and teacher; points of a method beyond them are counted.
@@ -65,7 +66,7 @@ def draw(
         for axes in line[len(row) :]:
             axes.set_axis_off()
         line[0].set_ylabel(f"{condition_label(group)}\n$x_2$", fontsize="small")
-    style.save(figure, pdf, png)
+    return style.save(figure, pdf, png)
 
 
 def _plane(path: str | Path, name: str) -> np.ndarray:

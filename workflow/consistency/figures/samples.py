@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from ..storage import load_tensors
 from ..tables import condition_label, method_label
@@ -22,7 +23,7 @@ def draw(
     samples: list[str],
     teacher: list[str],
     noise: str,
-) -> None:
+) -> Figure:
     """A block per condition: the teacher's N-step samples, then each method's one-step samples.
 
     Args:
@@ -58,7 +59,7 @@ def draw(
                 if row == 0:
                     axes.set_title(str(labels[column]), fontsize="x-small", pad=1)
             panels[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize="x-small")
-    style.save(figure, pdf, png)
+    return style.save(figure, pdf, png)
 
 
 def _images(path: str, name: str) -> np.ndarray:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
 from ..storage import read_table
@@ -19,7 +20,7 @@ _ROWS = {
 }
 
 
-def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> None:
+def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> Figure:
     """A column per condition; rows: ODE error, Fréchet distance to teacher and to data; bands over seeds."""
     summary = leading(summarise(read_table(metrics), runs))
     unit = unit_of(summary)
@@ -62,4 +63,4 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
             if column == 0:
                 axes.set_ylabel(label.format(unit=unit))
     style.legend(figure, note)
-    style.save(figure, pdf, png)
+    return style.save(figure, pdf, png)

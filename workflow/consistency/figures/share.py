@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.figure import Figure
 
 from ..storage import read_table
 from ..tables import leading, summarise
@@ -24,7 +25,7 @@ _BUDGETS = {
 }
 
 
-def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> None:
+def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> Figure:
     """One-step samples, a panel per metric: x share μ of generated pairs, y distance to the data or ODE error.
 
     Points are means over seeds with 95 % t intervals; the runs without a share are left out.
@@ -56,4 +57,4 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
         axes.set_xlabel("share μ of generated pairs")
         axes.set_ylabel(_PANELS[metric, reference])
     style.legend(figure)
-    style.save(figure, pdf, png)
+    return style.save(figure, pdf, png)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from ..storage import read_table
 from ..tables import summarise, unit_of
 from . import style
 
 
-def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> None:
+def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> Figure:
     """A column per condition; x start time s, y mean squared error of f(x_s, s) to the trajectory's end."""
     summary = summarise(read_table(metrics), runs)
     summary = summary[summary.metric.str.startswith("ode_error@s=")]
@@ -34,4 +35,4 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
         axes.set_xlabel("start time s")
     panels[0, 0].set_ylabel(f"ODE error from s\n(MSE per {unit_of(summary)})")
     style.legend(figure, note)
-    style.save(figure, pdf, png)
+    return style.save(figure, pdf, png)

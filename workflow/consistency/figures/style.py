@@ -94,11 +94,12 @@ def plain_log(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def save(figure: Figure, pdf: str | Path, png: str | Path) -> None:
-    """Write both formats atomically; without dates, so that the same data give the same bytes."""
+def save(figure: Figure, pdf: str | Path, png: str | Path) -> Figure:
+    """Write both formats atomically; without dates, so that the same data give the same bytes. Returns the figure."""
     for path, metadata in ((pdf, {"CreationDate": None}), (png, {"Software": None})):
         content = io.BytesIO()  # matplotlib hides what the operating system says of a full disk
         figure.savefig(content, format=Path(path).suffix[1:], metadata=metadata)
         with atomic(path) as temporary:
             temporary.write_bytes(content.getbuffer())
     plt.close(figure)
+    return figure

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from ..storage import read_table
 from ..tables import condition_label, distance_label, extractors_of, leading, summarise, unit_of
 from . import style
 
 
-def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> None:
+def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> Figure:
     """One-step samples: x ODE error, y Fréchet distance, a column per guidance scale, a row per reference.
 
     Points are means over seeds with 95 % t intervals; a line joins the methods of one condition.
@@ -75,4 +76,4 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
             if column == 0:
                 axes.set_ylabel(f"{distance} to\n{phrase}")
     style.legend(figure, f"{distance} in features of {extractor}; bars: 95 % interval over seeds")
-    style.save(figure, pdf, png)
+    return style.save(figure, pdf, png)

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from ..storage import read_records
 from . import style
 
 
-def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], stats: list[str | Path]) -> None:
+def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], stats: list[str | Path]) -> Figure:
     """A column per condition; x optimiser step, y training loss of every seed.
 
     Args:
@@ -37,4 +38,4 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], stats: li
         axes.set_xlabel("step")
     panels[0, 0].set_ylabel("training loss\n(of its own objective)")
     style.legend(figure, note)
-    style.save(figure, pdf, png)
+    return style.save(figure, pdf, png)

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from ..storage import load_tensors
 from . import style
@@ -19,7 +20,7 @@ _TITLES = {
 }
 
 
-def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], curves: str | Path) -> None:
+def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], curves: str | Path) -> Figure:
     """A panel per coupling, and the true ODE: x and y the first two coordinates, divided by √(1 + σ²).
 
     Hollow: the noise end of a curve, filled: its data end.
@@ -47,4 +48,4 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], curves: s
         for face, label in (("white", "noise end (σ max)"), ("0.25", "data end (σ min)"))
     ]
     figure.legend(handles=ends, loc="outside upper center", ncols=2)
-    style.save(figure, pdf, png)
+    return style.save(figure, pdf, png)

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from ..storage import read_table
@@ -14,7 +15,7 @@ from ..tables import method_label, summarise
 from . import style
 
 
-def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> None:
+def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> Figure:
     """A column per method whose students generate: x noise level σ, y E‖x − z‖² in squared units of the data.
 
     Bands: 95 % t interval over seeds. Dashed: the exact optimal transport between data and noise.
@@ -48,4 +49,4 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
         axes.set_xlabel("noise level σ")
     panels[0, 0].set_ylabel("transport cost E‖x − z‖²\n(squared units of the data)")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    style.save(figure, pdf, png)
+    return style.save(figure, pdf, png)

@@ -1,0 +1,56 @@
+"""Numbers and papers that the pages name are those of the code."""
+
+import inspect
+import re
+
+import pytest
+import yaml
+from consistency import downloads, feed, hub, optimizers, settings, truth
+from consistency.metrics import distances, measure
+from consistency.pages import samples
+from helpers import ROOT
+
+# page, words with the number in brackets, what the code has
+NUMBERS = [
+    ("equations", r"relative tolerance ([\d.e-]+)\)", inspect.signature(truth.endpoint).parameters["rtol"].default),
+    ("equations", r"batches beyond ([\d,]+) are refused", settings.LARGEST_ASSIGNMENT),
+    ("metrics", r"of sets of more than ([\d,]+) a fixed draw", distances.LARGEST),
+    ("architecture", r"of at most (\d+) noises", samples.PICTURES),
+    ("architecture", r"noises \((\d+) for points\)", samples.POINTS),
+    ("architecture", r"three seeds and (\d+) px a side", samples.SIDE),
+    ("architecture", r"more\s+than ([\d.]+) MB", samples.LIMIT / 1e6),
+    ("architecture", r"batches and seeds of (\d+) steps are made at once", feed.AHEAD),
+    ("data", r"files of (\d+) MB and more", hub.LARGE / 1e6),
+]
+
+
+@pytest.mark.parametrize(("page", "words", "expected"), NUMBERS, ids=[f"{p}: {w}" for p, w, _ in NUMBERS])
+def test_numbers(page, words, expected):
+    found = re.findall(words, (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+    assert len(found) == 1, f"docs/{page}.md: {words!r} stands there {len(found)} times; expected once, with {expected}"
+    assert float(found[0].replace(",", "")) == expected
+
+
+def test_numbers_in_words(monkeypatch):
+    texts = {
+        page: (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in ("architecture", "metrics", "data")
+    }
+    assert ("up to 10⁷ elements" in texts["architecture"]) == (optimizers.Joined.LARGEST == 10**7)
+    assert ("mean of five\nsplits" in texts["metrics"]) == (
+        inspect.signature(measure.measure_data).parameters["splits"].default == 5
+    )
+    monkeypatch.delenv("CONSISTENCY_TIMEOUT", raising=False)
+    assert f"before a connection is given up ({downloads.timeout():g})" in texts["data"]
+
+
+def test_both_papers_are_cited():
+    """Those that docs/equations.md walks through, with authors by name."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    text = (ROOT / "docs/equations.md").read_text(encoding="utf-8")
+    papers = re.findall(r"^- \*\*[AB]\*\* — \*(.+?)\*.* arXiv ([\d.]+\d)", text, re.MULTILINE)
+    assert len(papers) == 2
+    for (title, number), reference in zip(papers, citation["references"], strict=True):
+        assert reference["title"] == title
+        assert reference["url"].endswith(number)
+        assert all(author["given-names"] and author["family-names"] for author in reference["authors"])
+        assert len(reference["authors"]) > 1

@@ -1,0 +1,363 @@
+"""Figures show what metrics.csv holds: the data of their lines, bars, bands and pictures, computed here once more."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from consistency.figures import (
+    convergence,
+    discrepancy,
+    orders,
+    points,
+    sampling_steps,
+    share,
+    start_times,
+    style,
+    tradeoff,
+    training,
+    trajectories,
+    transport,
+)
+from consistency.figures import samples as samples_figure
+from consistency.metrics.measure import COLUMNS
+from consistency.storage import save_tensors, write_records
+from scipy import stats
+
+SEEDS = (0, 1, 2)
+TARGETS = [
+    {
+        "run": f"{method}-ddim-n{n}-w{w}-s{s}",
+        "method": method,
+        "seed": s,
+        "group": f"ddim-n{n}-w{w}",
+        "guidance": float(w),
+    }
+    for (n, w), method, s in itertools.product([(5, 1), (10, 1), (5, 4)], ["cm", "direct"], SEEDS)
+]
+PAIRS = [
+    {"run": f"{method}-s{s}", "method": method, "seed": s, "group": "scratch", "steps": 400, "share": mu}
+    for (method, mu), s in itertools.product([("ct-ic", 0.0), ("ct-gc", 0.5), ("ct-ot", None)], SEEDS)
+]
+
+
+class Metrics:
+    """A metrics.csv of random values: one for each run, and metric, reference and sampling steps."""
+
+    def __init__(self, path, runs, cells, extra=()):
+        rng, rows = np.random.default_rng(0), []
+        for run, (metric, extractor, reference, steps) in itertools.product(runs, cells):
+            value = float(np.exp(rng.normal()))
+            row = {"run": run["run"], "method": run["method"], "seed": run["seed"], "metric": metric}
+            rows.append(row | {"extractor": extractor, "reference": reference, "sampling_steps": steps, "value": value})
+        self.frame = pd.DataFrame([*rows, *extra]).reindex(columns=COLUMNS)
+        self.frame.to_csv(path, index=False)
+        self.path, self.runs = path, {run["run"]: run for run in runs}
+
+    def values(self, metric, reference, method, group=None, steps=1):
+        """The values of all seeds, by the frame itself."""
+        chosen = self.frame[
+            (self.frame.metric == metric) & (self.frame.reference == reference) & (self.frame.method == method)
+        ]
+        chosen = chosen[chosen.sampling_steps == steps]
+        if group is not None:
+            chosen = chosen[chosen.run.map(lambda run: self.runs[run]["group"] == group)]
+        assert len(chosen) == len(SEEDS)
+        return chosen.value.to_numpy()
+
+    def mean(self, *cell, **more):
+        return self.values(*cell, **more).mean()
+
+    def interval(self, *cell, **more):
+        values = self.values(*cell, **more)
+        return stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """Draw a figure; both files are there, and small tables give a picture of the size that the figure states."""
+
+    def draw(module, **inputs):
+        figure = module.draw(tmp_path / "f.pdf", tmp_path / "f.png", **inputs)
+        assert (tmp_path / "f.pdf").read_bytes().startswith(b"%PDF")
+        assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+        return figure
+
+    return draw
+
+
+def curves(axes):
+    """Label → x and y of the lines that have one."""
+    return {line.get_label(): line.get_xydata() for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def band(axes, number):
+    """The band's y at its first x: low, high."""
+    vertices = axes.collections[number].get_paths()[0].vertices
+    first = vertices[np.isclose(vertices[:, 0], vertices[:, 0].min())][:, 1]
+    return first.min(), first.max()
+
+
+def test_tradeoff(tmp_path, drawn):
+    cells = [("ode_error", "pixels", "teacher", 1), ("ode_error", "pixels", "teacher", 2)]
+    cells += [("frechet_distance", e, r, 1) for e in ("first", "second") for r in ("teacher", "data")]
+    metrics = Metrics(tmp_path / "m.csv", TARGETS, cells)
+    figure = drawn(tradeoff, runs=TARGETS, metrics=metrics.path)
+    first = metrics.frame[metrics.frame.extractor != "second"]
+    metrics.frame = first
+    panels = np.array(figure.axes).reshape(2, 2)
+    assert [axes.get_title() for axes in panels[0]] == ["guidance w = 1", "guidance w = 4"]
+    for (row, reference), (column, groups) in itertools.product(
+        enumerate(("teacher", "data")), enumerate((["ddim-n5-w1", "ddim-n10-w1"], ["ddim-n5-w4"]))
+    ):
+        bars = panels[row, column].containers
+        expected = list(itertools.product(groups, ("cm", "direct")))
+        assert len(bars) == len(expected)
+        for bar, (group, method) in zip(bars, expected, strict=True):
+            x, y = ("ode_error", "teacher", method, group), ("frechet_distance", reference, method, group)
+            assert bar.lines[0].get_xydata() == pytest.approx(np.array([[metrics.mean(*x), metrics.mean(*y)]]))
+            assert bar.get_label() == {"cm": "CM", "direct": "Direct CM"}[method]
+            horizontal, vertical = (line.get_segments()[0] for line in bar.lines[2])
+            assert horizontal[:, 0] == pytest.approx(metrics.interval(*x))
+            assert vertical[:, 1] == pytest.approx(metrics.interval(*y))
+    assert "in features of first" in figure.get_supxlabel()
+
+
+def test_sampling_steps(tmp_path, drawn):
+    rows = [("ode_error", "teacher"), ("frechet_distance", "teacher"), ("frechet_distance", "data")]
+    cells = [(metric, "e" if "frechet" in metric else "pixels", r, n) for metric, r in rows for n in (1, 2, 4)]
+    metrics = Metrics(tmp_path / "m.csv", TARGETS, cells)
+    figure = drawn(sampling_steps, runs=TARGETS, metrics=metrics.path)
+    groups = ["ddim-n5-w1", "ddim-n10-w1", "ddim-n5-w4"]
+    for axes, (cell, group) in zip(figure.axes, itertools.product(rows, groups), strict=True):
+        found = curves(axes)
+        assert list(found) == ["CM", "Direct CM"]
+        for number, method in enumerate(("cm", "direct")):
+            expected = [[n, metrics.mean(*cell, method, group, n)] for n in (1, 2, 4)]
+            assert found[["CM", "Direct CM"][number]] == pytest.approx(np.array(expected))
+            low, high = metrics.interval(*cell, method, group, 1)
+            smallest = 0.2 * min(y for _, y in expected)  # a logarithmic axis has no room for less
+            assert band(axes, number) == pytest.approx((max(low, smallest), high))
+
+
+def test_start_times(tmp_path, drawn):
+    cells = [(f"ode_error@s={s}", "pixels", "teacher", 1) for s in (1000, 600, 200)]
+    cells += [("ode_error", "pixels", "teacher", 1), ("frechet_distance", "e", "data", 1)]
+    metrics = Metrics(tmp_path / "m.csv", TARGETS, cells)
+    figure = drawn(start_times, runs=TARGETS, metrics=metrics.path)
+    for axes, group in zip(figure.axes, ["ddim-n5-w1", "ddim-n10-w1", "ddim-n5-w4"], strict=True):
+        for name, method in (("CM", "cm"), ("Direct CM", "direct")):
+            expected = [[s, metrics.mean(f"ode_error@s={s}", "teacher", method, group)] for s in (200, 600, 1000)]
+            assert curves(axes)[name] == pytest.approx(np.array(expected))
+        assert axes.get_title() == style.heading(group)
+
+
+def test_training(tmp_path, drawn):
+    losses, files = {}, []
+    for number, run in enumerate(TARGETS):
+        losses[run["run"]] = [[step, 1 / step + number] for step in (10, 20, 30)]
+        files.append(tmp_path / f"{run['run']}.jsonl")
+        write_records(
+            files[-1], [{"step": step, "loss": loss, "seconds": step / 10} for step, loss in losses[run["run"]]]
+        )
+    figure = drawn(training, runs=TARGETS, stats=files)
+    for axes, group in zip(figure.axes, ["ddim-n5-w1", "ddim-n10-w1", "ddim-n5-w4"], strict=True):
+        expected = [losses[run["run"]] for run in TARGETS if run["group"] == group]
+        assert [line.get_xydata().tolist() for line in axes.lines] == expected
+
+
+def test_samples(tmp_path, drawn):
+    rng = np.random.default_rng(0)
+    runs = [run for run in TARGETS if run["seed"] == 0 and run["guidance"] == 1]
+    files = {}
+    for name in [run["run"] for run in runs] + ["teacher-5", "teacher-10"]:
+        images = rng.normal(0, 0.8, (20, 1, 4, 4)).astype(np.float32)
+        files[name] = images
+        save_tensors(tmp_path / name, {"samples" if "teacher" in name else "steps_1": images})
+    labels = np.arange(20) % 10
+    save_tensors(tmp_path / "noise", {"labels": labels})
+    teachers = [f"teacher-{run['group'].split('-')[1][1:]}" for run in runs]
+    figure = drawn(
+        samples_figure,
+        runs=runs,
+        samples=[str(tmp_path / run["run"]) for run in runs],
+        teacher=[str(tmp_path / name) for name in teachers],
+        noise=str(tmp_path / "noise"),
+    )
+    rows = ["teacher-5", "cm-ddim-n5-w1-s0", "direct-ddim-n5-w1-s0"]
+    rows += ["teacher-10", "cm-ddim-n10-w1-s0", "direct-ddim-n10-w1-s0"]
+    panels = np.array([axes for part in figure.subfigs for axes in part.axes]).reshape(6, samples_figure.COLUMNS)
+    for line, name in zip(panels, rows, strict=True):
+        for axes, image in zip(line, files[name][: samples_figure.COLUMNS, 0], strict=True):
+            (picture,) = axes.images
+            assert picture.get_array().data == pytest.approx(image.clip(-1, 1) / 2 + 0.5)
+    assert [axes.get_title() for axes in panels[0]] == [str(label) for label in labels[: samples_figure.COLUMNS]]
+    assert [line[0].get_ylabel() for line in panels[:3]] == ["Teacher", "CM", "Direct CM"]
+
+
+BUDGETS = {"@budget=0.25": 0.25, "@budget=0.5": 0.5, "": 1.0}
+
+
+def test_convergence(tmp_path, drawn):
+    metrics_of = [("wasserstein", "coordinates", "data"), ("ode_error", "coordinates", "truth")]
+    cells = [(m + place, e, r, 1) for (m, e, r), place in itertools.product(metrics_of, BUDGETS)]
+    halves = {"run": "data", "method": "data", "metric": "wasserstein", "extractor": "coordinates", "value": 0.3}
+    metrics = Metrics(tmp_path / "m.csv", PAIRS, cells, [halves])
+    files = []
+    for number, run in enumerate(PAIRS):  # of one speed each: seconds are steps times the run's number
+        files.append(tmp_path / f"{run['run']}.jsonl")
+        records = [{"step": step, "loss": 1.0, "seconds": step * (number + 1)} for step in (200, 400)]
+        write_records(files[-1], records)
+    figure = drawn(convergence, runs=PAIRS, metrics=metrics.path, stats=files)
+    panels = np.array(figure.axes).reshape(2, 2)
+    names = {"ct-ic": "CT, independent", "ct-gc": "CT, generated (μ = 0.5)", "ct-ot": "CT, batch-OT"}
+    for line, (metric, _, reference) in zip(panels, metrics_of, strict=True):
+        for number, (method, name) in enumerate(names.items()):
+            y = [metrics.mean(metric + place, reference, method) for place in BUDGETS]
+            steps = np.array(list(BUDGETS.values())) * 400
+            speed = 3 * number + 2  # mean of its three runs'
+            assert curves(line[0])[name] == pytest.approx(np.column_stack([steps, y]))
+            assert curves(line[1])[name] == pytest.approx(np.column_stack([steps * speed, y]))
+    assert curves(panels[0, 0])["two halves of the data"][:, 1] == pytest.approx([0.3, 0.3])
+    assert "two halves of the data" not in curves(panels[1, 0])
+
+
+def test_share(tmp_path, drawn):
+    cells = [(f"frechet_distance{place}", "e", "data", n) for place in BUDGETS for n in (1, 2)]
+    metrics = Metrics(tmp_path / "m.csv", PAIRS, cells)
+    figure = drawn(share, runs=PAIRS, metrics=metrics.path)
+    (axes,) = figure.axes
+    assert len(axes.containers) == 2
+    for bar, place, aside in zip(axes.containers, ("@budget=0.25", ""), (-0.01, 0.01), strict=True):
+        y = [metrics.mean(f"frechet_distance{place}", "data", method) for method in ("ct-ic", "ct-gc")]
+        assert bar.lines[0].get_xydata() == pytest.approx(np.column_stack([[0 + aside, 0.5 + aside], y]))
+        for segment, method in zip(bar.lines[2][0].get_segments(), ("ct-ic", "ct-gc"), strict=True):
+            low, high = metrics.interval(f"frechet_distance{place}", "data", method)
+            mean = metrics.mean(f"frechet_distance{place}", "data", method)
+            assert segment[:, 1] == pytest.approx([max(low, 0.2 * mean), high])
+
+
+COUPLINGS = ("independent", "optimal_transport", "generator_induced")
+
+
+def test_transport(tmp_path, drawn):
+    runs = [run for run in PAIRS if run["method"] == "ct-gc"]
+    sigmas = (0.002, 0.4, 80)
+    cells = [(f"transport_cost@sigma={s:.4g}", "pixels", name, 1) for s in sigmas for name in COUPLINGS]
+    cells += [("transport_cost", "pixels", name, 1) for name in (*COUPLINGS, "exact optimal transport")]
+    metrics = Metrics(tmp_path / "m.csv", runs, cells)
+    (axes,) = drawn(transport, runs=runs, metrics=metrics.path).axes
+    found = curves(axes)
+    for name in COUPLINGS:
+        y = [metrics.mean(f"transport_cost@sigma={s:.4g}", name, "ct-gc") for s in sigmas]
+        assert found[style.COUPLINGS[name]["label"]] == pytest.approx(np.column_stack([sigmas, y]))
+    level = metrics.mean("transport_cost", "exact optimal transport", "ct-gc")
+    assert found["exact optimal transport"] == pytest.approx(np.array([[0.002, level], [80, level]]))
+
+
+def test_discrepancy(tmp_path, drawn):
+    runs = [run for run in PAIRS if run["method"] == "ct-ic"]
+    numbers = (10, 20, 1280)
+    cells = []
+    for place in [f"steps={n}" for n in numbers] + ["limit"]:
+        for name in COUPLINGS:
+            cells += [(f"loss@{place}", "c", "cd" if name == "independent" else f"cd {name}", 1)]
+            cells += [(f"loss@{place}", "c", f"ct {name}", 1), (f"velocity_gap@{place}", "c", name, 1)]
+            if place != "limit":
+                labels = [f"{d} {u} {name}" for d in ("mse", "pseudo-Huber") for u in ("ct", "cd")]
+                cells += [(f"gradient@{place}", "c", label, 1) for label in labels]
+    metrics = Metrics(tmp_path / "m.csv", runs, cells)
+    loss, gap, gradient = drawn(discrepancy, runs=runs, metrics=metrics.path).axes
+
+    def expected(metric, reference):
+        return np.array([[n, metrics.mean(f"{metric}@steps={n}", reference, "ct-ic")] for n in numbers])
+
+    shown = [name for name in style.COUPLINGS if name != "exact"]
+    references = [(name, u) for name in shown for u in ("ct", "cd")]
+    assert len(loss.lines) == len(references) + 1  # and an empty one, for the legend
+    for line, (name, u) in zip(loss.lines, references, strict=False):
+        reference = "cd" if (u, name) == ("cd", "independent") else f"{u} {name}"
+        assert line.get_xydata() == pytest.approx(expected("loss", reference)), reference
+    for line, name in zip(gap.lines, shown, strict=True):
+        assert line.get_xydata() == pytest.approx(expected("velocity_gap", name))
+    limits = [bar.get_segments()[0][0, 1] for bar in gap.collections if hasattr(bar, "get_segments")]
+    assert limits == pytest.approx([metrics.mean("velocity_gap@limit", name, "ct-ic") for name in shown])
+    lines = iter(gradient.lines)
+    for name, distance in itertools.product(shown, ("pseudo-Huber", "mse")):
+        ratios = {
+            n: metrics.values(f"gradient@steps={n}", f"{distance} ct {name}", "ct-ic")
+            / metrics.values(f"gradient@steps={n}", f"{distance} cd {name}", "ct-ic")
+            for n in numbers
+        }
+        medians = np.array([[n, np.median(values)] for n, values in ratios.items()])
+        assert next(lines).get_xydata() == pytest.approx(medians)
+        if name == "independent":  # its seeds too, those beyond the panel at its edge
+            seeds = next(lines).get_ydata()
+            assert sorted(seeds) == pytest.approx(sorted(np.concatenate(list(ratios.values())).clip(-1, 3)))
+
+
+def test_orders(tmp_path, drawn):
+    """Errors that fall with N to the power of the solver's order; the order stands in the legend."""
+    rows = []
+    for (solver, order), n in itertools.product({"ddim": 1, "heun": 2}.items(), (5, 10, 20)):
+        for reference, error in ((orders.REFINED, n**-order), ("truth", n**-order + 0.01)):
+            row = {"run": f"order-{solver}-n{n}", "method": "solver", "solver": solver, "n_steps": n}
+            rows.append(row | {"metric": "ode_error", "reference": reference, "value": error**2})
+    pd.DataFrame(rows).reindex(columns=COLUMNS).to_csv(tmp_path / "m.csv", index=False)
+    (axes,) = drawn(orders, runs=[], metrics=tmp_path / "m.csv").axes
+    found = curves(axes)
+    for name, order in (("DDIM", 1), ("Heun", 2)):
+        numbers = np.array([5.0, 10, 20])
+        refined = found[f"{name}, refined schedule: order {order}.00"]
+        assert refined == pytest.approx(np.column_stack([numbers, numbers**-order]))
+        plain = found[f"{name}, schedule as it is"]
+        assert plain == pytest.approx(np.column_stack([numbers, numbers**-order + 0.01]))
+
+
+def test_trajectories(tmp_path, drawn):
+    sigmas = np.array([0.002, 1.0, 80.0])
+    rng = np.random.default_rng(0)
+    contents = {name: rng.standard_normal((2, 3, 2)) for name in ("independent", "ode")}
+    save_tensors(tmp_path / "curves", contents | {"sigmas": sigmas})
+    panels = drawn(trajectories, runs=[], curves=tmp_path / "curves").axes
+    assert [axes.get_title() for axes in panels] == ["Independent (IC)", "True PF-ODE"]
+    for axes, points_of in zip(panels, contents.values(), strict=True):
+        for number, curve in enumerate(points_of):
+            scaled = curve / np.sqrt(1 + sigmas**2)[:, None]
+            path, noise_end, data_end = (line.get_xydata() for line in axes.lines[3 * number : 3 * number + 3])
+            assert path == pytest.approx(scaled)
+            assert noise_end == pytest.approx(scaled[-1:])
+            assert data_end == pytest.approx(scaled[:1])
+
+
+def test_points(tmp_path, drawn):
+    rng = np.random.default_rng(0)
+    runs = [run for run in TARGETS if run["seed"] == 0 and run["group"] == "ddim-n5-w1"]
+    contents = {"data": "test_images", "truth": "vp", "teacher": "samples", runs[0]["run"]: "steps_1"}
+    contents |= {runs[1]["run"]: "steps_1"}
+    values = {name: rng.uniform(-1, 1, (50, 2)) for name in contents}
+    values[runs[1]["run"]][:3] = 100.0
+    for name, key in contents.items():
+        save_tensors(tmp_path / name, {key: values[name]})
+    figure = drawn(
+        points,
+        runs=runs,
+        samples=[str(tmp_path / run["run"]) for run in runs],
+        teacher=[str(tmp_path / "teacher")] * 2,
+        truth=str(tmp_path / "truth"),
+        data=str(tmp_path / "data"),
+    )
+    titles = ["Data, held out", "True ODE end", "Teacher, N steps", "CM, 1 step", "Direct CM, 1 step"]
+    assert [axes.get_title() for axes in figure.axes] == titles
+    for axes, name in zip(figure.axes, contents, strict=True):
+        assert axes.lines[0].get_xydata() == pytest.approx(values[name])
+        assert [text.get_text() for text in axes.texts] == (["3 outside"] if name == runs[1]["run"] else [])
+
+
+def test_every_figure_has_a_test():
+    from helpers import ROOT
+
+    modules = {path.stem for path in (ROOT / "workflow/consistency/figures").glob("*.py")} - {"__init__", "style"}
+    assert modules == {name.removeprefix("test_") for name in globals() if name.startswith("test_")} - {
+        "every_figure_has_a_test"
+    }
