@@ -64,12 +64,11 @@ def test_nothing_is_left_of_a_failure(tmp_path):
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
 
-def test_a_full_disk_is_told_before_anything_is_computed(tmp_path):
-    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    shapes = {"x": (torch.uint8, (free + 10**9,))}
-    with pytest.raises(StorageError, match="disk full while"), tensor_file(tmp_path / "x.safetensors", shapes):
+def test_a_full_disk_is_told_before_anything_is_computed(small_disk):
+    shapes = {"x": (torch.uint8, (2_000_000,))}
+    with pytest.raises(StorageError, match="disk full while"), tensor_file(small_disk / "x.safetensors", shapes):
         pytest.fail("the disk is full")
-    assert not os.listdir(tmp_path)
+    assert not os.listdir(small_disk)
 
 
 @pytest.mark.needs("linux")
