@@ -48,7 +48,7 @@ $(TESTING): $(STAMP) requirements-test.lock
 install: $(STAMP)
 
 reproduce: $(STAMP)
-	$(BIN)/snakemake $(HOW)
+	$(BIN)/python workflow/scripts/run.py $(HOW)
 	@$(BIN)/python workflow/scripts/summary.py
 
 resume: $(STAMP)
@@ -71,8 +71,8 @@ verify: $(STAMP)
 lint: $(TESTING)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check .
-	$(BIN)/snakemake --lint
+	$(BIN)/python -m snakefmt --check .
+	$(BIN)/python workflow/scripts/run.py --lint
 
 schemas: $(STAMP)
 	cd workflow && ../$(BIN)/python -m consistency.config

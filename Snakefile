@@ -31,10 +31,11 @@ localrules:
     paper,
 
 
-# Before any job: a sign of life for `make resume`; whether the files that are needed are here, or can be had; the process
-# that jobs on this machine start from.
+# Before any job: a sign of life for `make resume`, and for other checkouts with the same results; whether the files that
+# are needed are here, or can be had; the process that jobs on this machine start from.
 onstart:
     LIVING.append(hold(".snakemake/running", share=True))
+    LIVING.append(alone_in(PLACE))
     missing = [
         f"{name}: {line}" for name, e in EXPERIMENTS.items() for line in preflight.problems(e, Path(RESULTS) / name)
     ]

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from . import storage
 from .errors import ConsistencyError, StorageError
+from .filesystems import fsync
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def fetch(url: str, name: str, sha256: str | None = None) -> Path:
                     raise
                 with _storing(path):
                     os.replace(part, path)
-                    storage._fsync(path.parent)
+                    fsync(path.parent)
                     drop(part)
                 return path
     _check(path, url, sha256, f"{path} (delete it to get it again)")

@@ -27,11 +27,9 @@ def hold(path: str | os.PathLike, wait: bool = False, share: bool = False) -> IO
         LockedError: it is held already; says by whom.
         OSError: it cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = fcntl.LOCK_SH if share else fcntl.LOCK_EX
+    path, kind = Path(path), fcntl.LOCK_SH if share else fcntl.LOCK_EX
     while True:
-        file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        file = _opened(path)
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -39,19 +37,48 @@ def hold(path: str | os.PathLike, wait: bool = False, share: bool = False) -> IO
             if not wait:
                 file.close()
                 raise LockedError(f"{path} is held by {other}") from None
-            print(f"waiting for {other}, which holds {path}", file=sys.stderr, flush=True)
+            _tell(f"waiting for {other}, which holds {path}")
             fcntl.flock(file, kind)
         except OSError as error:
-            print(f"{path}: no lock ({error.strerror}), a second process is not kept out", file=sys.stderr, flush=True)
+            _tell_no_lock(path, error)
             return file
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()  # `release` removed it in between
     if not share:
         file.truncate(0)
-    job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-    with contextlib.suppress(OSError):  # on a full disk it is held without a word
-        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}{job}\n".encode())
+    _sign(file)
+    return file
+
+
+def hold_for(path: str | os.PathLike, place: str | os.PathLike) -> IO[str]:
+    """As `hold`, for a working folder: beside other processes of that folder, and of no other.
+
+    Raises:
+        LockedError: processes of another folder hold it; says which.
+        OSError: it cannot be written, or there is no such folder.
+    """
+    folder = "".join(letter if letter.isprintable() else "?" for letter in os.path.realpath(place))
+    mine = f"in {folder} (inode {os.stat(place).st_ino})"  # two machines may have a folder of that name each
+    path, alone = Path(path), True
+    file = _opened(path)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        _write(file, mine)
+    except BlockingIOError:
+        alone = False
+    except OSError as error:
+        _tell_no_lock(path, error)
+        return file
+    # On the way from one kind of lock to the other a process of another folder may come between: what is read now counts.
+    fcntl.flock(file, fcntl.LOCK_SH)
+    lines = _lines(path)
+    theirs = lines[-1] if lines else mine if alone else "of another folder"  # on a full disk there is no line
+    if theirs != mine:
+        file.close()
+        raise LockedError(f"{path} is held by {[*lines[:-1], 'a process'][0]}, {theirs.partition(' (inode ')[0]}")
+    _sign(file)
     return file
 
 
@@ -59,6 +86,32 @@ def release(file: IO[str]) -> None:
     """Remove a lock file that this process holds alone, and let it go."""
     Path(file.name).unlink(missing_ok=True)
     file.close()
+
+
+def _opened(path: Path) -> IO[str]:
+    """The file, to be locked in either way: on NFS a lock that is shared wants one that can be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "a+", encoding="utf-8", buffering=1)
+
+
+def _sign(file: IO[str]) -> None:
+    """Write who holds the file."""
+    job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+    _write(file, f"process {os.getpid()} on {socket.gethostname()}{job}")
+
+
+def _write(file: IO[str], line: str) -> None:
+    with contextlib.suppress(OSError):  # on a full disk it is held without a word
+        os.write(file.fileno(), os.fsencode(f"{line}\n"))
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may read it any more
+        print(line, file=sys.stderr, flush=True)
+
+
+def _tell_no_lock(path: Path, error: OSError) -> None:
+    _tell(f"{path}: no lock ({error.strerror}), a second process is not kept out")
 
 
 def _lines(path: Path) -> list[str]:

@@ -22,16 +22,29 @@ _PACKAGES = ("torch", "diffusers", "accelerate", "peft", "safetensors", "numpy",
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this file is in, with `-dirty` where tracked files changed; None outside git.
+    """The commit of the repository that tracks this file, with `-dirty` where tracked files changed; None without one.
 
-    CONSISTENCY_COMMIT names it where these files are copies: in a container, in a pod, of a hosted repository.
+    A repository above that does not track it (of a home's dotfiles) says nothing of this code. A checkout of another
+    user counts: git refuses those because their configuration may name programs to run, but this code is theirs as well.
+
+    CONSISTENCY_COMMIT names the commit where these files are copies: in a container, in a pod, of a hosted repository.
     """
     if commit := os.environ.get("CONSISTENCY_COMMIT"):
         return commit
+    here = Path(__file__).resolve()
+    top = next((folder for folder in here.parents if (folder / ".git").exists()), None)
+    if top is None:
+        return None
+    git = ["git", "-C", str(here.parent)]
+    if top.stat().st_uid == (top / ".git").stat().st_uid == here.stat().st_uid:
+        git += ["-c", f"safe.directory={top}"]
+    elsewhere = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"}  # git sets them for what it calls, of another repository
+    known = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "check": True, "env": known}
     try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        here = Path(__file__).parent
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], **options)
+        command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, **options).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MismatchError, StorageError
+from .filesystems import fsync, read_tensors
 from .finite import check_numbers
 from .hashes import (  # noqa: F401 (one door for users)
     AGAIN,
@@ -54,14 +55,6 @@ def _explain(error: BaseException, path: Path) -> str:
     if code in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"{path}: cannot be written ({os.strerror(code)}); choose a writable results folder"
     return f"{path}: cannot be written: {text}"
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -104,14 +97,14 @@ def atomic(path: str | os.PathLike, durable: bool = True) -> Iterator[Path]:
             if temporary.is_dir():
                 write_sums(temporary)
                 for file in temporary.rglob("*"):
-                    _fsync(file)
+                    fsync(file)
                 if path.exists():
                     shutil.rmtree(path)
             if durable:
-                _fsync(temporary)
+                fsync(temporary)
             os.replace(temporary, path)
             if durable:
-                _fsync(path.parent)
+                fsync(path.parent)
     finally:
         _remove(temporary)
         UNFINISHED.discard(temporary)
@@ -376,12 +369,13 @@ def load_tensors(
         check_tensors(path)
     try:
         with safe_open(path, framework=framework) as file:
-            known = set(file.keys())
-            wanted = sorted(known) if names is None else names
-            if missing := [name for name in wanted if name not in known]:
-                raise StorageError(f"{path}: holds no tensor {missing[0]!r}; it has {sorted(known)}")
+            wanted = _wanted(path, names, set(file.keys()))
             tensors = {name: file.get_tensor(name) if rows is None else _first(file, name, rows) for name in wanted}
             metadata = json.loads((file.metadata() or {}).get("json", "{}"))
+    except OSError:  # the file system maps no files into memory
+        whole, metadata = read_tensors(path, framework)
+        wanted = _wanted(path, names, set(whole))
+        tensors = {name: whole[name][:rows] if whole[name].ndim else whole[name] for name in wanted}
     except (SafetensorError, ValueError, RecursionError) as error:
         raise StorageError(
             f"{path}: not a readable safetensors file (truncated or damaged: {error}); delete it and run again"
@@ -417,6 +411,14 @@ def verify(folder: str | os.PathLike) -> tuple[int, list[str]]:
         except StorageError as error:
             damaged.append(str(error))
     return checked, damaged
+
+
+def _wanted(path: str | os.PathLike, names: list[str] | None, known: set[str]) -> list[str]:
+    """The names, or all that are known; raises StorageError where one is not."""
+    wanted = sorted(known) if names is None else names
+    if missing := [name for name in wanted if name not in known]:
+        raise StorageError(f"{path}: holds no tensor {missing[0]!r}; it has {sorted(known)}")
+    return wanted
 
 
 def _first(file: Any, name: str, rows: int) -> Any:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from .errors import MismatchError
+from .filesystems import mapped, take
 from .storage import atomic, seal_tensors, tensor_header
 
 Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -59,37 +58,25 @@ def tensor_file(path: str | os.PathLike, shapes: Shapes) -> Iterator[TensorFile]
 
     length = -(-(len(header({})) + RESERVE) // 8) * 8
     with atomic(path) as temporary:
-        _take(temporary, 8 + length + position)
+        take(temporary, 8 + length + position)
         tensors = TensorFile()
         tensors.metadata = {}
-        with open(temporary, "r+b") as file:
-            mapped = mmap.mmap(file.fileno(), 0)
+        with mapped(temporary) as memory:
             for name, (dtype, shape) in shapes.items():
                 flat = torch.empty(0, dtype=dtype)
                 if sizes[name]:
                     flat = torch.frombuffer(
-                        mapped, dtype=dtype, count=math.prod(shape), offset=8 + length + offsets[name]
+                        memory, dtype=dtype, count=math.prod(shape), offset=8 + length + offsets[name]
                     )
                 tensors[name] = flat.reshape(shape)
             yield tensors
             for name, tensor in tensors.items():
                 _check_finite(path, name, tensor)
             head = header(tensors.metadata)
-            mapped[:8] = length.to_bytes(8, "little")
-            mapped[8 : 8 + length] = head.ljust(length)  # raises where it is longer
+            memory[:8] = length.to_bytes(8, "little")
+            memory[8 : 8 + length] = head.ljust(length)  # raises where it is longer
             tensors.clear()
-            mapped.flush()
         seal_tensors(temporary)
-
-
-def _take(path: Path, size: int) -> None:
-    """A new file of that size, with its place on the disk."""
-    with open(path, "wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:  # macOS
-            for first in range(0, size, CHECKED):
-                file.write(bytes(min(CHECKED, size - first)))
 
 
 def _check_finite(path: str | os.PathLike, name: str, tensor: torch.Tensor) -> None:

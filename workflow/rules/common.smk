@@ -29,15 +29,17 @@ sys.path.insert(0, str(WORKFLOW))
 sys.path.append(str(WORKFLOW / "scripts"))
 
 import _results
+import _surroundings
 import _warm
 from consistency import config as settings
 from consistency import estimates, preflight, provenance, strict
 from consistency.errors import ConsistencyError
-from consistency.locks import hold
+from consistency.locks import hold, hold_for
 from consistency.progress import Board
 from consistency.settings import condition
 from consistency.storage import check_writable
 
+_surroundings.prepare()
 try:
     if workflow.is_main_process:  # Snakemake's own reader takes the last of two equal keys
         for file in filter(os.path.exists, workflow.configfiles):
@@ -48,6 +50,9 @@ try:
     )
     # Seen from the working directory: as a module's, outputs are under its prefix, which params don't get by themselves.
     PLACE = str(workflow.modifier.modify_path(CONFIG.results))
+    for name, place in (("this workflow's folder", WORKFLOW), ("results", PLACE)):
+        if sign := _surroundings.unusable(place):
+            raise ConsistencyError(f"{name}: {place}: {sign!r} in a path means something else to Snakemake; rename it")
     check_writable(PLACE)
     for name in EXPERIMENTS:
         if (Path(PLACE) / name).is_dir():
@@ -125,6 +130,9 @@ def teacher_files(wildcards):
 def files_in(folder):
     """The files of a user's folder, as inputs: Snakemake's cache hashes files only. A missing one stays, to be named."""
     files = [path for path in provenance.own_files(folder) if path.is_file()]
+    for path in files or [folder]:
+        if sign := _surroundings.unusable(path):
+            raise WorkflowError(f"{path}: {sign!r} in a path means something else to Snakemake; rename it")
     return [local(str(path)) for path in files or [folder]]
 
 
@@ -167,6 +175,14 @@ def condition_of(wildcards):
 def row_of(run):
     """The columns of metrics.csv that name a run."""
     return {key: getattr(run, key) for key in ("run", "method", "solver", "n_steps", "guidance", "seed")}
+
+
+def alone_in(results):
+    """Keep a snakemake of another folder from the same results as long as this process lives."""
+    try:
+        return hold_for(Path(results) / ".running", os.curdir)
+    except ConsistencyError as error:
+        raise WorkflowError(f"results: another snakemake is at work there ({error}); let it end, or name another folder")
 
 
 def start_jobs_warm():

@@ -9,12 +9,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import _warm
+from _start import open_streams
 
+open_streams()
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 FORMAT = "%(asctime)s %(message)s"
@@ -118,7 +120,8 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     def fail(line: str) -> None:
         if not parallel.is_worker():
             logging.error(line)
-            print(f"\n{snakemake.rule}: {line}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # nobody may read it any more
+                print(f"\n{snakemake.rule}: {line}", file=sys.stderr, flush=True)
             sys.exit(1)
         parallel.report(line)
         os._exit(1)
@@ -136,12 +139,14 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
         logging.error(traceback.format_exc())
         if parallel.is_worker():
             os._exit(1)  # the parent says where to look
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         fail(f"unexpected error, see {log}")
     if not parallel.is_worker():
         release(lock)
     # Everything is written. Taking torch apart, object by object, costs another half second a job.
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(0)

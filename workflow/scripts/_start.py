@@ -15,6 +15,17 @@ ADDRESS = "CONSISTENCY_WARM"  # in the environment: where the server listens, an
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGCONT)
 
 
+def open_streams() -> None:
+    """Put /dev/null where standard input, output or error is closed (`>&-`). Else the next file that is opened takes its
+    number, and what is printed is written there."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
 def user_of(connection: socket.socket) -> int:
     """Who is at the other end: an abstract address has no permissions."""
     return struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
@@ -61,6 +72,7 @@ def run_there(python: str, script: str) -> None:
 
 
 if __name__ == "__main__":
+    open_streams()
     if len(sys.argv) == 3:
         run_there(*sys.argv[1:])
     os.execvp(sys.argv[1], sys.argv[1:])

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from _start import ADDRESS, user_of
+from _start import ADDRESS, open_streams, user_of
 
 FORKED = "CONSISTENCY_FORKED"  # in a fork's
 AFRESH = 86  # a fork ends so where its job shall start afresh
@@ -169,16 +169,20 @@ def _become_job(connection: socket.socket) -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
+            with suppress(OSError):
+                print(end.code, file=sys.stderr)
     except BaseException:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # nobody may read it any more
+                stream.flush()
         os._exit(code)
 
 
 if __name__ == "__main__":
+    open_streams()
     _INTERRUPT = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is passed on by the job's process
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), iter(sys.argv[3:]))

@@ -3,7 +3,6 @@
 usage: resume.py SNAKEMAKE-ARGUMENTS, in the folder of the run; the same arguments as before.
 """
 
-import getpass
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from _surroundings import give_caches, give_name, open_streams, say
 from consistency.errors import LockedError
 from consistency.locks import hold
 
@@ -25,7 +25,7 @@ def jobs_left() -> list[str]:
     """SLURM jobs that an earlier snakemake submitted from this folder, by id."""
     if not Path(".snakemake/slurm_logs").is_dir():  # of the plug-in
         return []
-    command = ["squeue", f"--user={getpass.getuser()}", "--noheader", "--format=%i|%k|%Z"]
+    command = ["squeue", f"--user={os.getuid()}", "--noheader", "--format=%i|%k|%Z"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"resume: {' '.join(command)}: {done.stderr.strip()}")
@@ -38,10 +38,10 @@ def scripts_left() -> dict[psutil.Process, str]:
     """Processes on this machine that run a script of this folder, and the script."""
     place = os.path.realpath(".snakemake/scripts") + os.sep
     found = {}
-    for process in psutil.process_iter(["cmdline", "username"]):
+    for process in psutil.process_iter(["cmdline", "uids"]):
         words = process.info["cmdline"] or []
         script = next((Path(word).name for word in words[1:] if word.startswith(place)), None)
-        if script and process.info["username"] == getpass.getuser() and "python" in words[0]:
+        if script and process.info["uids"] and process.info["uids"].real == os.getuid() and "python" in words[0]:
             found[process] = script
     return found
 
@@ -50,7 +50,7 @@ def end_what_is_left() -> None:
     """Cancel jobs, end scripts (training writes a checkpoint), and wait until they are gone."""
     jobs = jobs_left()
     if jobs:
-        print(f"resume: cancels {len(jobs)} SLURM jobs of an earlier snakemake: {' '.join(jobs)}", flush=True)
+        say(f"resume: cancels {len(jobs)} SLURM jobs of an earlier snakemake: {' '.join(jobs)}")
         subprocess.run(["scancel", *jobs], check=False)
     end = time.monotonic() + SECONDS
     while jobs := jobs_left():
@@ -59,7 +59,7 @@ def end_what_is_left() -> None:
         time.sleep(1)
     scripts = scripts_left()
     for process, script in scripts.items():
-        print(f"resume: ends process {process.pid}: {script}", flush=True)
+        say(f"resume: ends process {process.pid}: {script}")
         with suppress(psutil.NoSuchProcess):
             process.terminate()
             process.resume()  # one that was stopped would not notice
@@ -69,6 +69,9 @@ def end_what_is_left() -> None:
 
 
 if __name__ == "__main__":
+    open_streams()
+    give_name()
+    give_caches()
     try:
         alone = hold(".snakemake/running")
     except LockedError as error:

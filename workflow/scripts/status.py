@@ -8,8 +8,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _results import chosen
+from _surroundings import open_streams, say
 from consistency import status
 
+open_streams()
 parser = argparse.ArgumentParser(description="What is being trained and what is finished.")
 parser.add_argument("results", nargs="?", help="folder of all outputs; by default the last run's")
 parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again and again, every 5 s")
@@ -18,7 +20,7 @@ results = chosen(options.results)
 try:
     while True:
         text = f"{results}:\n\n{status.table(results)}"
-        print(f"\033[2J\033[H{time.strftime('%H:%M:%S')}\n{text}" if options.watch else text, flush=True)
+        say(f"\033[2J\033[H{time.strftime('%H:%M:%S')}\n{text}" if options.watch else text)
         if not options.watch:
             break
         time.sleep(options.watch)

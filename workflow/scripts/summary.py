@@ -6,15 +6,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _results import chosen
+from _surroundings import open_streams, say
 from consistency import claims
 from consistency.errors import ConsistencyError
 
+open_streams()
 results = chosen(sys.argv[1] if len(sys.argv) > 1 else None)
 try:
     table = claims.summary(results / "claims.csv")
 except ConsistencyError as error:
     sys.exit(f"summary: {error}")
-print(f"\nClaims (the ratio that a row names, with its 95 % interval)\n\n{table}\n")
+say(f"\nClaims (the ratio that a row names, with its 95 % interval)\n\n{table}\n")
 for name, what in (
     ("report.html", "report with figures, tables and captions"),
     ("figures", "figures, PDF and PNG"),
@@ -22,4 +24,4 @@ for name, what in (
     ("metrics.csv", "every measured number, long form"),
     ("claims.csv", "every condition of every claim"),
 ):
-    print(f"{results / name!s:<22} {what}")
+    say(f"{results / name!s:<22} {what}")

@@ -1,0 +1,82 @@
+"""What Snakemake and the libraries take for granted of the machine, made good where it is missing: open standard
+streams, an interpreter that a shell can call, a user's name, a place for caches."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import shlex
+import sys
+from typing import IO
+
+from _start import open_streams
+
+CACHES = ".snakemake/caches"
+
+
+def prepare() -> None:
+    """Do all of it, for this process and those that it starts."""
+    open_streams()
+    make_python_callable()
+    give_name()
+    give_caches()
+
+
+def make_python_callable() -> None:
+    """Let a shell find this interpreter where it is told `sys.executable` without quotes, as Snakemake does. A path
+    with a space or another character that a shell reads becomes the name alone, its folder the first in PATH."""
+    if shlex.quote(sys.executable) != sys.executable:
+        folder, sys.executable = os.path.split(sys.executable)
+        os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])
+
+
+def give_name() -> None:
+    """A name for a user whom the machine knows by number only (in a container): Snakemake and torch ask for one."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"user-{os.getuid()}"
+
+
+def give_caches() -> None:
+    """A place for the caches of Snakemake and the libraries where there is no home, or none that can be written."""
+    home, place = os.path.expanduser("~"), os.path.abspath(CACHES)
+    used = [os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache", os.environ.get("MPLCONFIGDIR") or f"{home}/.config"]
+    if os.path.isabs(home) and all(map(_writable, used)):
+        return
+    given = {"XDG_CACHE_HOME": place, "MPLCONFIGDIR": f"{place}/matplotlib", "TRITON_CACHE_DIR": f"{place}/triton"}
+    given = {name: folder for name, folder in given.items() if not _writable(os.environ.get(name, ""))}
+    if not os.path.isabs(home):
+        given["HOME"] = place
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"{place}: cannot be made ({error.strerror}), nor can the home {home} be written; set XDG_CACHE_HOME")
+    os.environ.update(given)
+    say(f"the home {home} cannot be written: caches of libraries go to {place}", sys.stderr)
+
+
+def _writable(folder: str) -> bool:
+    """Whether a folder can be written, or made; an empty name is none."""
+    while folder and not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    return bool(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
+def unusable(path: str | os.PathLike) -> str:
+    """What Snakemake would take for a wildcard or a variable in a path, for which there is no other way to write it."""
+    found = re.search(r"[{}]|<[a-z][a-z0-9_]*>", str(path))
+    return found[0] if found else ""
+
+
+def say(text: object, file: IO[str] | None = None) -> None:
+    """Print a line. Where nobody reads any more (`| head -1`), what is said goes nowhere; another error of standard
+    output (a full disk) ends this process with one line."""
+    file = file or sys.stdout
+    try:
+        print(text, file=file, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # for what is in the buffer still
+        if file is sys.stdout and not isinstance(error, BrokenPipeError):
+            sys.exit(f"standard output cannot be written ({error.strerror})")
