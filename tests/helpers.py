@@ -139,10 +139,7 @@ class Project:
         """Write config.yaml: the small experiment with changes laid over it."""
         from consistency.config import _merge
 
-        merged = _merge(SMALL, changes)
-        if "source" in changes.get("teacher", {}):  # nothing of SMALL's training reaches a teacher from elsewhere
-            merged["teacher"] = changes["teacher"]
-        settings = {"experiments": ["digits"], "results": "results", "overrides": {"digits": merged}}
+        settings = {"experiments": ["digits"], "results": "results", "overrides": {"digits": _merge(SMALL, changes)}}
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings | keys))
 
     def configure_exact(self, changes: dict) -> None:
