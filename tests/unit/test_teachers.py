@@ -212,6 +212,33 @@ def test_another_noise_schedule_or_prediction_is_refused(tmp_path, data_file, ex
     assert not (tmp_path / "teacher").exists()
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"num_train_timesteps": 10**400},
+        {"num_train_timesteps": "1000"},
+        {"beta_start": None},
+        {"beta_end": [0.02]},
+        {"beta_schedule": {"a": 1}},
+        {"prediction_type": ["epsilon"]},
+        {"prediction_type": None},
+        {"trained_betas": "x" * 5000},
+        {"trained_betas": [float("nan")] * 1000},
+        {"_class_name": "StableDiffusionXLPipeline", "beta_start": 1},
+        {"_class_name": 7, "beta_start": 1},
+    ],
+    ids=lambda told: str(told)[:40],
+)
+def test_values_that_no_scheduler_has_are_one_line(tmp_path, data_file, told):
+    source = pipeline(tmp_path / "source")
+    file = source / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    with pytest.raises(MismatchError) as caught:
+        import_from(source, data_file, tmp_path / "teacher")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_scheduler_of_another_kind_is_refused(tmp_path, data_file):
     unet().save_pretrained(tmp_path / "source")
     FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "source")

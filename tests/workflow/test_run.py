@@ -37,7 +37,7 @@ def test_outputs_are_the_contracts(finished):
         for kind in ("md", "tex", "html"):
             text = (results / "tables" / f"{table}.{kind}").read_text(encoding="utf-8")
             assert "ODE error" in text
-            assert "Direct CM" in text
+            assert ("Direct CM" if table == "digits-main" else "inconclusive") in text
     assert not list(results.glob("**/.tmp-*"))
     assert not list(results.glob("*/checkpoints/*"))
 
