@@ -124,13 +124,14 @@ class Project:
     def copy(self, folder: Path) -> Project:
         """A copy in `folder`, as it stands: with results, records and times, so that nothing is to be run again there.
 
-        Snakemake records the code of figures and pages by its absolute path, which is the copy's own there.
+        Snakemake records the code of figures and pages, and the report's folder, by absolute paths.
         """
         shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
         for record in (folder / ".snakemake/metadata").rglob("*"):
             if record.is_file():
                 text = record.read_text(encoding="utf-8")
-                record.write_text(text.replace(f'"{self.folder}/', f'"{folder}/'), encoding="utf-8")
+                moved = re.sub(rf"{re.escape(str(self.folder))}(?![\w-])", str(folder), text)
+                record.write_text(moved, encoding="utf-8")
         copy = Project.__new__(Project)
         copy.folder = folder
         return copy
