@@ -193,6 +193,7 @@ def test_two_processes_do_what_one_does(tmp_path, start):
     assert masks[0] != masks[1]
 
 
+@pytest.mark.long
 def test_killed_and_stopped_is_as_undisturbed(tmp_path, start, moments):
     """Three processes with dropout: all killed −9 with their parent, then one of them asked to stop, then to the end."""
     finish(start("whole", 3, "classifier", steps=240))
