@@ -112,6 +112,13 @@ def test_a_base_is_another_preset(tmp_path, base):
         config.load_experiment("a", presets=tmp_path)
 
 
+def test_no_file_of_the_repository_has_a_key_twice():
+    files = [ROOT / "config.yaml", *ROOT.glob("workflow/**/*.yaml"), *ROOT.glob("envs/*.yaml")]
+    assert len(files) > 20
+    for path in files:
+        strict.check(path)
+
+
 # The documents' examples. What their reader writes first, a function, is not known here.
 OWN = {
     "midpoint": "methods.midpoint.objective: 'midpoint' is not allowed",

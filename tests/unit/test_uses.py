@@ -49,23 +49,14 @@ def warnings(name, overrides):
         ),
         ("digits", {"methods": {"x": {"objective": "consistency_training"}}}, "methods.x.objective", "no row of runs"),
         ("digits", {"runs": TARGETS, "analysis": {"steps": [10]}}, "analysis.steps", "names no method with runs"),
-        ("digits", {"student": {"lora_rank": 8}}, "student.lora_rank", "no run has parameters lora"),
         ("digits", {"teacher": {"hub": HUB}}, "teacher.hub.repo", "teacher.source is train"),
         ("digits", {"teacher": {"subfolder": "x"}}, "teacher.subfolder", "teacher.source is train"),
-        (
-            "digits",
-            {"teacher": {"source": "path", "path": "x", "seed": 1}},
-            "teacher.seed",
-            "teacher.source is path: nothing is trained with it",
-        ),
         (
             "digits",
             {"extractors": [{"kind": "efficientnet-lite0"}], "classifier": {"channels": 8}},
             "classifier.channels",
             "extractors has no classifier",
         ),
-        ("sdxl", {"network": {"kind": "mlp", "width": 64}}, "network.kind", "students start as the teacher"),
-        ("sdxl", {"teacher": {"label_dropout": 0.2}}, "teacher.label_dropout", "teacher.source is hub"),
         ("gaussians-ring", {"classifier": {"channels": 8}}, "classifier.channels", "extractors has no classifier"),
         ("gaussians-modes", {"teacher": {"training": {"steps": 9}}}, "teacher.training.steps", "no run has a teacher"),
         ("gaussians-ring", {"teacher": {"precision": "bf16"}}, "teacher.precision", "float64"),
@@ -96,6 +87,27 @@ def test_an_override_that_reaches_nothing(name, overrides, key, why):
 )
 def test_an_override_that_reaches_something(name, overrides):
     load(name, overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "key", "why"),
+    [
+        ("digits", {"student": {"lora_rank": 8}}, "student.lora_rank", "no run has parameters lora"),
+        ("sdxl", {"teacher": {"label_dropout": 0.2}}, "teacher.label_dropout", "where teacher.source is hub"),
+        ("sdxl", {"network": {"kind": "mlp"}}, "network.kind", "no network is built here"),
+        ("digits", {"teacher": {"source": "path", "path": "x", "seed": 1}}, "teacher.seed", "teacher.source is path"),
+        (
+            "digits",
+            {"teacher": {"source": "path", "path": "x", "training": {"steps": 9}}},
+            "teacher.training.steps",
+            "nothing is trained with it where teacher.source is path",
+        ),
+    ],
+)
+def test_an_override_that_waits_for_another_choice_is_a_warning(name, overrides, key, why):
+    (line,) = warnings(name, overrides)
+    assert line.startswith(f"config.yaml: overrides.{name}.{key}: not used, for "), line
+    assert why in line
 
 
 def test_the_presets_own_keys_may_be_unused():

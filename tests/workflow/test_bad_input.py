@@ -24,7 +24,7 @@ def project(tmp_path_factory):
         ({}, {"experiments": ["fashoin"]}, "experiments: unknown 'fashoin'"),
         ({}, {"results": "/proc/results"}, "results: /proc/results cannot be written"),
         ({}, {"overrides": {"digits-long": {"gpu": 0}}}, "overrides.digits-long: reaches nothing"),
-        ({"student": {"lora_rank": 8}}, {}, "overrides.digits.student.lora_rank: reaches nothing: no run has"),
+        ({"teacher": {"subfolder": "x"}}, {}, "overrides.digits.teacher.subfolder: reaches nothing: teacher.source is"),
     ],
 )
 def test_configuration(project, changes, keys, expected):

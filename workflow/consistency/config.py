@@ -20,7 +20,7 @@ from .errors import ConfigError
 from .messages import message
 from .names import PAIR_OBJECTIVES, nearest
 from .settings import Config, Coupling, Experiment, Run
-from .uses import check_overrides
+from .uses import check_overrides, idle
 
 PRESETS = Path(__file__).parents[1] / "presets"
 SCHEMAS = Path(__file__).parents[1] / "schemas"
@@ -213,7 +213,9 @@ def warnings(config: Config, experiments: dict[str, Experiment]) -> list[str]:
     left = [name for name in config.overrides if name not in experiments]
     lines = [f"config.yaml: overrides.{name}: not used, for {name} does not run" for name in left]
     for name, experiment in experiments.items():
-        lines += [f"{name}: {line}" for line in cautions.lines(experiment, expand(name, experiment))]
+        runs, changes = expand(name, experiment), config.overrides.get(name, {})
+        lines += [f"config.yaml: overrides.{name}.{line}" for line in idle(experiment, runs, changes)]
+        lines += [f"{name}: {line}" for line in cautions.lines(experiment, runs)]
     return lines
 
 

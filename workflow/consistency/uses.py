@@ -1,4 +1,9 @@
-"""Which parts of an experiment its jobs read, and that an override changes one of them."""
+"""Which parts of an experiment its jobs read, and whether an override changes one of them.
+
+An override that reaches nothing is an error. One that waits for another choice is a warning: settings of what is
+trained here, while the teacher comes from elsewhere, and of adapters, while no run has any. Who tries both would have
+to take them out and put them back.
+"""
 
 from __future__ import annotations
 
@@ -83,12 +88,10 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
         "student.parameters": needed.targets
         and all(g.parameters for g in grids)
         and "every row of runs has parameters",
-        "student.lora_rank": all(run.parameters != "lora" for run in runs) and "no run has parameters lora",
         "student.loss": needed.targets and None not in of_targets and "every method has a loss of its own",
         "consistency_training": not needed.pairs and no_pairs,
         "consistency_training.loss": needed.pairs and None not in of_pairs and "every method has a loss of its own",
         "evaluation.start_times": not needed.targets and no_targets,
-        "network": not needed.network and "no network is built here: students start as the teacher",
         "schedule": not (needed.targets or needed.asked or analysis.order_steps) and no_targets,
         "classifier": not needed.classifier and "extractors has no classifier",
         "extractors": experiment.data.kind == "mixture" and "the features of a mixture are its coordinates",
@@ -97,9 +100,9 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
     parts |= {f"methods.{m}": m not in methods and "no row of runs names it" for m in experiment.methods}
     no_teacher = not (needed.targets or needed.asked) and "no run has a teacher"
     for key, why in {
-        "training": not needed.trained and f"{source}: nothing is trained with it",
-        "seed": not needed.trained and f"{source}: nothing is trained with it",
-        "label_dropout": not needed.trained and f"{source}: nothing is trained with it",
+        "training": False,
+        "seed": False,
+        "label_dropout": False,
         "path": teacher.source != "path" and source,
         "hub": teacher.source != "hub" and source,
         "subfolder": not needed.imported and source,
@@ -113,19 +116,42 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
     return {path: why for path, why in parts.items() if why}
 
 
+def waiting(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
+    """Path of a section or key that no job reads unless something else is chosen → why."""
+    needed = uses(experiment, runs)
+    here = not needed.trained and f"nothing is trained with it where teacher.source is {experiment.teacher.source}"
+    parts = {
+        "network": not needed.network and "no network is built here, students start as the teacher",
+        "teacher.training": here,
+        "teacher.seed": here,
+        "teacher.label_dropout": here,
+        "student.lora_rank": all(run.parameters != "lora" for run in runs) and "no run has parameters lora",
+    }
+    return {path: why for path, why in parts.items() if why}
+
+
 def check_overrides(name: str, experiment: Experiment, runs: list[Run], overrides: dict[str, Any]) -> None:
     """Check that every key of an experiment's overrides is one that a job reads.
 
     Raises:
         ConfigError: one is not; names it, and why.
     """
-    parts = unused(experiment, runs)
+    for path, why in _found(overrides, unused(experiment, runs)):
+        raise ConfigError(f"config.yaml: overrides.{name}.{path}: reaches nothing: {why}; remove it, or change that")
+
+
+def idle(experiment: Experiment, runs: list[Run], overrides: dict[str, Any]) -> list[str]:
+    """A line for each key of an experiment's overrides that waits for another choice."""
+    return [f"{path}: not used, for {why}" for path, why in _found(overrides, waiting(experiment, runs))]
+
+
+def _found(overrides: dict[str, Any], parts: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """The paths of the values in `overrides` that lie in one of the parts, and why that is one."""
     for path in _leaves(overrides):
         for depth in range(1, len(path) + 1):
             if why := parts.get(".".join(path[:depth])):
-                raise ConfigError(
-                    f"config.yaml: overrides.{name}.{'.'.join(path)}: reaches nothing: {why}; remove it, or change that"
-                )
+                yield ".".join(path), why
+                break
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
