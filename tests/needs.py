@@ -4,8 +4,8 @@ A test says `@pytest.mark.needs("rsync", "git")`; one that uses a fixture of `BY
 itself. `conftest.py` skips a test whose need is missing and gives the reason; with CI=true it is an error, before any
 fixture is made.
 
-    python3 tests/needs.py              what is missing here; exit status 1 where CI must have it
-    python3 tests/needs.py --packages   the Debian packages that would provide it
+    .venv/bin/python tests/needs.py    what is missing here; exit status 1 where CI must have it
+    python3 tests/needs.py --packages  the Debian packages that would provide it
 
 Standard library only: this runs before anything is installed.
 """
