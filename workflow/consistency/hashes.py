@@ -90,7 +90,7 @@ def _sums(folder: str | Path) -> dict[Path, str]:
             found = {place / (name or "?"): digest for digest, _, name in parts[:-1]}
             found = {file: digest for file, digest in found.items() if file.is_relative_to(folder)}
             # in folders that it names: Snakemake's cache, filled twice at once, leaves a copy in a folder below
-            named = {file.parent for file in found}
+            named = {folder, *(file.parent for file in found)}
             unknown = (file for file in _files(folder) if file.parent in named and file not in found)
             if parts[-1] != ("", "", "") or any(unknown):
                 raise StorageError(f"{place / SUMS}: damaged: not the list of the files; delete {place} and run again")
