@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -74,7 +75,7 @@ class HubServer:
         faults, requests: what goes wrong, what came.
     """
 
-    def __init__(self, root: Path, *, token: str | None = None, lfs_from: int = 1024):
+    def __init__(self, root: Path, *, token: str | None = None, lfs_from: int = 1024, certificate: Path | None = None):
         self.root, self.token, self.lfs_from = Path(root), token, lfs_from
         self.revisions = {COMMIT, "main"}
         self.moved: str | None = None
@@ -89,6 +90,11 @@ class HubServer:
         self._http.connections = []
         self.port = self._http.server_port
         self.url = f"http://127.0.0.1:{self.port}"
+        if certificate:  # of localhost, with its key
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
+            self.url = f"https://localhost:{self.port}"
 
     def __enter__(self) -> HubServer:
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -16,6 +16,7 @@ import pytest
 from consistency import downloads, hub, storage
 from consistency.downloads import DownloadError, fetch
 from consistency.errors import StorageError
+from consistency.network import unreachable
 from helpers import wait_for
 from hubserver import COMMIT, SIGNATURE, HubServer
 
@@ -295,14 +296,14 @@ def test_two_processes_download_once(server, cache):
 
 
 def test_reachable(server, monkeypatch):
-    assert downloads.reachable(server.url)
+    assert not unreachable(server.url)
     monkeypatch.setenv("http_proxy", server.url)
-    assert downloads.reachable("http://no-such-host.invalid/")
+    assert not unreachable("http://no-such-host.invalid/")
     monkeypatch.delenv("http_proxy")
     began = time.monotonic()
-    assert not downloads.reachable("http://no-such-host.invalid/", timeout=1)
+    assert unreachable("http://no-such-host.invalid/", timeout=1) == "no network"
     server.__exit__()
-    assert not downloads.reachable(server.url, timeout=1)
+    assert unreachable(server.url, timeout=1) == "no network"
     assert time.monotonic() - began < 30
 
 

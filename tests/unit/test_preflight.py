@@ -4,7 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from consistency import config, datasets, downloads, preflight
+from consistency import config, datasets, downloads, network, preflight
 from consistency.errors import StorageError
 
 PRESETS = sorted(path.stem for path in config.PRESETS.glob("*.yaml") if "suite:" not in path.read_text())
@@ -231,11 +231,11 @@ def test_with_network_only_the_host_is_asked(offline, monkeypatch):
     monkeypatch.setenv("CONSISTENCY_OFFLINE", "0")
     asked = []
 
-    def reachable(url, timeout=3.0):
+    def unreachable(url, certificates):
         asked.append(url)
-        return "huggingface" in url
+        return "" if "huggingface" in url else "no network"
 
-    monkeypatch.setattr(downloads, "reachable", reachable)
+    monkeypatch.setattr(network, "unreachable", unreachable)
     lines = problems("cifar10")
     assert [line.split(":")[0] for line in lines] == ["inception-v3", "data"]
     assert all("not in the cache and no network" in line for line in lines)

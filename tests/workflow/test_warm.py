@@ -97,6 +97,58 @@ def test_a_fork_has_the_surroundings_of_its_job(tmp_path):
         assert parent == int(done.stdout)
 
 
+@pytest.mark.parametrize("how", ["<&- >&- 2>&-", ">&-", "2>&-"])
+@pytest.mark.parametrize("warm", ["yes", "no"])
+def test_a_job_whose_streams_are_closed(tmp_path, how, warm):
+    """What it prints goes nowhere, above all not into a file that it opens; in a fork and without."""
+    body = f"""
+    command = ["bash", "-c", 'exec "$0" "$@" {how}', *job]
+    sys.exit(subprocess.run(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE).returncode)
+    """
+    script = """
+    import os
+    with open("file", "w") as file:
+        print("to nobody", flush=True)
+        os.write(1, b"to nobody")
+        print("to nobody", file=sys.stderr)
+        os.write(2, b"to nobody")
+        sys.stdin.read(0)
+        file.write("whole")
+    sys.stdout.flush()
+    """
+    done = harness(tmp_path, body, script, **({} if warm == "yes" else {"CONSISTENCY_WARM": "no"}))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+@pytest.mark.parametrize("warm", ["yes", "no"])
+def test_a_job_whose_output_nobody_reads(tmp_path, warm):
+    """It ends as it would, and one that fails says so by its status."""
+    body = """
+    for text in ("ends", "fails"):
+        read, write = os.pipe()
+        os.close(read)
+        known = os.environ | {"TEXT": text}
+        print(subprocess.run(job, stdout=write, stderr=write, env=known).returncode, os.path.exists(text))
+        os.close(write)
+    """
+    script = """
+    import os
+    from types import SimpleNamespace
+    name = os.environ["TEXT"]
+    with job(SimpleNamespace(rule="stage", log=["log"], threads=1, resources={})):
+        from consistency.errors import StorageError
+
+        sys.stdout.write("to nobody")
+        open(name, "w").close()
+        if name == "fails":
+            raise StorageError("it is so")
+    """
+    done = harness(tmp_path, body, script, **({} if warm == "yes" else {"CONSISTENCY_WARM": "no"}))
+    assert done.stdout.splitlines() == ["0 True", "1 True"], done.stderr
+    assert (tmp_path / "log").read_text().endswith("it is so\n")
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_signals_are_passed_on(tmp_path, name):
     body = f"""

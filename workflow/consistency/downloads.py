@@ -6,23 +6,21 @@ Files lie in `cache_folder()/files`. A hash that nobody pinned is recorded on fi
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from . import storage
-from .errors import ConsistencyError, StorageError
+from .errors import StorageError
 from .filesystems import fsync
+from .network import FULL, OF_REQUESTS, OFFLINE, DownloadError, check_environment, full_disk, public, reason, timeout
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -32,27 +30,14 @@ log = logging.getLogger("consistency")
 
 TRIES = 4  # in a row, none of which brought anything new
 BACKOFF = 1.0  # seconds before the second try; doubled each time
-OFFLINE = "HF_HUB_OFFLINE or CONSISTENCY_OFFLINE"
 _MB = 1 << 20
-_REFUSALS = {401: "wants a login", 403: "refuses access", 404: "has no such file", 410: "has no such file any more"}
-_REASONS = {  # what is found in the names of the exception and its causes; the first counts
-    "OfflineMode": f"offline was set when the client was imported ({OFFLINE})",
-    "ProxyError": "the proxy of the environment does not answer",
-    "NameResolution|gaierror": "no network, or no such host",
-    "SSL": "the host's certificate is not accepted",
-    "ConnectTimeout|NewConnection|ConnectError": "no network, or the host does not answer",
-    "Timeout": "no answer in time",
-    "Invalid|Schema": "no address that can be used, http:// or https:// expected",
-    "Redirects": "the server redirects in circles",
-    "FileMetadata|JSON": "the answer is no hub's (a login page of the network, or a wrong HF_ENDPOINT?)",
-    "IncompleteRead": "truncated, the connection was cut",
-    "Protocol|Connection|ReadError": "the connection was cut",
+_REFUSALS = {
+    401: "wants a login",
+    403: "refuses access",
+    404: "has no such file",
+    410: "has no such file any more",
+    407: "is a proxy that wants a login",
 }
-_SECRETS = r"([?&][^=&#\s]*(?:token|key|sign|secret|passw|auth|credential)[^=&#\s]*=)[^&#\s]+"
-
-
-class DownloadError(ConsistencyError):
-    """A file that cannot be had from the network, or is not the one expected."""
 
 
 class _Retry(Exception):
@@ -60,39 +45,23 @@ class _Retry(Exception):
 
 
 def cache_folder() -> Path:
-    """$CONSISTENCY_CACHE, else `consistency` in $XDG_CACHE_HOME or ~/.cache."""
+    """$CONSISTENCY_CACHE, else `consistency` in $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        DownloadError: none is set, and there is no home.
+    """
     if chosen := os.environ.get("CONSISTENCY_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consistency"
+        return Path(os.path.expanduser(chosen))
+    place = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(place):
+        raise DownloadError("there is no home for the cache of downloads: set CONSISTENCY_CACHE to a folder")
+    return Path(place) / "consistency"
 
 
 def offline() -> bool:
     """Whether HF_HUB_OFFLINE or CONSISTENCY_OFFLINE forbids the network (1, true or yes)."""
     values = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "CONSISTENCY_OFFLINE"))
     return any(value.strip().lower() in ("1", "true", "yes", "on") for value in values)
-
-
-def timeout() -> float:
-    """Seconds of silence after which a connection is given up: $CONSISTENCY_TIMEOUT, else 60.
-
-    Raises:
-        DownloadError: the variable is no positive number.
-    """
-    text = os.environ.get("CONSISTENCY_TIMEOUT", "60")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise DownloadError(f"CONSISTENCY_TIMEOUT: a number of seconds above 0 expected, got {text!r}")
-    return seconds
-
-
-def public(text: str) -> str:
-    """`text` without what must not be shown: logins and signatures in addresses, the value of HF_TOKEN."""
-    text = re.sub(_SECRETS, r"\1***", re.sub(r"://[^/@\s]*@", "://", text), flags=re.IGNORECASE)
-    token = os.environ.get("HF_TOKEN", "").strip()
-    return text.replace(token, "***") if token else text
 
 
 def by_hand(url: str, name: str, sha256: str | None = None) -> str:
@@ -131,45 +100,6 @@ def recorded_sha256(key: str) -> str | None:
     """
     ledger = cache_folder() / "hashes.json"
     return storage.read_json(ledger).get(key) if ledger.exists() else None
-
-
-def reachable(url: str, timeout: float = 3.0) -> bool:
-    """Whether the address's host, or the proxy that the environment names for it, accepts a connection."""
-    from requests.utils import get_environ_proxies, select_proxy
-
-    target = select_proxy(url, get_environ_proxies(url, no_proxy=None)) or url
-    parts = urlsplit(target if "://" in target else f"http://{target}")
-    port = parts.port or {"https": 443, "socks5": 1080, "socks5h": 1080}.get(parts.scheme, 80)
-    answered = threading.Event()
-
-    def connect() -> None:
-        try:
-            with socket.create_connection((parts.hostname, port), timeout):
-                answered.set()
-        except (OSError, UnicodeError):
-            pass
-
-    attempt = threading.Thread(target=connect, daemon=True)  # looking up a name knows no timeout
-    attempt.start()
-    attempt.join(timeout)
-    return answered.is_set()
-
-
-def causes(error: BaseException | None) -> str:
-    """The names of an exception's class and of its causes' classes, with spaces between."""
-    names = []
-    while error is not None:
-        names.append(type(error).__name__)
-        error = error.__cause__ or error.__context__
-    return " ".join(names)
-
-
-def reason(error: BaseException) -> str:
-    """Why a connection failed, in words."""
-    names = causes(error)
-    unknown = f"{type(error).__name__}: {public(' '.join(str(error).split()))}"
-    found = next((text for sign, text in _REASONS.items() if re.search(sign, names)), unknown)
-    return found.replace("in time", f"for {timeout():g} s (CONSISTENCY_TIMEOUT)")
 
 
 class Megabytes:
@@ -238,7 +168,7 @@ def _check(file: Path, url: str, sha256: str | None, where: str) -> None:
 
 def unwritten(error: OSError, path: Path, variable: str = "CONSISTENCY_CACHE") -> StorageError:
     """The error for a file of a cache that cannot be written; `variable` says where the cache is."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return StorageError(storage._explain(error, path))
     return StorageError(f"{path}: cannot be written ({error.strerror}); set {variable} to a writable folder")
 
@@ -292,15 +222,18 @@ def receive(url: str, name: str, part: Path, instead: str, headers: dict[str, st
     with requests.Session() as session:
         while True:
             try:
+                check_environment(url, OF_REQUESTS)
                 return _request(session, url, name, part, headers or {})
             except _Retry as error:
                 why = str(error)
             except DownloadError as error:
                 raise DownloadError(f"{where}: {error}; {instead}") from None
             except (wrong.InvalidURL, wrong.MissingSchema, wrong.InvalidSchema, wrong.SSLError) as error:
-                raise DownloadError(f"{where}: {reason(error)}; {instead}") from None
+                raise DownloadError(f"{where}: {reason(error, url, OF_REQUESTS)}; {instead}") from None
             except (requests.RequestException, HTTPError) as error:
-                why = reason(error)
+                if full := full_disk(error):
+                    raise unwritten(full, part) from error
+                why = reason(error, url, OF_REQUESTS)
             size = _size(part)
             failures = 1 if size > best else failures + 1
             best = max(best, size)

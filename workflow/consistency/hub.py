@@ -11,14 +11,17 @@ import logging
 import os
 import re
 import shutil
+import socket
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from . import downloads, storage
-from .downloads import OFFLINE, DownloadError, Megabytes, check_recorded, offline, public, recorded_sha256
+from . import downloads, network, storage
+from .downloads import Megabytes, check_recorded, offline, recorded_sha256
+from .network import OF_HUB, OFFLINE, DownloadError, public
 
 log = logging.getLogger("consistency")
 
@@ -78,7 +81,7 @@ def download(
             f"{by_hand(repo, revision, pinned | known)}"
         )
     if not offline():
-        ask = {"revision": revision, "files_metadata": True, "timeout": downloads.timeout()}
+        ask = {"revision": revision, "files_metadata": True, "timeout": network.timeout()}
         api, info = _client().HfApi(**_arguments()), None
         try:
             info = _call(where, 1 if cached else downloads.TRIES, lambda: api.model_info(repo, **ask))
@@ -178,7 +181,7 @@ def _client() -> Any:
     from huggingface_hub import constants
 
     constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_TELEMETRY = True
-    constants.HF_HUB_OFFLINE, constants.HF_HUB_DOWNLOAD_TIMEOUT = offline(), downloads.timeout()
+    constants.HF_HUB_OFFLINE, constants.HF_HUB_DOWNLOAD_TIMEOUT = offline(), network.timeout()
     logging.getLogger("huggingface_hub").handlers = [_ToLog()]
     logging.getLogger("huggingface_hub").propagate = False
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every address, with its signature
@@ -267,12 +270,15 @@ def _call(where: str, tries: int, function: Callable[[], Any]) -> Any:
     """
     for failures in range(1, tries + 1):
         try:
+            network.check_environment(_arguments()["endpoint"], OF_HUB)
             return function()
+        except DownloadError as error:
+            raise DownloadError(f"{where}: {error}") from None
         except Exception as found:
             tried = type(found).__name__ == "LocalEntryNotFoundError"  # the client did, and looked into its cache then
             error = (tried and found.__cause__) or found
             status = getattr(getattr(error, "response", None), "status_code", 0)
-            cut = re.search("ReadError|RemoteProtocolError|ConnectError", downloads.causes(error))
+            cut = re.search("ReadError|RemoteProtocolError|ConnectError", network.causes(error))
             explained = _explained(error, where, status)
             if failures == tries or tried or not (cut or status == 429 or status >= 500):
                 raise explained from None
@@ -282,12 +288,16 @@ def _call(where: str, tries: int, function: Callable[[], Any]) -> Any:
 
 def _explained(error: BaseException, where: str, status: int) -> Exception:
     """One line for an exception of the client."""
-    names = downloads.causes(error)
-    if isinstance(error, OSError) and error.errno is not None:
-        return downloads.unwritten(error, Path(_client().constants.HF_HUB_CACHE), "HF_HOME")
+    names = network.causes(error)
+    of_network = isinstance(error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError)
+    local = error if isinstance(error, OSError) and error.errno is not None and not of_network else None
+    if written := network.full_disk(error) or local:
+        return downloads.unwritten(written, Path(_client().constants.HF_HUB_CACHE), "HF_HOME")
     if status in (401, 403):
         known = "the HF_TOKEN of the environment is not enough" if _arguments()["token"] else "no token was sent"
         line = f"login wanted ({status}), {known}; set HF_TOKEN in the environment, and accept the terms at the address"
+    elif status == 407:
+        line = f"the proxy {network.proxy_of(_arguments()['endpoint'])} wants a login (407)"
     elif "RevisionNotFound" in names:
         line = f"the repository has no such commit ({status}); pin one that it has"
     elif status == 404:
@@ -297,5 +307,6 @@ def _explained(error: BaseException, where: str, status: int) -> Exception:
     elif "Consistency check failed" in str(error):
         line = f"truncated: {' '.join(str(error).split())}"
     else:
-        line = f"{downloads.reason(error)}; run again to continue (files that are whole are kept)"
+        why = network.reason(error, _arguments()["endpoint"], OF_HUB)
+        line = f"{why}; run again to continue (files that are whole are kept)"
     return DownloadError(public(f"{where}: {line}"))

@@ -71,7 +71,7 @@ def hold_for(path: str | os.PathLike, place: str | os.PathLike) -> IO[str]:
     except OSError as error:
         _tell_no_lock(path, error)
         return file
-    # On the way from one kind of lock to the other a process of another folder may come between: what is read now counts.
+    # From one kind of lock to the other a process of another folder may come between: what is read now counts.
     fcntl.flock(file, fcntl.LOCK_SH)
     lines = _lines(path)
     theirs = lines[-1] if lines else mine if alone else "of another folder"  # on a full disk there is no line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-from . import downloads
+from . import downloads, network
 from .settings import Experiment
 from .sources import Hub, Url
 
@@ -64,8 +64,8 @@ def problems(experiment: Experiment, results: Path) -> list[str]:
             url = hub.address(source.repo, source.revision)
             here = hub.is_cached(source.repo, source.revision, source.files)
             advice = hub.by_hand(source.repo, source.revision, source.sha256)
-        if here or (not downloads.offline() and downloads.reachable(url)):
+        of_client = network.OF_REQUESTS if isinstance(source, Url) else network.OF_HUB
+        if here or not (why := "offline is set" if downloads.offline() else network.unreachable(url, of_client)):
             continue
-        why = "offline is set" if downloads.offline() else "no network"
-        found.append(f"{part}: not in the cache and {why}: {downloads.public(url)}; {advice}")
+        found.append(f"{part}: not in the cache and {why}: {network.public(url)}; {advice}")
     return found

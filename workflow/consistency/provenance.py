@@ -25,7 +25,7 @@ def git_commit() -> str | None:
     """The commit of the repository that tracks this file, with `-dirty` where tracked files changed; None without one.
 
     A repository above that does not track it (of a home's dotfiles) says nothing of this code. A checkout of another
-    user counts: git refuses those because their configuration may name programs to run, but this code is theirs as well.
+    user counts: git refuses it because its configuration may name programs to run, but this code is that user's too.
 
     CONSISTENCY_COMMIT names the commit where these files are copies: in a container, in a pod, of a hosted repository.
     """
@@ -40,11 +40,11 @@ def git_commit() -> str | None:
         git += ["-c", f"safe.directory={top}"]
     elsewhere = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"}  # git sets them for what it calls, of another repository
     known = {name: value for name, value in os.environ.items() if name not in elsewhere}
-    options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "check": True, "env": known}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "env": known}
     try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], **options)
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True, **options)
         command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(command, **options).stdout.strip()
+        return subprocess.run(command, check=True, **options).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

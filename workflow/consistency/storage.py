@@ -375,7 +375,7 @@ def load_tensors(
     except OSError:  # the file system maps no files into memory
         whole, metadata = read_tensors(path, framework)
         wanted = _wanted(path, names, set(whole))
-        tensors = {name: whole[name][:rows] if whole[name].ndim else whole[name] for name in wanted}
+        tensors = {name: whole[name] if rows is None else whole[name][:rows] for name in wanted}
     except (SafetensorError, ValueError, RecursionError) as error:
         raise StorageError(
             f"{path}: not a readable safetensors file (truncated or damaged: {error}); delete it and run again"

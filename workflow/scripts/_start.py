@@ -16,8 +16,8 @@ PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGCONT)
 
 
 def open_streams() -> None:
-    """Put /dev/null where standard input, output or error is closed (`>&-`). Else the next file that is opened takes its
-    number, and what is printed is written there."""
+    """Put /dev/null where standard input, output or error is closed (`>&-`). Else the next file that is opened takes
+    that number, and what is printed is written there."""
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:
         os.set_inheritable(number, True)
     os.close(number)

@@ -1,0 +1,94 @@
+"""Which commit results are traced to: that of the repository which tracks the code, and no other's."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT, missing, require
+
+ASK = "import sys; sys.path.insert(0, 'workflow'); from consistency import provenance; print(provenance.git_commit())"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository, and a folder in it with a copy of the library that it does not track."""
+    git, top = require("git"), tmp_path / "top"
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "CONSISTENCY_COMMIT"))
+    }
+    environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+
+    class Repository:
+        folder = top / "pipeline"
+
+        def git(self, *command, folder=top):
+            command = [git, "-c", "user.name=a", "-c", "user.email=a@example.org", *command]
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            return done.stdout.strip()
+
+        def told(self, **more):
+            command = [sys.executable, "-c", ASK]
+            done = subprocess.run(command, cwd=self.folder, env=environment | more, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            return done.stdout.strip()
+
+    top.mkdir()
+    found = Repository()
+    found.git("init", "--quiet")
+    found.git("commit", "--quiet", "--allow-empty", "--message", "dotfiles")
+    shutil.copytree(ROOT / "workflow", found.folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
+    return found
+
+
+def commit(repository, folder):
+    repository.git("add", "--all", folder=folder)
+    repository.git("commit", "--quiet", "--message", "pipeline", folder=folder)
+    return repository.git("rev-parse", "HEAD", folder=folder)
+
+
+def test_a_repository_above_that_does_not_track_the_code(repository):
+    assert repository.told() == "None"
+    assert repository.told(CONSISTENCY_COMMIT="abc") == "abc"
+    (repository.folder.parent / ".gitignore").write_text("pipeline\n")
+    commit(repository, repository.folder.parent)
+    assert repository.told() == "None"
+
+
+def test_a_repository_above_that_tracks_the_code(repository):
+    head = commit(repository, repository.folder.parent)
+    assert repository.told() == head
+    with open(repository.folder / "workflow/Snakefile", "a") as file:
+        file.write("\n")
+    assert repository.told() == f"{head}-dirty"
+
+
+def test_a_repository_of_its_own_below_another(repository):
+    repository.git("init", "--quiet", folder=repository.folder)
+    assert repository.told() == "None"  # nothing is committed
+    head = commit(repository, repository.folder)
+    assert repository.told() == head
+    other = repository.folder.parent / ".git"
+    assert repository.told(GIT_DIR=str(other), GIT_WORK_TREE=str(other.parent)) == head  # as in a hook of the other
+
+
+def test_another_owner_of_the_checkout(repository):
+    """Git refuses it; its code is run all the same, so its commit is told. Not where only the repository is another's."""
+    if os.geteuid():
+        missing("only root can give files away")
+    head = commit(repository, repository.folder.parent)
+    for path in (repository.folder.parent, *repository.folder.parent.rglob("*")):
+        os.chown(path, 12345, 12345, follow_symlinks=False)
+    refused = subprocess.run(["git", "describe", "--always"], cwd=repository.folder, capture_output=True, text=True)
+    if "dubious ownership" not in refused.stderr:
+        pytest.skip("this git takes the repositories of others, or is told to")
+    assert repository.told() == head
+    os.chown(repository.folder / "workflow/consistency/provenance.py", 0, 0)
+    assert repository.told() == "None"
+
+
+def test_without_git(repository, tmp_path):
+    commit(repository, repository.folder.parent)
+    assert repository.told(PATH=str(tmp_path)) == "None"
