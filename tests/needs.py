@@ -102,6 +102,11 @@ def fashion_mnist() -> str | None:
     return None if FASHION_MNIST.is_dir() else f"{FASHION_MNIST} does not exist (Debian's dataset-fashion-mnist)"
 
 
+def root() -> str | None:
+    """The right to give files to another user, and to become one."""
+    return "only root may" if os.geteuid() else program("setpriv")()
+
+
 def gpu() -> str | None:
     """A GPU that torch can use."""
     import torch
@@ -126,6 +131,7 @@ NEEDS = {
     "linux": Need(linux),
     "make": Need(program("make"), ("make",)),
     "no gpu": Need(no_gpu, in_ci=False),
+    "root": Need(root, ("util-linux",)),
     "rsync": Need(program("rsync"), ("rsync",)),
     "sed": Need(program("sed"), ("sed",)),
     "slurm": Need(slurm, ("slurm-wlm", "munge", "util-linux")),
@@ -135,11 +141,13 @@ NEEDS = {
 
 # Fixture → what every test that uses it needs.
 BY_FIXTURE = {
+    "away": ("root",),
     "browser": ("chromium",),
     "cluster": ("slurm",),
     "conda": ("conda",),
     "deployed": ("git", "snakedeploy"),
     "kubernetes": ("git", "rsync", "sed"),
+    "repository": ("git",),
     "small_disk": ("small disk",),
 }
 

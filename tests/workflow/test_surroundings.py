@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, Project, missing, require
+from helpers import ROOT, Project
 
 DATA = "results/digits/data.safetensors"
 METRICS = "digits/metrics/cm-ddim-n5-w1-s0.json"
@@ -110,11 +110,9 @@ def test_a_summary_of_nothing_is_one_line(tmp_path):
 
 def as_nobody(folder, *arguments, **more):
     """Run `run.py` as a user without a name, who may read everything and write only in `folder`."""
-    if os.geteuid():
-        missing("only root can become another user")
     alone = ["--reuid=12345", "--regid=12345", "--clear-groups"]
     reads = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-    command = [require("setpriv"), *alone, *reads, sys.executable, "workflow/scripts/run.py", *arguments]
+    command = ["setpriv", *alone, *reads, sys.executable, "workflow/scripts/run.py", *arguments]
     names = ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "PYTHONPATH")
     known = {key: value for key, value in os.environ.items() if key not in names} | more
     return subprocess.run(command, cwd=folder, env=known, capture_output=True, text=True)

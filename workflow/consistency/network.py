@@ -110,7 +110,7 @@ def check_environment(url: str, certificates: tuple[str, ...]) -> None:
         if scheme.lower() in ("socks5", "socks5h") and not find_spec(module):
             raise DownloadError(f"{shown}: the package {package} is needed for it and not installed")
         usable = re.fullmatch(r"(\[[^]/\s]+\]|[^:/\s]+)(:\d+)?/?", address) and not re.search(r"[/@?#\s]", login)
-        if scheme.lower() not in ("http", "https", "socks5", "socks5h") and (scheme or login) or not usable:
+        if (scheme.lower() not in ("http", "https", "socks5", "socks5h") and (scheme or login)) or not usable:
             line = "http://HOST:PORT expected, of a login http://USER:PASSWORD@HOST:PORT with special characters as %XX"
             raise DownloadError(f"{shown}: no proxy that can be used; {line}")
     variable = next((name for name in certificates if os.environ.get(name)), "SSL_CERT_DIR")
