@@ -309,7 +309,8 @@ def test_steps_that_the_scaler_of_fp16_leaves_out():
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer, skipped = torch.optim.SGD([weight], 1.0), 0
     while divergence.is_skipped(scaler):
-        weight.grad = torch.full((1,), float("inf"))
+        optimizer.zero_grad()
+        scaler.scale(weight * float("inf")).backward()
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
