@@ -62,10 +62,16 @@ def public(text: str) -> str:
     return text.replace(token, "***") if token else text
 
 
-def _without_login(proxy: str) -> str:
-    """A proxy's address without user and password, whatever characters those have."""
-    scheme, between, rest = proxy.rpartition("://")
-    return f"{scheme}{between}{rest.rpartition('@')[2]}"
+def _parts(address: str) -> tuple[str, str, str]:
+    """Scheme, login and host with port of an address; "" for what it has not. A login may hold any character."""
+    scheme, between, rest = address.partition("://")
+    login, _, host = (rest if between else address).rpartition("@")
+    return (scheme if between else ""), login, host
+
+
+def _without_login(address: str) -> str:
+    scheme, _, host = _parts(address)
+    return f"{scheme}://{host}" if scheme else host
 
 
 def _proxies() -> dict[str, tuple[str, str]]:
@@ -99,18 +105,20 @@ def check_environment(url: str, certificates: tuple[str, ...]) -> None:
         DownloadError: names the variable.
     """
     if certificates == OF_HUB and not re.match("https?://[^/]", url):
-        raise DownloadError(f"HF_ENDPOINT={os.environ.get('HF_ENDPOINT')}: http://HOST or https://HOST expected")
+        raise DownloadError(
+            f"HF_ENDPOINT={_without_login(os.environ.get('HF_ENDPOINT', ''))}: http://HOST or https://HOST expected"
+        )
     used, (module, package) = proxy_of(url), ("socksio", "socksio") if certificates == OF_HUB else ("socks", "PySocks")
     for name, proxy in _proxies().values():
         shown = f"{name}={_without_login(proxy)}"
-        scheme, _, rest = proxy.rpartition("://")
+        scheme, login, host = _parts(proxy)
         if certificates == OF_REQUESTS and shown != used:
             continue
-        login, _, address = rest.rpartition("@")
         if scheme.lower() in ("socks5", "socks5h") and not find_spec(module):
             raise DownloadError(f"{shown}: the package {package} is needed for it and not installed")
-        usable = re.fullmatch(r"(\[[^]/\s]+\]|[^:/\s]+)(:\d+)?/?", address) and not re.search(r"[/@?#\s]", login)
-        if (scheme.lower() not in ("http", "https", "socks5", "socks5h") and (scheme or login)) or not usable:
+        usable = re.fullmatch(r"(\[[^]/\s]+\]|[^:/\s]+)(:\d+)?/?", host) and not re.search(r"[/@?#\s]", login)
+        known = scheme.lower() in ("http", "https", "socks5", "socks5h") or not (scheme or login)
+        if not (known and usable):
             line = "http://HOST:PORT expected, of a login http://USER:PASSWORD@HOST:PORT with special characters as %XX"
             raise DownloadError(f"{shown}: no proxy that can be used; {line}")
     variable = next((name for name in certificates if os.environ.get(name)), "SSL_CERT_DIR")

@@ -182,7 +182,11 @@ def alone_in(results):
     try:
         return hold_for(Path(results) / ".running", os.curdir)
     except ConsistencyError as error:
-        raise WorkflowError(f"results: another snakemake is at work there ({error}); let it end, or name another folder")
+        raise WorkflowError(
+            f"results: another snakemake is at work there ({error}); let it end, or name another folder"
+        )
+    except OSError as error:
+        raise WorkflowError(f"results: {error.filename} cannot be written ({error.strerror})")
 
 
 def start_jobs_warm():
