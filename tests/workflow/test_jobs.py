@@ -152,7 +152,8 @@ class Swallows:
     def __del__(self):
         signal.raise_signal(signal.{name})
 
-with job(SimpleNamespace(rule="stage", log=["log"], threads=1, resources=SimpleNamespace(gpu=0))):
+gpus = SimpleNamespace(gpu=0)
+with job(SimpleNamespace(rule="stage", log=["log"], threads=1, resources=gpus, output=["out"], input=[], params={{}})):
     from consistency import storage
 
     storage.write_text("before", "whole")
@@ -163,7 +164,7 @@ with job(SimpleNamespace(rule="stage", log=["log"], threads=1, resources=SimpleN
 """
     done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (1, f"\nstage: stopped by {name}\n")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "log", "log.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".records", "before", "log", "log.lock"]
 
 
 @pytest.mark.long

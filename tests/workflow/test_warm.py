@@ -136,7 +136,7 @@ def test_a_job_whose_output_nobody_reads(tmp_path, warm):
     import os
     from types import SimpleNamespace
     name = os.environ["TEXT"]
-    with job(SimpleNamespace(rule="stage", log=["log"], threads=1, resources={})):
+    with job(SimpleNamespace(rule="stage", log=["log"], threads=1, resources={}, output=[name], input=[], params={})):
         from consistency.errors import StorageError
 
         sys.stdout.write("to nobody")
@@ -144,7 +144,8 @@ def test_a_job_whose_output_nobody_reads(tmp_path, warm):
         if name == "fails":
             raise StorageError("it is so")
     """
-    done = harness(tmp_path, body, script, **({} if warm == "yes" else {"CONSISTENCY_WARM": "no"}))
+    options = {} if warm == "yes" else {"CONSISTENCY_WARM": "no"}
+    done = harness(tmp_path, body, script, PYTHONUNBUFFERED="", **options)
     assert done.stdout.splitlines() == ["0 True", "1 True"], done.stderr
     assert (tmp_path / "log").read_text().endswith("it is so\n")
 

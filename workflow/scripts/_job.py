@@ -62,6 +62,15 @@ def _warn_on_terminal(rule: str) -> None:
     logging.getLogger("consistency").addHandler(terminal)
 
 
+def leave(code: int) -> None:
+    """End this process. Everything is written: taking torch apart, object by object, would cost another half second."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody may read it any more
+            stream.flush()
+    os._exit(code)
+
+
 @contextmanager
 def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterator[None]:
     """Run a script's body: progress goes to the rule's log, an error to log and terminal as one line.
@@ -122,7 +131,7 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
             logging.error(line)
             with suppress(OSError):  # nobody may read it any more
                 print(f"\n{snakemake.rule}: {line}", file=sys.stderr, flush=True)
-            sys.exit(1)
+            leave(1)
         parallel.report(line)
         os._exit(1)
 
@@ -144,9 +153,4 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
         fail(f"unexpected error, see {log}")
     if not parallel.is_worker():
         release(lock)
-    # Everything is written. Taking torch apart, object by object, costs another half second a job.
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
-    os._exit(0)
+    leave(0)
