@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from .account import Account
 from .errors import MismatchError, StorageError
 from .storage import load_tensors, save_tensors
 from .streams import generator
+
+log = logging.getLogger("consistency")
 
 FEWEST = 4  # images to train on: the Fréchet distance between halves of them needs two in each
 
@@ -99,7 +102,7 @@ def check_images(images: np.ndarray, source: str, test_share: float | None = Non
         test_share: share of them that is held out already.
 
     Raises:
-        MismatchError: fewer than `FEWEST`, or all the same.
+        MismatchError: fewer than `FEWEST`.
     """
     if len(images) < FEWEST:
         less = "" if test_share is None else f" or a data.test_share below {test_share:g}"
@@ -108,7 +111,9 @@ def check_images(images: np.ndarray, source: str, test_share: float | None = Non
             f"{FEWEST}, by more images in data.source{less}"
         )
     if not any((images[row] != images[0]).any() for row in range(1, len(images))):
-        raise MismatchError(f"{source}: all {len(images)} images to train on are the same; allowed: different ones")
+        log.warning(
+            "%s: all %d images to train on are the same; no distance to them means anything", source, len(images)
+        )
 
 
 def _check_parts(account: Account) -> None:
