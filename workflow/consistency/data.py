@@ -112,7 +112,7 @@ def check_images(images: np.ndarray, source: str, test_share: float | None = Non
         )
     if not any((images[row] != images[0]).any() for row in range(1, len(images))):
         log.warning(
-            "%s: all %d images to train on are the same; no distance to them means anything", source, len(images)
+            "%s: all %d images to train on are the same: no distance to them has a meaning", source, len(images)
         )
 
 
