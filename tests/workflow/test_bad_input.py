@@ -109,7 +109,7 @@ def test_status_and_verify_follow_the_folder_that_a_run_used(project, tmp_path):
     assert not (project.folder / "~").exists()
     assert (tmp_path / "else/digits/data.safetensors").is_file()
     code, lines = command(project, "verify.py")
-    assert (code, lines[0][: lines[0].index(" are")]) == (0, f"{tmp_path}/else: 1 files")
+    assert (code, lines[0][: lines[0].index(" are")]) == (0, f"{tmp_path}/else: 2 files")  # with its record
     assert command(project, "status.py")[1][0] == f"{tmp_path}/else:"
     assert command(project, "status.py", "third")[1][0] == "third:"
     code, lines = command(project, "summary.py")

@@ -28,6 +28,8 @@ ENDS = r"(figures|tables|pages|logs)/.+|report\.html|.+/\.snakemake_timestamp"  
 
 def reader(name):
     """What reads a file before it is used, given its path; None for the ends of the chain."""
+    if ".records" in name.split("/"):
+        return storage.read_json
     if re.fullmatch(ENDS, name):
         return None
     if inside := re.match(r"[\w-]+/(teacher|classifier|initial|students/[^/]+)(?=/)", name):

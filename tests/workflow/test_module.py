@@ -99,7 +99,7 @@ def test_outputs_are_under_the_prefix(study):
 
 def test_two_modules_keep_apart(study):
     assert {path.name for path in (study / "theirs/out/digits").iterdir()} == {
-        *("data.safetensors", "teacher", "stats", "checkpoints"),
+        *("data.safetensors", "teacher", "stats", "checkpoints", ".records"),
     }
     steps = [
         json.loads((study / f"{place}/digits/stats/teacher.jsonl").read_text().splitlines()[-1])["step"]

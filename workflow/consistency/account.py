@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .errors import printable
+
 log = logging.getLogger("consistency")
 
 NAMED = 3  # of the names behind a count
@@ -72,17 +74,18 @@ class Account:
 
     def tell(self) -> None:
         """Write the account to the log `consistency`: what was read, and as warnings what was not."""
+        source = printable(self.source)
         if self.samples:
-            log.info("%s: read %s", self.source, ", ".join(f"{part} {n}" for part, n in self.samples.items()))
+            log.info("%s: read %s", source, ", ".join(f"{part} {n}" for part, n in self.samples.items()))
         names, *counts = self.classes.values() if self.classes else [[]]
         for number, (name, *of_parts) in enumerate(zip(names, *counts, strict=True)):
-            log.info("%s: class %d: %s: %s", self.source, number, _first([name]), " + ".join(map(str, of_parts)))
+            log.info("%s: class %d: %s: %s", source, number, _first([name]), " + ".join(map(str, of_parts)))
         if self._passed:
-            log.warning("%s: %s", self.source, self.found())
+            log.warning("%s: %s", source, self.found())
         for what, entries in self._remarks.items():
-            log.warning("%s: %s: %d (%s)", self.source, what, len(entries), _first(entries))
+            log.warning("%s: %s: %d (%s)", source, what, len(entries), _first(entries))
 
 
 def _first(names: list[str]) -> str:
     """The first names, in one line whatever they hold."""
-    return ", ".join(" ".join(name.splitlines()) for name in names[:NAMED]) + ", …" * (len(names) > NAMED)
+    return ", ".join(printable(name) for name in names[:NAMED]) + ", …" * (len(names) > NAMED)

@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+def printable(text: object) -> str:
+    """One line that every terminal and log takes, whatever a name in it holds."""
+    return " ".join(str(text).splitlines()).encode("utf-8", "backslashreplace").decode()
+
+
 class ConsistencyError(Exception):
     """Base of all errors that are the input's fault, not the program's. Its message is one line, whatever is named."""
 
     def __init__(self, message: object = ""):
-        super().__init__(" ".join(str(message).splitlines()))
+        super().__init__(printable(message))
 
 
 class ConfigError(ConsistencyError):

@@ -2,7 +2,7 @@
 # not match is made again. Included when all rules exist.
 import inspect
 
-from _job import CODE
+from _job import CODE, shared
 from consistency import records
 
 REASONS = set()
@@ -28,12 +28,12 @@ def compared_with_its_record(made_by):
             return []
         values = dict(wildcards.items())
         outputs, _ = made_by.expand_output(values)
-        files = {str(path): path for path in outputs}
+        files = {shared(str(path)): path for path in outputs}
 
         def inputs():
             asked.append(True)
             try:
-                return [str(path) for path in made_by.expand_input(values)[0] if CODE not in path]
+                return [shared(str(path)) for path in made_by.expand_input(values)[0] if CODE not in path]
             finally:
                 asked.clear()
 
