@@ -278,11 +278,11 @@ def test_a_metric_that_overflows_is_not_written(tmp_path, measured_files):
 def test_rows_that_are_not_finite_do_not_get_into_the_table(tmp_path, where):
     """`where`: a row names its run itself where a file holds several."""
     from consistency.metrics.measure import collect
-    from consistency.storage import write_json
+    from helpers import write_any_json
 
     row = {"metric": "recall", "extractor": "e", "reference": "data", "sampling_steps": 1, "n_samples": 5}
     named = {"run": "order-ddim-n5"} if where == "row" else {}
-    write_json(tmp_path / "a.json", {"run": RUN, "rows": [row | named | {"value": float("nan")}]})
+    write_any_json(tmp_path / "a.json", {"run": RUN, "rows": [row | named | {"value": float("nan")}]})
     with pytest.raises(MismatchError) as caught:
         collect(tmp_path / "metrics.csv", "x", [tmp_path / "a.json"])
     assert str(tmp_path / "a.json") in str(caught.value)

@@ -67,15 +67,16 @@ def needed(files, deep):
         seen.add(path)
         for name in imported(path, deep):
             parts = name.split(".")
-            if parts[0] not in ("consistency", "_job", "_start", "_warm"):
+            if parts[0] != "consistency" and parts[0] not in OWN:
                 found.add(parts[0])
             for end in range(1, len(parts) + 1):
-                place = (ROOT / "workflow").joinpath(*parts[:end])
+                place = (SCRIPTS if parts[0] in OWN else ROOT / "workflow").joinpath(*parts[:end])
                 todo += [file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()]
     return found - sys.stdlib_module_names
 
 
 SCRIPTS, LIBRARY = ROOT / "workflow" / "scripts", ROOT / "workflow" / "consistency"
+OWN = {path.stem for path in SCRIPTS.glob("_*.py")}  # what scripts share
 # Reached from train's scripts, but optional, or in a function that only collect_metrics calls.
 NOT_IN_TRAIN = {"bitsandbytes", "pandas"}
 
@@ -86,7 +87,7 @@ def test_environments_hold_what_their_scripts_import(name):
         rule for path in (ROOT / "workflow/rules").glob("*.smk") for rule in re.split(r"\n(?=rule )", path.read_text())
     ]
     files = {SCRIPTS / re.search(r"scripts/(\w+\.py)", rule)[1] for rule in rules if f"envs/{name}.yaml" in rule}
-    files |= {SCRIPTS / "_job.py", SCRIPTS / "_warm.py", SCRIPTS / "_start.py"}
+    files |= {SCRIPTS / f"{module}.py" for module in OWN}
     if name == "paper":
         files |= set((LIBRARY / "figures").glob("*.py"))  # figure.py imports the one of its rule
     if name == "report":

@@ -32,7 +32,7 @@ def outside(tmp_path, monkeypatch):
 
 def files(folder):
     """What is in a folder, without what snakemake keeps for itself."""
-    own = {".snakemake", "__pycache__", "snakemake"}
+    own = {".snakemake", "__pycache__", "snakemake", ".running"}
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not own & set(p.parts)}
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from .errors import MismatchError
 
 if TYPE_CHECKING:
@@ -25,6 +23,8 @@ def log_ratios(metrics: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) ->
         group, sampling_steps, seed, ours, other, log_ratio; a row for each seed that one side has. A value that a side
         lacks is NaN; so is the ratio then, and where a value is not above 0 (a score may be, and a distance be 0).
     """
+    import numpy as np
+
     keys, sides = ["group", "sampling_steps", "seed"], []
     for side in (quantity.ours, quantity.other):
         chosen = metrics[(metrics.metric == side.metric) & (metrics.reference == side.reference)]
@@ -68,6 +68,8 @@ def without_ratio(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def check_finite(experiment: str, metrics: pd.DataFrame) -> None:
     """Raise MismatchError where a row of metrics.csv is not a finite number; names the run."""
+    import numpy as np
+
     bad = metrics[~np.isfinite(metrics.value.astype(float))]
     if len(bad):
         row = bad.iloc[0]
