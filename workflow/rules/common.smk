@@ -31,6 +31,7 @@ sys.path.append(str(WORKFLOW / "scripts"))
 import _results
 import _surroundings
 import _warm
+from _job import shared
 from consistency import config as settings
 from consistency import estimates, preflight, provenance, strict
 from consistency.errors import ConsistencyError
@@ -180,7 +181,7 @@ def row_of(run):
 def alone_in(results):
     """Keep a snakemake of another folder from the same results as long as this process lives."""
     try:
-        return hold_for(Path(results) / ".running", os.curdir)
+        return hold_for(Path(shared(results)) / ".running", os.curdir)
     except ConsistencyError as error:
         raise WorkflowError(
             f"results: another snakemake is at work there ({error}); let it end, or name another folder"

@@ -46,7 +46,7 @@ def compared_with_its_record(made_by):
             workflow.dag.forcefiles.update(outputs)
             if (made_by.name, why) not in REASONS:
                 REASONS.add((made_by.name, why))
-                logger.info(f"{made_by.name}: {next(iter(files))} is made again: {why}")
+                logger.info(f"made again: {next(iter(files))}: {why}")
         return []
 
     return compare
