@@ -136,7 +136,9 @@ class State:
                 (project.folder / "data/mine" / name).mkdir(parents=True)
                 for k in range(100):
                     pixels = numbers.integers(0, 256, (8, 8, 3), np.uint8)
-                    Image.fromarray(pixels).save(project.folder / f"data/mine/{name}/{k}.png")
+                    path = project.folder / f"data/mine/{name}/{k}.png"
+                    Image.fromarray(pixels).save(path)
+                    os.utime(path, (self.images, self.images))  # records hold times of change
             mark.write_text(str(self.images))
 
 
