@@ -23,7 +23,7 @@ READ = {
     r"([\w-]+/)?(metrics|claims)\.csv\.sha256": lambda path: storage.read_table(path.with_suffix("")),
 }
 IN_FOLDERS = r"[\w-]+/(teacher|classifier|initial|students/[\w.-]+)/.+"  # checked whole, by SHA256SUMS
-ENDS = r"(figures|tables|pages|logs)/.+|report\.html|.+/\.snakemake_timestamp"  # nothing reads them
+ENDS = r"(figures|tables|pages|logs)/.+|report\.html|\.running|.+/\.snakemake_timestamp"  # nothing reads them
 
 
 def reader(name):
