@@ -30,7 +30,7 @@ def test_random_changes_and_interruptions_end_as_a_run_from_nothing(tmp_path):
 @pytest.mark.long
 @pytest.mark.needs("small disk")
 def test_more_of_them_with_full_disks(tmp_path):
-    changes.walk(tmp_path, range(8), seed=2, disk=True)
+    changes.walk(tmp_path, range(4), seed=2, disk=True)
 
 
 def why(project):
