@@ -10,12 +10,6 @@ from consistency.errors import StorageError
 SETTINGS = {"training": {"steps": 10, "rate": 0.1}, "name": None}
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    """A plan reads a file once."""
-    records._identity.cache_clear()
-
-
 def make(output, settings=SETTINGS, inputs=(), rule="train", others=()):
     """A job: its outputs, with a record."""
     with records.recorded([output, *others], rule, settings, inputs):
@@ -26,7 +20,6 @@ def make(output, settings=SETTINGS, inputs=(), rule="train", others=()):
 
 def why(output, settings=SETTINGS, inputs=(), rule="train", names=None, tracked=True, others=()):
     """What the plan says of the outputs."""
-    records._identity.cache_clear()
     names = set(settings) if names is None else names
     outputs = [str(path) for path in (output, *others)]
     return records.why_stale(

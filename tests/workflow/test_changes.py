@@ -6,13 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 
 import changes
 import pytest
 import soak
-from helpers import Project
+from helpers import Project, wait_for
 
 pytestmark = pytest.mark.needs("linux")  # processes are looked at through /proc
 
@@ -70,11 +69,8 @@ def test_a_change_that_was_stopped_and_taken_back_leaves_nothing_undone(project)
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "results/digits/teacher"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     run = subprocess.Popen(command, cwd=project.folder, start_new_session=True, **quiet)
-    end = time.monotonic() + 120
-    while not (project.folder / "results/digits/checkpoints/teacher/checkpoint.pt").exists():
-        assert run.poll() is None, f"snakemake ended with {run.returncode} before the teacher's first checkpoint"
-        assert time.monotonic() < end, "no checkpoint of the teacher within two minutes"
-        time.sleep(0.05)
+    checkpoint = project.folder / "results/digits/checkpoints/teacher/checkpoint.pt"
+    wait_for(checkpoint.exists, "the teacher's first checkpoint", 120, process=run)
     while alive := soak.processes(run.pid):
         for pid in alive:
             with suppress(ProcessLookupError):

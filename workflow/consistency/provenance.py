@@ -142,7 +142,7 @@ def files_sha256(place: str | Path) -> str:
     for file in own_files(place):
         try:
             stat = file.stat()
-        except FileNotFoundError:  # a link that leads nowhere
+        except OSError:  # a link that leads nowhere, or to itself
             continue
         digest.update(
             f"{os.path.relpath(file, place)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape")

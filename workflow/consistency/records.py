@@ -16,12 +16,11 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .errors import StorageError
-from .storage import explained, read_json, write_json
+from .storage import explained, read_json, sha256, write_json
 
 FOLDER = ".records"
 HASHED = 1 << 20  # bytes up to which an input without a record is identified by its content
@@ -105,6 +104,7 @@ def why_stale(
     names: set[str],
     inputs: Callable[[], Sequence[str]],
     tracked: Callable[[str], bool],
+    identify: Callable[[str], Any] | None = None,
 ) -> str | None:
     """Why a job's outputs are not what the plan asks for, as far as their record tells; None where they are.
 
@@ -114,6 +114,7 @@ def why_stale(
         inputs: gives the planned job's inputs.
         tracked: whether Snakemake itself knows what an output was made from, and so compares it. An output that comes
             from its cache has no record here.
+        identify: `identity`, or that of a plan, which asks for an input of thousands of jobs once.
     """
     record = read(outputs[0])
     if record is None:
@@ -123,7 +124,9 @@ def why_stale(
         return "its job began and did not end"
     if record["rule"] != rule:
         return f"it was made by the rule {record['rule']}"
-    return _changed(record["settings"], plain(settings()), names) or _other_inputs(record, outputs, inputs, tracked)
+    return _changed(record["settings"], plain(settings()), names) or _other_inputs(
+        record, outputs, inputs, tracked, identify or identity
+    )
 
 
 def _changed(before: Record, now: Record, names: set[str]) -> str | None:
@@ -139,12 +142,16 @@ def _changed(before: Record, now: Record, names: set[str]) -> str | None:
 
 
 def _other_inputs(
-    record: Record, outputs: Sequence[str], inputs: Callable[[], Sequence[str]], tracked: Callable[[str], bool]
+    record: Record,
+    outputs: Sequence[str],
+    inputs: Callable[[], Sequence[str]],
+    tracked: Callable[[str], bool],
+    identify: Callable[[str], Any],
 ) -> str | None:
     """The first input that is not the recorded one, in words."""
     for name, before in record["inputs"].items():
         path = os.path.normpath(Path(outputs[0]).parent / name)
-        now = _identity(path)
+        now = identify(path)
         gone = now is None and not tracked(path) and not os.path.lexists(path)
         if gone or (now is not None and now != before):
             return f"it was made from another {path}"
@@ -185,12 +192,9 @@ def identity(path: str | Path) -> Any:
             return None
         if stat.st_size > HASHED:
             return [stat.st_size, stat.st_mtime_ns]
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError:
+        return sha256(path)
+    except (OSError, StorageError):
         return None
-
-
-_identity = cache(identity)  # a plan compares thousands of jobs with the same inputs
 
 
 def _relative(path: str | Path, output: str | Path) -> str:

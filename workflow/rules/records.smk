@@ -6,6 +6,7 @@ from _job import CODE, shared
 from consistency import records
 
 REASONS = set()
+identify = cache(records.identity)
 
 
 def compared_with_its_record(made_by):
@@ -41,7 +42,9 @@ def compared_with_its_record(made_by):
             return workflow.persistence.metadata(files.get(path) or IOFile(path)) is not None
 
         names = set(made_by.params.keys())
-        why = records.why_stale(list(files), made_by.name, lambda: settings(wildcards), names, inputs, tracked)
+        why = records.why_stale(
+            list(files), made_by.name, lambda: settings(wildcards), names, inputs, tracked, identify
+        )
         if why:
             workflow.dag.forcefiles.update(outputs)
             if (made_by.name, why) not in REASONS:

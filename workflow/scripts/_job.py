@@ -21,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 FORMAT = "%(asctime)s %(message)s"
 NO_SETTINGS = {"identity"}  # params that say what a cached result depends on, not what the job is to do
-CODE = (
-    "snakemake-runtime-cache"  # in the path of an input that is the workflow's own file: Snakemake's copy for this run
-)
+# In the path of an input that is one of the workflow's own files: Snakemake's copy for this run.
+CODE = "snakemake-runtime-cache"
 
 
 def shared(path: str) -> str:
