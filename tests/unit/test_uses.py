@@ -106,7 +106,7 @@ def test_an_override_that_reaches_something(name, overrides):
 )
 def test_an_override_that_waits_for_another_choice_is_a_warning(name, overrides, key, why):
     (line,) = warnings(name, overrides)
-    assert line.startswith(f"config.yaml: overrides.{name}.{key}: not used, for "), line
+    assert line.startswith(f"config.yaml: overrides.{name}.{key}: not used, because "), line
     assert why in line
 
 
@@ -123,7 +123,7 @@ def test_overrides_of_experiments_that_do_not_run():
     loaded, experiments = config.load(settings, chosen_elsewhere=True)
     assert list(experiments) == ["digits"]
     assert config.warnings(loaded, experiments) == [
-        "config.yaml: overrides.digits-long: not used, for digits-long does not run"
+        "config.yaml: overrides.digits-long: not used, because digits-long does not run"
     ]
 
 
@@ -178,7 +178,7 @@ def test_a_learning_rate_that_is_never_reached():
 
 def test_what_narrowed_runs_leave_over():
     assert warnings("digits", {"runs": TARGETS}) == [
-        "digits: claims: B3, B4: not decided, for methods that they compare have no runs",
-        "digits: analysis.coupling_methods: ct-gc: not measured, for there are no runs of it",
+        "digits: claims: B3, B4: not decided, because methods that they compare have no runs",
+        "digits: analysis.coupling_methods: ct-gc: not measured, because there are no runs of it",
     ]
     assert warnings("digits", {"runs": TARGETS, "claims": ["A1"], "analysis": {"coupling_methods": []}}) == []

@@ -76,7 +76,7 @@ def test_other_experiments_on_the_command_line_leave_overrides_aside(project):
     project.configure({})
     done = project.snakemake("--dry-run", "--config", "experiments=gaussians-ring")
     (line,) = lines_of(done, "overrides.digits")
-    assert line.strip() == "configuration: config.yaml: overrides.digits: not used, for digits does not run"
+    assert line.strip() == "configuration: config.yaml: overrides.digits: not used, because digits does not run"
 
 
 def test_warnings_are_lines_of_the_run_and_not_of_its_jobs(project):

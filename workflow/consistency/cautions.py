@@ -1,4 +1,4 @@
-"""What a configuration may say and yet hardly means: lines that warn, before any job."""
+"""What a configuration may say but probably does not mean: warnings before any job."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def _missing(experiment: Experiment, runs: list[Run]) -> list[str]:
         if not any({q.ours.method, q.other.method} <= methods for q in CLAIMS[claim].quantities)
     ]
     if undecided:
-        found.append(f"claims: {', '.join(undecided)}: not decided, for methods that they compare have no runs")
+        found.append(f"claims: {', '.join(undecided)}: not decided, because methods that they compare have no runs")
     absent = [method for method in experiment.analysis.coupling_methods if method not in methods]
     if absent:
-        found.append(f"analysis.coupling_methods: {', '.join(absent)}: not measured, for there are no runs of it")
+        found.append(f"analysis.coupling_methods: {', '.join(absent)}: not measured, because there are no runs of it")
     return found

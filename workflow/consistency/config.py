@@ -209,9 +209,9 @@ def load(
 
 
 def warnings(config: Config, experiments: dict[str, Experiment]) -> list[str]:
-    """What is allowed in a loaded configuration and yet hardly meant, one line each."""
+    """What a loaded configuration may say but probably does not mean, one line each."""
     left = [name for name in config.overrides if name not in experiments]
-    lines = [f"config.yaml: overrides.{name}: not used, for {name} does not run" for name in left]
+    lines = [f"config.yaml: overrides.{name}: not used, because {name} does not run" for name in left]
     for name, experiment in experiments.items():
         runs, changes = expand(name, experiment), config.overrides.get(name, {})
         lines += [f"config.yaml: overrides.{name}.{line}" for line in idle(experiment, runs, changes)]
@@ -220,7 +220,7 @@ def warnings(config: Config, experiments: dict[str, Experiment]) -> list[str]:
 
 
 def _is_suite(name: str, folder: Path) -> bool:
-    """Whether a preset file is a suite; its text alone is looked at, for all of them are asked."""
+    """Whether a preset file is a suite. Only its text is searched, because every preset is asked."""
     lines = (folder / f"{name}.yaml").read_text(encoding="utf-8", errors="replace").splitlines()
     return any(line.startswith("suite:") for line in lines)
 

@@ -142,7 +142,7 @@ def check_overrides(name: str, experiment: Experiment, runs: list[Run], override
 
 def idle(experiment: Experiment, runs: list[Run], overrides: dict[str, Any]) -> list[str]:
     """A line for each key of an experiment's overrides that waits for another choice."""
-    return [f"{path}: not used, for {why}" for path, why in _found(overrides, waiting(experiment, runs))]
+    return [f"{path}: not used, because {why}" for path, why in _found(overrides, waiting(experiment, runs))]
 
 
 def _found(overrides: dict[str, Any], parts: dict[str, str]) -> Iterator[tuple[str, str]]:

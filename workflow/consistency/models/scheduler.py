@@ -37,23 +37,23 @@ def read(folder: Path) -> dict[str, Any] | None:
     """
     for place in (folder, folder / "scheduler", folder.parent / "scheduler", folder.parent):
         if (place / FILE).is_file():
-            told = read_json(place / FILE, sealed=False)
-            return told if {"prediction_type", *_KEYS} <= set(told) else _defaults(told) | told
+            config = read_json(place / FILE, sealed=False)
+            return config if {"prediction_type", *_KEYS} <= set(config) else _defaults(config) | config
     return None
 
 
-def write(folder: Path, told: dict[str, Any]) -> None:
+def write(folder: Path, config: dict[str, Any]) -> None:
     """Write a configuration into the folder of its network, where diffusers' schedulers read it too."""
-    (folder / FILE).write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def prediction_of(told: dict[str, Any] | None, where: Path) -> str:
+def prediction_of(config: dict[str, Any] | None, where: Path) -> str:
     """What the network predicts; ε where nothing is said.
 
     Raises:
         MismatchError: something that cannot be converted to ε.
     """
-    kind = (told or {}).get("prediction_type", "epsilon")
+    kind = (config or {}).get("prediction_type", "epsilon")
     if kind not in KINDS:
         raise MismatchError(
             f"{where}: the scheduler's prediction_type is {_short(kind)}; a teacher's is {' or '.join(KINDS)}"
@@ -61,25 +61,25 @@ def prediction_of(told: dict[str, Any] | None, where: Path) -> str:
     return kind
 
 
-def check(told: dict[str, Any], schedule: VPSchedule, where: Path) -> None:
+def check(config: dict[str, Any], schedule: VPSchedule, where: Path) -> None:
     """Compare the scheduler's noise schedule with the preset's.
 
     Raises:
         MismatchError: they differ; names the scheduler's keys and values, and the preset's.
     """
-    name, trained = told.get("_class_name"), told.get("trained_betas")
-    if absent := [key for key in _KEYS if key not in told]:
+    name, trained = config.get("_class_name"), config.get("trained_betas")
+    if absent := [key for key in _KEYS if key not in config]:
         raise MismatchError(
             f"{where}: its scheduler, {name}, states no {absent[0]}: it is none of a DDPM's noise schedule"
         )
     differing = []
     for key, ours in _KEYS.items():
-        value, expected = told[key], getattr(schedule, ours)
+        value, expected = config[key], getattr(schedule, ours)
         if not (_equal(value, expected) or (trained is not None and key in _BETAS)):
             differing.append(f"{key} is {_short(value)} and schedule.{ours} {_short(expected)}")
-    if told.get("rescale_betas_zero_snr"):
+    if config.get("rescale_betas_zero_snr"):
         differing.append("rescale_betas_zero_snr is true, which no schedule of a preset can be")
-    if not differing and not _same_betas(told, schedule):
+    if not differing and not _same_betas(config, schedule):
         what = "trained_betas" if trained is not None else f"betas of {name}"
         differing.append(f"its {what} are others than those of schedule.kind {schedule.kind}")
     if differing:
@@ -89,29 +89,29 @@ def check(told: dict[str, Any], schedule: VPSchedule, where: Path) -> None:
         )
 
 
-def _class_of(told: dict[str, Any]) -> type | None:
+def _class_of(config: dict[str, Any]) -> type | None:
     """diffusers' class of a scheduler, where it has it."""
     ensure_torchvision()
     import diffusers
 
-    name = told.get("_class_name")
+    name = config.get("_class_name")
     found = getattr(diffusers, name, None) if isinstance(name, str) else None
     return found if inspect.isclass(found) and issubclass(found, diffusers.SchedulerMixin) else None
 
 
-def _defaults(told: dict[str, Any]) -> dict[str, Any]:
-    found = _class_of(told)
+def _defaults(config: dict[str, Any]) -> dict[str, Any]:
+    found = _class_of(config)
     options = inspect.signature(found.__init__).parameters.values() if found else ()
     return {option.name: option.default for option in options if option.default is not option.empty}
 
 
-def _same_betas(told: dict[str, Any], schedule: VPSchedule) -> bool:
+def _same_betas(config: dict[str, Any], schedule: VPSchedule) -> bool:
     """Whether the scheduler itself, as diffusers makes it, has the preset's ᾱ (float32, so to 1e-3)."""
-    found = _class_of(told)
+    found = _class_of(config)
     if found is None:  # one that needs a package which is not here
-        return told.get("trained_betas") is None
+        return config.get("trained_betas") is None
     try:
-        made = torch.as_tensor(found.from_config(told).alphas_cumprod, dtype=torch.float64)
+        made = torch.as_tensor(found.from_config(config).alphas_cumprod, dtype=torch.float64)
     except Exception:  # values that it does not take
         return False
     expected = schedule.alpha[1:] ** 2
