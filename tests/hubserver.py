@@ -58,6 +58,7 @@ class Fault:
     status: int | None = None  # this status and no content
     headers: dict[str, str] = field(default_factory=dict)  # sent with `status`, such as X-Error-Code
     delay: float = 0.0  # seconds between headers and body
+    unannounced: bool = False  # no Content-Length: the body ends with the connection
     hang: bool = False  # headers, as much of the body as `cut` says (0), then silence until the server closes
 
 
@@ -320,7 +321,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.truncate is not None:
             body = body[: fault.truncate]
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+        length = {} if fault.unannounced else {"Content-Length": str(len(body))}
+        self.close_connection |= fault.unannounced
+        for name, value in {**headers, **length}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":

@@ -149,8 +149,8 @@ def test_a_host_without_tls(server, tmp_path, monkeypatch, road):
     [
         (f"http://me:s3cret@{NOWHERE}", f"http://{NOWHERE}", "does not answer"),
         (NOWHERE, NOWHERE, "does not answer"),
-        (f"http://me:s3cret/@x@{NOWHERE}", f"http://{NOWHERE}", "with special characters as %XX"),
-        (f"me:s3cret@{NOWHERE}", NOWHERE, "of a login http://USER:PASSWORD@HOST:PORT"),
+        (f"http://me:s3cret/@x@{NOWHERE}", f"http://{NOWHERE}", "special characters as %XX"),
+        (f"me:s3cret@{NOWHERE}", NOWHERE, "a login stands before HOST as USER:PASSWORD@"),
         ("http://me:s3cret@no-such-host.invalid:80", "http://no-such-host.invalid:80", "does not answer"),
         ("ftp://me:s3cret@proxy:80", "ftp://proxy:80", "no proxy that can be used; http://HOST:PORT expected"),
         ("http://me:s3cret@proxy:port", "http://proxy:port", "no proxy that can be used; http://HOST:PORT expected"),

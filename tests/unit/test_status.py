@@ -159,3 +159,58 @@ def test_without_tensorboard_there_is_a_line_and_no_logs(tmp_path, monkeypatch, 
     assert len(fit(tmp_path / "checkpoints" / "teacher", 4)) == 2
     assert "tensorboard: not installed" in caplog.text
     assert not (tmp_path / "tensorboard").exists()
+
+
+ODD = [
+    "[]", "null", "1", '"step"', "{}", '{"step": 5}', '{"step": "5", "seconds": 1}', '{"step": 5, "seconds": null}',
+    '{"step": true, "seconds": 1}', '{"step": 5, "seconds": NaN}', '{"step": 5, "seconds": Infinity}',
+    '{"step": -5, "seconds": 1}', '{"step": 5, "seconds": -1}', '{"step": 1e30, "seconds": 1}', "[" * 3000,
+    '{"step": 5.5, "seconds": 1}', '{"step": ' + "9" * 3000 + ', "seconds": 1}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_odd_records_and_plans_are_left_out(tmp_path, odd):
+    side = begin(tmp_path, "digits", "teacher", [line(), odd + "\n"])
+    (found,) = status.trainings(tmp_path)
+    assert (found.step, found.left is None) == (50, False), f"{odd[:40]}: {found}"
+    assert "50" in status.table(tmp_path)
+    for plan in (odd, json.dumps({"steps": odd}), f'{{"steps": {odd}}}'):
+        (side / "training.json").write_text(plan)
+        assert status.table(tmp_path).startswith("no training" if plan != '{"steps": 1}' else "experiment"), plan[:40]
+
+
+def test_odd_numbers_beside_step_and_seconds_are_not_shown(tmp_path):
+    begin(tmp_path, "digits", "teacher", [line(loss="\x1b[2J", grad_norm=[1], samples_per_s=1e300)])
+    (found,) = status.trainings(tmp_path)
+    assert (found.loss, found.grad_norm, found.samples_per_s) == (None, None, None)
+
+
+def test_time_that_runs_backwards_gives_no_rate(tmp_path):
+    begin(tmp_path, "digits", "teacher", [line(step=100, seconds=50.0), line(step=90, seconds=40.0)])
+    (found,) = status.trainings(tmp_path)
+    assert found.left is None or found.left > 0
+    assert "-" not in status.table(tmp_path).splitlines()[2].replace("--", ""), status.table(tmp_path)
+
+
+def test_names_cannot_command_the_terminal(tmp_path):
+    side = begin(tmp_path, "dig\x1b[31mits", "teach\x1b]0;title\x07er\u202e", [line()])
+    metrics = side.parents[1] / "metrics"
+    metrics.mkdir()
+    (metrics / "x.json").touch()
+    command = [sys.executable, str(ROOT / "workflow/scripts/status.py"), str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [letter for letter in said if not letter.isprintable() and letter != "\n"] == [], repr(said)
+    assert said.count("dig\\x1b[31mits") == 2, said  # in progress, and finished
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    side = begin(tmp_path, "digits", "teacher", [line()])
+    (side / "stats.jsonl").unlink()
+    os.mkfifo(side / "stats.jsonl")
+    assert [found.step for found in status.trainings(tmp_path)] == [0]
+    (side / "training.json").unlink()
+    os.mkfifo(side / "training.json")
+    command = [sys.executable, str(ROOT / "workflow/scripts/status.py"), str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert said.endswith("no training in progress\n"), said

@@ -235,6 +235,108 @@ def test_without_the_server_a_job_starts_afresh(tmp_path):
     assert harness(tmp_path, body.format("pass"), script, CONSISTENCY_WARM="no").stdout == "True\n"
 
 
+def test_only_who_knows_the_secret_gets_a_fork(tmp_path):
+    """Another container of the same user may share the abstract address's network, not this environment."""
+    body = """
+    import socket, struct
+    address, secret, _ = os.environ["CONSISTENCY_WARM"].split(" ", 2)
+    request = b"\\0".join([os.fsencode(os.path.abspath("tmp0.stage.py")), os.getcwdb(), b"18", b"PATH=/bin"])
+    known = bytes.fromhex(secret)
+    for start in (bytes(32), known[:31], known[::-1], secret.encode(), known):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(20)
+            connection.connect(f"\\0{address}")
+            connection.sendall(start)
+            try:
+                socket.send_fds(connection, [struct.pack("I", len(request)) + request], [0, 1, 2])
+                answer = connection.recv(5)
+            except OSError:  # it has closed the connection already
+                answer = b""
+            if answer:  # while somebody waits for its end, a job goes on
+                wait_for(lambda: os.path.exists("ran"), "the one job that is allowed")
+            print(answer, os.path.exists("ran"), flush=True)
+    """
+    done = harness(tmp_path, body, "open('ran', 'w').close()\n")
+    assert done.stdout.splitlines() == [*["b'' False"] * 4, "b'fork ' True"], done.stdout + done.stderr
+
+
+def test_the_secret_stands_in_no_argument_and_no_jobs_environment(tmp_path):
+    body = """
+    secret = os.environ["CONSISTENCY_WARM"].split(" ")[1]
+    subprocess.run(job, check=True, stdout=open("said", "w"))
+    arguments = open(f"/proc/{_warm._kept[1].pid}/cmdline").read()
+    print(len(secret), secret in arguments, secret in open("said").read())
+    """
+    done = harness(tmp_path, body, "import os\nprint(os.environ)\n")
+    assert done.stdout == "64 False False\n", done.stderr
+
+
+def test_silent_connections_do_not_keep_the_server_from_work(tmp_path):
+    """More of them than it may open files: jobs then still get a fork, or start afresh."""
+    body = """
+    import resource, socket
+    resource.prlimit(_warm._kept[1].pid, resource.RLIMIT_NOFILE, (64, 64))
+    address = os.environ["CONSISTENCY_WARM"].split(" ")[0]
+    silent = []
+    for _ in range(100):
+        silent.append(socket.socket(socket.AF_UNIX))
+        silent[-1].connect(f"\\0{address}")
+    for _ in range(3):
+        subprocess.run(job, check=True, timeout=30)
+    print(_warm._kept[1].poll())
+    """
+    done = harness(tmp_path, body, "import os\nprint('done', flush=True)\n")
+    assert done.stdout == "done\ndone\ndone\nNone\n", done.stdout + done.stderr
+
+
+def test_a_fork_or_a_connection_that_fails_ends_neither_server_nor_jobs(tmp_path):
+    """As where a machine has no process or no descriptor left: that job starts afresh, the one in progress goes on."""
+    (tmp_path / "failing.py").write_text(
+        textwrap.dedent("""
+        import os, socket
+
+        fork, accept, calls = os.fork, socket.socket.accept, []
+
+        def fork_or_fail():
+            calls.append("fork")
+            if calls.count("fork") == 2:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return fork()
+
+        def accept_or_fail(listener):
+            calls.append("accept")
+            if calls.count("accept") == 4:
+                raise OSError(24, "Too many open files")
+            return accept(listener)
+
+        os.fork, socket.socket.accept = fork_or_fail, accept_or_fail
+        """)
+    )
+    body = """
+    _warm._kept.clear(); del os.environ["CONSISTENCY_WARM"]  # ends the first server
+    first = shlex.split(_warm.start("failing"))
+    job = [*first, sys.executable, "tmp0.stage.py"]
+    os.environ["ABOVE"] = str(os.getpid())
+    long = subprocess.Popen(job, env=os.environ | {"READY": "yes"})
+    wait_for(lambda: os.path.exists("ready"), "the job to begin", process=long)
+    for _ in range(3):
+        subprocess.run(job, check=True, timeout=30)
+    os.rename("ready", "go")
+    sys.exit(long.wait())
+    """
+    script = """
+    import os, time
+    forked = os.getppid() != int(os.environ["ABOVE"])
+    if "READY" in os.environ:
+        open("ready", "w").close()
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+    print("forked" if forked else "afresh", flush=True)
+    """
+    done = harness(tmp_path, body, script, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout.split()) == (0, ["afresh", "forked", "forked", "forked"]), done.stderr
+
+
 def test_a_server_killed_under_a_job_is_told(tmp_path):
     body = """
     process = subprocess.Popen(job)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .names import PAIR_OBJECTIVES, nearest
 from .settings import Config, Coupling, Experiment, Run
 from .uses import check_overrides, idle
 
+LARGEST_TABLE = 20_000  # runs: a dry run of more takes minutes and gigabytes
 PRESETS = Path(__file__).parents[1] / "presets"
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 
@@ -30,7 +32,7 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
     """The table of runs, in the preset's order.
 
     Raises:
-        ConfigError: an unknown method, an N that does not divide T, or a row that occurs twice.
+        ConfigError: an unknown method, an N that does not divide T, a row that occurs twice, or too many of them.
     """
     runs: dict[str, Run] = {}
     methods, total = experiment.methods, experiment.schedule.steps
@@ -39,7 +41,7 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
         where = f"{name}: runs.{row}"
         for n_steps in grid.n_steps:
             if total % n_steps:
-                divisors = [n for n in range(1, total + 1) if total % n == 0]
+                divisors = [n for n in range(1, total + 1) if total % n == 0]  # total: at most 100,000
                 raise ConfigError(
                     f"{where}.n_steps: {n_steps} does not divide schedule.steps {total}; allowed: {divisors}"
                 )
@@ -69,6 +71,8 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
         )
         if from_pairs & set(chosen):
             axes = ([None], [None], [None], [None], ["full"], chosen, grid.seed)
+        if (count := len(runs) + math.prod(map(len, axes))) > LARGEST_TABLE:
+            raise ConfigError(f"{where}: makes {count} runs; allowed: at most {LARGEST_TABLE} in an experiment")
         for solver, n_steps, guidance, mode, parameters, method, seed in itertools.product(*axes):
             section = experiment.consistency_training if method in from_pairs else experiment.student
             independent = Coupling(kind="independent") if method in from_pairs else None
@@ -233,7 +237,7 @@ def _members(name: str, folder: Path) -> list[str]:
     path = folder / f"{name}.yaml"
     content = strict.read(path)
     members = content.get("suite") if isinstance(content, dict) else None
-    if set(content) != {"suite"} or not isinstance(members, list) or not members:
+    if not isinstance(members, list) or not members or set(content) != {"suite"}:
         raise ConfigError(f"{path}: a suite has the one key suite, a list of experiments")
     single = [known for known in _presets(folder) if not _is_suite(known, folder)]
     for member in members:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .addresses import public
+
 
 def printable(text: object) -> str:
-    """One line that every terminal and log takes, whatever a name in it holds."""
-    return " ".join(str(text).splitlines()).encode("utf-8", "backslashreplace").decode()
+    """One line that every terminal and log takes, whatever a name in it holds: control characters are written out."""
+    line = " ".join(str(text).splitlines())
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line)
 
 
 class ConsistencyError(Exception):
-    """Base of all errors that are the input's fault, not the program's. Its message is one line, whatever is named."""
+    """Base of all errors that are the input's fault, not the program's.
+
+    Its message is one line, whatever is named in it, and holds no login or query of an address.
+    """
 
     def __init__(self, message: object = ""):
-        super().__init__(printable(message))
+        super().__init__(printable(public(str(message))))
 
 
 class ConfigError(ConsistencyError):

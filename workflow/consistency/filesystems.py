@@ -20,6 +20,15 @@ _UNABLE = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EN
 _NO_FOLDERS = _UNABLE | {errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
 
 
+def no_link(path: str, flags: int) -> int:
+    """An opener, for `open`, of a file that is written: a link in its place is not followed, a pipe not waited for.
+
+    Raises:
+        OSError: ELOOP of a link, ENXIO of a pipe that nobody reads.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
 def fsync(path: str | os.PathLike) -> None:
     """Have a file's content, or a folder's entries, written to the disk.
 
@@ -47,7 +56,7 @@ def take(path: str | os.PathLike, size: int) -> None:
     Raises:
         OSError: no such place is free, or the folder cannot be written.
     """
-    with open(path, "wb") as file:
+    with open(path, "xb") as file:
         if hasattr(os, "posix_fallocate"):  # not on macOS
             try:
                 return os.posix_fallocate(file.fileno(), 0, size)

@@ -20,8 +20,9 @@ from typing import Any
 from urllib.parse import quote
 
 from . import downloads, network, storage
+from .addresses import public
 from .downloads import Megabytes, check_recorded, offline, recorded_sha256
-from .network import OF_HUB, OFFLINE, DownloadError, public
+from .network import OF_HUB, OFFLINE, DownloadError
 
 log = logging.getLogger("consistency")
 
@@ -117,15 +118,18 @@ def download(
         storage.write_json(temporary / "download.json", {"repo": repo, "revision": revision, "files": told})
 
 
-def obtain(folder: str | Path, source: dict[str, Any]) -> None:
+def obtain(folder: str | Path, source: dict[str, Any], megabytes: int | None = None) -> None:
     """Write `folder` from what is configured: a repository's files (repo, …), or one file (url, name, sha256).
+
+    Args:
+        megabytes: size of the one file, where it is known.
 
     Raises:
         DownloadError, StorageError: as `download` and `downloads.fetch` do.
     """
     if "repo" in source:
         return download(folder, **source)
-    path = downloads.fetch(**source)
+    path = downloads.fetch(**source, megabytes=megabytes)
     told = {"sha256": storage.sha256(path), "size": path.stat().st_size}
     told["checked"] = "preset" if source.get("sha256") else "recorded"
     with storage.atomic(folder) as temporary:

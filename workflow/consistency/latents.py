@@ -19,13 +19,16 @@ from .progress import Progress
 from .storage import check_folder, load_tensors, read_json, save_tensors, write_json
 
 
-def prepare(images_path: str | Path, captions_path: str | Path, settings: dict[str, Any]) -> None:
+def prepare(
+    images_path: str | Path, captions_path: str | Path, settings: dict[str, Any], megabytes: int | None = None
+) -> None:
     """Write the images, `train_images` uint8 (n, 3, side, side), and in the same order `captions`, in a JSON object.
 
     Both files say as `read` what was read and what was passed over (see `account`).
 
     Args:
         settings: of `sources.Captions`.
+        megabytes: size of the archive that is downloaded, where it is known.
 
     Raises:
         StorageError: missing or damaged files.
@@ -38,7 +41,7 @@ def prepare(images_path: str | Path, captions_path: str | Path, settings: dict[s
     source = settings["source"]
     account = Account(source or settings["download"]["name"])
     if source is None:
-        source = downloads.fetch(**settings["download"])
+        source = downloads.fetch(**settings["download"], megabytes=megabytes)
     try:
         found = list(datasets.captioned(str(source), settings["side"], account))
         images = np.stack([image for _, image, _ in found])

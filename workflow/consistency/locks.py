@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from .errors import LockedError
+from .filesystems import no_link
 
 
 def hold(path: str | os.PathLike, wait: bool = False, share: bool = False) -> IO[str]:
@@ -91,7 +92,7 @@ def release(file: IO[str]) -> None:
 def _opened(path: Path) -> IO[str]:
     """The file, to be locked in either way: on NFS a lock that is shared wants one that can be read."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return open(path, "a+", encoding="utf-8", buffering=1)
+    return open(path, "a+", encoding="utf-8", buffering=1, opener=no_link)
 
 
 def _sign(file: IO[str]) -> None:

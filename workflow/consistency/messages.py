@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from .addresses import public
 from .names import nearest
 from .settings import Config, Experiment
 
@@ -45,8 +46,10 @@ def message(name: str, error: ValidationError) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message; the beginning of a long one."""
-    text = repr(value)
+    """A value in a message; the beginning of a long one, and no login or query of an address."""
+    if isinstance(value, str) and "://" in value:
+        value = "".join(value.split())  # a password may hold spaces
+    text = public(repr(value))
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+from .addresses import parts, public, without_login
 from .errors import ConsistencyError
 
 OFFLINE = "HF_HUB_OFFLINE or CONSISTENCY_OFFLINE"
@@ -21,6 +22,7 @@ OF_HUB = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _REASONS = {  # what is found in the names of the exception and its causes; the first counts
     "OfflineMode": f"offline was set when the client was imported ({OFFLINE})",
+    "InvalidHeader": "the answer's headers are not those of HTTP",
     "Invalid|Schema|UnsupportedProtocol": "no address that can be used, http:// or https:// expected",
     "NameResolution|gaierror": "no network, or no such host",
     "SSL": "the host does not speak TLS as it is expected of https://",
@@ -32,7 +34,6 @@ _REASONS = {  # what is found in the names of the exception and its causes; the 
     "Protocol|Connection|ReadError": "the connection was cut",
 }
 _UNREACHED = "ProxyError|NameResolution|gaierror|ConnectTimeout|NewConnection|ConnectError|ConnectionRefused"
-_SECRETS = r"([?&][^=&#\s]*(?:token|key|sign|secret|passw|auth|credential)[^=&#\s]*=)[^&#\s]+"
 
 
 class DownloadError(ConsistencyError):
@@ -55,25 +56,6 @@ def timeout() -> float:
     return seconds
 
 
-def public(text: str) -> str:
-    """`text` without what must not be shown: logins and signatures in addresses, the value of HF_TOKEN."""
-    text = re.sub(_SECRETS, r"\1***", re.sub(r"://[^/@\s]*@", "://", text), flags=re.IGNORECASE)
-    token = os.environ.get("HF_TOKEN", "").strip()
-    return text.replace(token, "***") if token else text
-
-
-def _parts(address: str) -> tuple[str, str, str]:
-    """Scheme, login and host with port of an address; "" for what it has not. A login may hold any character."""
-    scheme, between, rest = address.partition("://")
-    login, _, host = (rest if between else address).rpartition("@")
-    return (scheme if between else ""), login, host
-
-
-def _without_login(address: str) -> str:
-    scheme, _, host = _parts(address)
-    return f"{scheme}://{host}" if scheme else host
-
-
 def _proxies() -> dict[str, tuple[str, str]]:
     """Scheme → the variable of the environment that names its proxy (small letters before capitals), and the proxy."""
     found = {}
@@ -91,7 +73,7 @@ def proxy_of(url: str) -> str:
 
     proxies = _proxies()
     name, proxy = proxies.get(urlsplit(url).scheme) or proxies.get("all") or ("", "")
-    return f"{name}={_without_login(proxy)}" if name and not should_bypass_proxies(url, no_proxy=None) else ""
+    return f"{name}={without_login(proxy)}" if name and not should_bypass_proxies(url, no_proxy=None) else ""
 
 
 def check_environment(url: str, certificates: tuple[str, ...]) -> None:
@@ -106,12 +88,12 @@ def check_environment(url: str, certificates: tuple[str, ...]) -> None:
     """
     if certificates == OF_HUB and not re.match("https?://[^/]", url):
         raise DownloadError(
-            f"HF_ENDPOINT={_without_login(os.environ.get('HF_ENDPOINT', ''))}: http://HOST or https://HOST expected"
+            f"HF_ENDPOINT={without_login(os.environ.get('HF_ENDPOINT', ''))}: http://HOST or https://HOST expected"
         )
     used, (module, package) = proxy_of(url), ("socksio", "socksio") if certificates == OF_HUB else ("socks", "PySocks")
     for name, proxy in _proxies().values():
-        shown = f"{name}={_without_login(proxy)}"
-        scheme, login, host = _parts(proxy)
+        shown = f"{name}={without_login(proxy)}"
+        scheme, login, host = parts(proxy)
         if certificates == OF_REQUESTS and shown != used:
             continue
         if scheme.lower() in ("socks5", "socks5h") and not find_spec(module):
@@ -119,7 +101,7 @@ def check_environment(url: str, certificates: tuple[str, ...]) -> None:
         usable = re.fullmatch(r"(\[[^]/\s]+\]|[^:/\s]+)(:\d+)?/?", host) and not re.search(r"[/@?#\s]", login)
         known = scheme.lower() in ("http", "https", "socks5", "socks5h") or not (scheme or login)
         if not (known and usable):
-            line = "http://HOST:PORT expected, of a login http://USER:PASSWORD@HOST:PORT with special characters as %XX"
+            line = "http://HOST:PORT expected; a login stands before HOST as USER:PASSWORD@, special characters as %XX"
             raise DownloadError(f"{shown}: no proxy that can be used; {line}")
     variable = next((name for name in certificates if os.environ.get(name)), "SSL_CERT_DIR")
     # Without certificates of a folder, or of one that is not there, none is trusted: that is told when it happens.

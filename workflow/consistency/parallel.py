@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from .errors import ConfigError
+from .filesystems import no_link
 from .preemption import SIGNALS, StopRequest, parent_follower
 
 WORKER = "CONSISTENCY_WORKER"  # set in the processes: the file that the first one to fail writes its error to
@@ -66,7 +67,7 @@ def launch(script: str | Path, processes: int, log: str | Path) -> str | None:
     Returns:
         None, or what went wrong: the line given to `report`, or that there is none.
     """
-    with tempfile.TemporaryDirectory() as folder, open(log, "ab") as output, StopRequest() as stop:
+    with tempfile.TemporaryDirectory() as folder, open(log, "ab", opener=no_link) as output, StopRequest() as stop:
         error = Path(folder) / "error"
         command = [sys.executable, "-m", __name__, "--multi_gpu", "--num_machines", "1", "--gpu_ids", "all"]
         command += ["--num_processes", str(processes), "--main_process_port", "0"]  # 0: any free port

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-from . import downloads, network
+from . import addresses, downloads, network
 from .settings import Experiment
 from .sources import Hub, Url
 
@@ -23,6 +23,14 @@ def weights(experiment: Experiment) -> dict[str, Hub | Url]:
         if getattr(extractor, "aesthetic", None):
             parts["aesthetic"] = extractor.aesthetic
     return parts
+
+
+def hidden(experiment: Experiment) -> dict[str, str]:
+    """Variable of the environment → whole address, of addresses that jobs get without their query."""
+    sources = [*weights(experiment).values(), getattr(experiment.data, "download", None)]
+    return {
+        name: url for source in sources if isinstance(source, Url) for name, url in addresses.hidden(source.url).items()
+    }
 
 
 def _data(experiment: Experiment) -> tuple[list[Url], list[str]]:
@@ -67,5 +75,5 @@ def problems(experiment: Experiment, results: Path) -> list[str]:
         of_client = network.OF_REQUESTS if isinstance(source, Url) else network.OF_HUB
         if here or not (why := "offline is set" if downloads.offline() else network.unreachable(url, of_client)):
             continue
-        found.append(f"{part}: not in the cache and {why}: {network.public(url)}; {advice}")
+        found.append(f"{part}: not in the cache and {why}: {addresses.public(url)}; {advice}")
     return found

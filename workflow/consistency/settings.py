@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from .claims import CLAIMS
 from .names import COUPLINGS, OBJECTIVES, SOLVERS, condition, nearest
@@ -14,6 +15,18 @@ NAME = r"^[\w.-]+$"  # of what stands in tables and file names
 
 # Exact assignment of a batch, at every training step (docs/equations.md says what it costs).
 LARGEST_ASSIGNMENT = 2048
+
+
+def _one_line(text: str) -> str:
+    """A text that can be shown anywhere: no line ends, no characters that command terminals or turn the reading
+    direction around."""
+    bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _BIDIRECTIONAL), None)
+    if bad is not None:
+        raise ValueError(f"allowed: one line without control characters such as U+{ord(bad):04X}")
+    return text
+
+
+_BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def _as_list(value: Any) -> Any:
@@ -64,7 +77,7 @@ class UNet(Strict):
     """diffusers' UNet2DModel."""
 
     kind: Literal["unet"] = Field(description="unet, diffusers' UNet2DModel")
-    channels: list[Annotated[int, Field(gt=0, multiple_of=8)]] = Field(
+    channels: list[Annotated[int, Field(gt=0, le=65_536, multiple_of=8)]] = Field(
         [32, 64], min_length=1, description="width of each resolution; each after the first halves the side"
     )
     layers_per_block: Count = Field(1, description="residual blocks per resolution")
@@ -84,7 +97,7 @@ class Training(Strict):
     steps: Count = Field(1500, description="optimiser steps")
     batch_size: Count = Field(128, description="samples per step")
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
-    warmup_steps: NonNegativeInt = Field(50, description="linear warm-up")
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = Field(50, description="linear warm-up")
     decay_share: float = Field(0.3, ge=0, le=1, description="last share of the steps, over which the rate falls to 0")
     optimizer: Literal["adamw", "adamw8bit", "radam", "lion"] = Field(
         "adamw", description="torch's AdamW or RAdam, Lion, or bitsandbytes' 8-bit AdamW (AdamW where it is missing)"
@@ -308,7 +321,9 @@ class Analysis(Strict):
 class Experiment(Strict):
     """One preset: everything that its results depend on."""
 
-    title: str = Field(description="one line for tables and the report")
+    title: Annotated[str, Field(max_length=300), AfterValidator(_one_line)] = Field(
+        description="one line for tables and the report"
+    )
     data: Data = Field(description="the data set, by its kind")
     schedule: Schedule = Field(Schedule(), description="the teacher's noise levels")
     network: Network = Field(MLP(kind="mlp"), description="what is trained here from nothing, by its kind")
@@ -329,7 +344,7 @@ class Experiment(Strict):
     runs: list[Grid] = Field(min_length=1, description="the table of runs, as grids")
     analysis: Analysis = Field(Analysis(), description="what is measured besides, of solvers and couplings")
     mem_mb: Count = Field(2000, description="memory that each job on a network asks Snakemake for, in MB")
-    gpu: NonNegativeInt = Field(
+    gpu: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="GPUs that each job on a network asks Snakemake for; a training takes a process on each of them"
     )
     runtime: Count = Field(

@@ -6,8 +6,12 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, field_validator
 
+from . import addresses
+
+# FID's Inception-v3 is a program (TorchScript), so this one file is run and no other.
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Whole numbers up to here are exact wherever they are kept: in tables (float64 beside gaps), in pages (JavaScript).
 Seed = Annotated[int, Field(ge=0, le=2**53 - 1)]
@@ -51,14 +55,18 @@ class Hub(Strict):
 
 
 class Url(Strict):
-    """One file at an address."""
+    """One file at an address. As plain data its query is hidden (`addresses.shown`)."""
 
-    url: str = Field(pattern=r"^https?://", description="its address")
+    url: Annotated[str, AfterValidator(addresses.check), PlainSerializer(addresses.shown)] = Field(
+        description="its address, http:// or https://, without a login, which ~/.netrc gives"
+    )
     name: str = Field(pattern=r"^[\w.+-]+$", description="its name in the cache, and for a copy placed there by hand")
     sha256: SHA256 | None = Field(
         None, description="of its bytes; by default recorded on first use, checked ever after"
     )
-    gigabytes: float | None = Field(None, gt=0, description="size, for the estimate that a dry run prints")
+    gigabytes: float | None = Field(
+        None, gt=0, description="size, for the estimate that a dry run prints; a much larger body is refused"
+    )
 
 
 class Digits(Strict):
@@ -169,7 +177,14 @@ class Inception(Strict):
     """Inception-v3 as clean-fid uses it: the one whose Fréchet distance is called FID."""
 
     kind: Literal["inception-v3"] = Field(description="inception-v3, of FID")
-    weights: Url = Field(description="the TorchScript file, as NVIDIA publishes it")
+    weights: Url = Field(description="where NVIDIA's TorchScript file is; it is a program, so no other file is taken")
+
+    @field_validator("weights")
+    @classmethod
+    def _published(cls, weights: Url) -> Url:
+        if weights.sha256 not in (None, INCEPTION_SHA256):
+            raise ValueError(f"allowed: sha256 {INCEPTION_SHA256}, of the file that NVIDIA publishes")
+        return weights.model_copy(update={"sha256": INCEPTION_SHA256})
 
 
 class DinoV2(Strict):

@@ -1,7 +1,8 @@
 """What is being trained and what is finished, read from the results folder alone.
 
 It works while jobs run, here or on a cluster, and changes nothing. Of a training it reads `training.json` and
-`stats.jsonl` in its side folder (`training.train`); of the other stages it counts outputs.
+`stats.jsonl` in its side folder (`training.train`); of the other stages it counts outputs. Files that are not what a
+training writes are left out, and names are printed without what a terminal would obey.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tabulate import tabulate
 from tqdm import tqdm
 
+from .errors import printable
+
 # A training is called stale when its last record is older than this (s), and than three times what a record takes.
 QUIET, QUIET_AT_FIRST = 60.0, 600.0
+LARGEST = 1e15  # of a number that is shown
 STAGES = {
     "targets": "targets/*/manifest.json",
     "students": "students/*/student.json",
@@ -65,15 +68,17 @@ def _training(folder: Path, now: float) -> Training | None:
     """One side folder; None where it is none, or has just been removed."""
     plan, stats = folder / "training.json", folder / "stats.jsonl"
     try:
-        steps = json.loads(plan.read_text(encoding="utf-8"))["steps"]
-        records = _last_records(stats)
+        steps = json.loads(_end_of(plan))["steps"]
+        records = [record for line in _end_of(stats).splitlines() if (record := _record(line))]
         age = max(0.0, now - (stats if records else plan).stat().st_mtime)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if type(steps) is not int or not 1 <= steps < LARGEST:
         return None
     last = records[-1] if records else {"step": 0}
     before = records[-2] if len(records) > 1 else {"step": 0, "seconds": 0.0}
     seconds = last["seconds"] - before["seconds"] if records else None
-    rate = (last["step"] - before["step"]) / seconds if seconds else None
+    rate = (last["step"] - before["step"]) / seconds if seconds and seconds > 0 else None
     return Training(
         experiment=folder.parts[-3],
         run=folder.name,
@@ -82,29 +87,33 @@ def _training(folder: Path, now: float) -> Training | None:
         loss=last.get("loss"),
         grad_norm=last.get("grad_norm"),
         samples_per_s=last.get("samples_per_s"),
-        left=(steps - last["step"]) / rate if rate else None,
+        left=(steps - last["step"]) / rate if rate and rate > 0 else None,
         age=age,
         stale=age > (QUIET_AT_FIRST if seconds is None else max(QUIET, 3 * seconds)),
     )
 
 
-def _last_records(stats: Path, size: int = 4096) -> list[dict[str, Any]]:
-    """The records in the file's last bytes; lines that are not whole (cut, or being written) are left out."""
+def _end_of(path: Path, size: int = 4096) -> bytes:
+    """The file's last bytes; none where it is no regular file, such as a pipe, which would be waited for."""
+    if not path.is_file():
+        return b""
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read()
+
+
+def _record(line: bytes) -> dict[str, float]:
+    """The numbers of a line of `stats.jsonl`; empty for a line that is not whole (cut, or being written) or odd."""
     try:
-        with open(stats, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and {"step", "seconds"} <= record.keys():
-            records.append(record)
-    return records
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    numbers = {key: value for key, value in record.items() if type(value) in (int, float) and abs(value) < LARGEST}
+    if type(numbers.get("step")) is int and numbers["step"] >= 0 and numbers.get("seconds", -1) >= 0:
+        return numbers
+    return {}
 
 
 def finished(results: str | Path) -> dict[str, dict[str, int]]:
@@ -120,8 +129,8 @@ def table(results: str | Path) -> str:
     """Both as plain text."""
     rows = [
         (
-            t.experiment,
-            t.run,
+            printable(t.experiment),
+            printable(t.run),
             t.step,
             t.steps,
             100 * t.step // t.steps,
@@ -134,7 +143,7 @@ def table(results: str | Path) -> str:
         for t in trainings(results)
     ]
     now = tabulate(rows, COLUMNS, disable_numparse=True, colalign=("left", "left", *["right"] * 7, "left"))
-    counts = [(experiment, *stages.values()) for experiment, stages in finished(results).items()]
+    counts = [(printable(experiment), *stages.values()) for experiment, stages in finished(results).items()]
     done = tabulate(counts, ("finished", *STAGES))
     return "\n\n".join([now if rows else "no training in progress", *([done] if counts else [])])
 

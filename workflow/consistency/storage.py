@@ -1,25 +1,24 @@
-"""Files: written atomically, each with its sha256 (`hashes`), checked before use, memory-mapped when read.
-
-Everything is written to a temporary name in the same folder, fsynced and renamed, so a reader sees either the whole
-file or none.
-"""
+"""Files: written atomically (`atomic`), with their sha256 (`hashes`), checked before use, memory-mapped when read."""
 
 from __future__ import annotations
 
-import errno
-import glob
 import hashlib
 import io
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .atomic import (  # noqa: F401 (one door for users)
+    UNFINISHED,
+    atomic,
+    check_writable,
+    explain,
+    explained,
+    remove_unfinished,
+)
 from .errors import MismatchError, StorageError
-from .filesystems import fsync, read_tensors
+from .filesystems import read_tensors
 from .finite import check_numbers
 from .hashes import (  # noqa: F401 (one door for users)
     AGAIN,
@@ -42,121 +41,10 @@ if TYPE_CHECKING:
     import torch
 
 
-UNFINISHED: set[Path] = set()  # files and folders that `remove_unfinished` removes
-
-
-def _explain(error: BaseException, path: Path) -> str:
-    """One line for an operating-system or serialisation error met while writing `path`."""
-    code = getattr(error, "errno", None)
-    text = str(error)
-    if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "os error 28" in text:
-        free = shutil.disk_usage(next(place for place in path.parents if place.exists())).free / 1e6
-        return f"{path}: disk full while writing ({free:.1f} MB free); free some space and run again"
-    if code in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return f"{path}: cannot be written ({os.strerror(code)}); choose a writable results folder"
-    return f"{path}: cannot be written: {text}"
-
-
-@contextmanager
-def explained(path: str | os.PathLike) -> Iterator[None]:
-    """Turn what the operating system or safetensors says while `path` is written into one line.
-
-    Raises:
-        StorageError: the folder is not writable, the disk is full, ….
-    """
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(_explain(error, Path(path))) from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise StorageError(_explain(error, Path(path))) from error
-        raise
-
-
-@contextmanager
-def atomic(path: str | os.PathLike, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success fsync and rename it, on failure remove it.
-
-    The caller writes either one file or one folder of files under that name; a folder gets its SHA256SUMS.
-
-    Args:
-        durable: whether a power cut must not lose it; False spares the fsync.
-
-    Raises:
-        StorageError: the folder is not writable or the disk is full.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".tmp-{os.uname().nodename}-{os.getpid()}-{path.name}")
-    UNFINISHED.add(temporary)
-    try:
-        with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(path)
-            yield temporary
-            if temporary.is_dir():
-                write_sums(temporary)
-                for file in temporary.rglob("*"):
-                    fsync(file)
-                if path.exists():
-                    shutil.rmtree(path)
-            if durable:
-                fsync(temporary)
-            os.replace(temporary, path)
-            if durable:
-                fsync(path.parent)
-    finally:
-        _remove(temporary)
-        UNFINISHED.discard(temporary)
-
-
-def remove_unfinished() -> None:
-    """Remove what `atomic` has not finished, before a process ends without its `finally` clauses."""
-    for path in UNFINISHED:
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sweep(path: Path) -> None:
-    """Remove what processes of this machine that were killed while they wrote `path` have left."""
-    for left in path.parent.glob(f".tmp-{os.uname().nodename}-*-{glob.escape(path.name)}"):
-        writer = left.name.removesuffix(f"-{path.name}").rpartition("-")[2]
-        try:
-            os.kill(int(writer), 0)
-        except (ProcessLookupError, ValueError):
-            _remove(left)
-        except OSError:  # another user's, and alive
-            pass
-
-
-def check_writable(folder: str | os.PathLike) -> None:
-    """Make `folder` and try to write in it.
-
-    Raises:
-        StorageError: it cannot be made or written.
-    """
-    folder = Path(folder)
-    probe = folder / f".tmp-{os.getpid()}-probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"results: {folder} cannot be written ({os.strerror(error.errno)}); choose a writable folder"
-        ) from error
-
-
 def write_text(path: str | os.PathLike, text: str, durable: bool = True) -> None:
     """Write `text` (UTF-8) atomically."""
-    with atomic(path, durable) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with atomic(path, durable) as temporary, open(temporary, "x", encoding="utf-8") as file:
+        file.write(text)
 
 
 def write_json(path: str | os.PathLike, value: dict[str, Any], durable: bool = True) -> None:
@@ -255,7 +143,7 @@ def read_table(path: str | os.PathLike, **options: Any) -> pd.DataFrame:
 
 def write_sealed(path: str | os.PathLike, content: bytes | memoryview) -> None:
     """Write bytes atomically, and their sha256 as a last line."""
-    with atomic(path) as temporary, open(temporary, "wb") as file:
+    with atomic(path) as temporary, open(temporary, "xb") as file:
         file.write(content)
         file.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
 

@@ -1,6 +1,7 @@
 """YAML in which no key stands twice in one mapping; plain loaders take the last one and say nothing.
 
-A key that a merge (`<<`) brings and that the mapping gives itself is no repetition: YAML says which one counts.
+A key that a merge (`<<`) brings and that the mapping gives itself is no repetition: YAML says which one counts. Anchors
+and aliases are allowed, but neither loops nor documents that a few of them make huge.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import Any
 import yaml
 
 from .errors import ConfigError
+
+LARGEST_FILE = 10_000_000  # bytes
+LARGEST_DOCUMENT = 100_000  # values, with each alias counted as what it stands for
 
 
 def read(path: Path) -> Any:
@@ -47,6 +51,8 @@ def check(path: str | Path) -> None:
     text = _text(path)
     try:
         _check(yaml.compose(text, yaml.SafeLoader), where)
+    except RecursionError as error:
+        raise ConfigError(f"{where}: is nested too deeply") from error
     except yaml.YAMLError:  # JSON may hold tabs, YAML may not
         with contextlib.suppress(ValueError):  # of neither, which the other reader has said
             json.loads(text, object_pairs_hook=lambda pairs: _once(where, [key for key, _ in pairs]))
@@ -54,6 +60,8 @@ def check(path: str | Path) -> None:
 
 def _text(path: Path) -> str:
     try:
+        if (size := path.stat().st_size) > LARGEST_FILE or not path.is_file():
+            raise ConfigError(f"{path}: {size} bytes; allowed: a file of at most {LARGEST_FILE}")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
@@ -86,6 +94,38 @@ def _check(root: yaml.Node | None, where: str) -> None:
                 if len(found) > 1:
                     count = {2: "twice"}.get(len(found), f"{len(found)} times")
                     raise ConfigError(f"{where}: {'.'.join((*path, name))}: given {count} ({_lines(found)}); keep one")
+    if root is not None and _size(root, where) > LARGEST_DOCUMENT:
+        raise ConfigError(f"{where}: more than {LARGEST_DOCUMENT} values, aliases counted as what they stand for")
+
+
+def _size(root: yaml.Node, where: str) -> int:
+    """How many values a document has when each alias is written out.
+
+    Raises:
+        ConfigError: an alias inside what it stands for.
+    """
+    sizes: dict[int, int] = {}
+    above: set[int] = set()  # nodes whose parts are being counted
+    waiting = [root]
+    while waiting:
+        node = waiting[-1]
+        children = [part for part in _parts(node) if id(part) not in sizes]
+        if id(node) in sizes or not children:
+            sizes[id(node)] = 1 + sum(sizes[id(part)] for part in _parts(node))
+            above.discard(id(waiting.pop()))
+        elif id(node) in above:
+            raise ConfigError(f"{where}: line {node.start_mark.line + 1}: holds an alias of itself")
+        else:
+            above.add(id(node))
+            waiting += children
+    return sizes[id(root)]
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    """The nodes right below a node."""
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def _lines(numbers: Iterable[int]) -> str:

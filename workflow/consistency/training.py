@@ -30,6 +30,7 @@ from .checkpoints import read_checkpoint, write_checkpoint
 from .devices import check_precision, pick_device
 from .errors import ConfigError, Preempted, TrainingError, memory_advice
 from .feed import Batch, Feed, parts_of, rows_of
+from .filesystems import no_link
 from .graphs import Graphed, capturable
 from .optimizers import Joined, make_optimizer
 from .preemption import SIGNALS, StopRequest, name_of
@@ -372,7 +373,7 @@ def write_stats(path: str | Path, records: list[dict[str, float]], append: bool 
     if append:
         with explained(path):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8", opener=no_link) as file:
                 file.write(text)
     else:
         write_text(path, text)

@@ -33,12 +33,12 @@ import _surroundings
 import _warm
 from _job import shared
 from consistency import config as settings
-from consistency import estimates, preflight, provenance, strict
+from consistency import addresses, estimates, preflight, provenance, strict
 from consistency.errors import ConsistencyError
 from consistency.locks import hold, hold_for
 from consistency.progress import Board
 from consistency.settings import condition
-from consistency.storage import check_writable
+from consistency.storage import check_writable, explain
 
 _surroundings.prepare()
 try:
@@ -63,6 +63,8 @@ except ConsistencyError as error:
     raise WorkflowError(f"configuration: {error}") from None
 
 gc.set_threshold(100_000, 50, 50)  # a DAG's objects stay; to look through all of them again and again takes long
+for experiment in EXPERIMENTS.values():
+    os.environ.update(preflight.hidden(experiment))  # whole addresses, for this process's jobs
 RESULTS = CONFIG.results
 LIVING = []  # what is held as long as this process lives
 if CONFIG.tensorboard:
@@ -187,7 +189,7 @@ def alone_in(results):
             f"results: another snakemake is at work there ({error}); let it end, or name another folder"
         )
     except OSError as error:
-        raise WorkflowError(f"results: {error.filename} cannot be written ({error.strerror})")
+        raise WorkflowError(f"results: {explain(error, Path(error.filename))}")
 
 
 def start_jobs_warm():
@@ -285,6 +287,11 @@ def with_data(*kinds, but=False):
 def download_of(experiment, part):
     """Where a part is downloaded from, as the job needs it."""
     return preflight.weights(EXPERIMENTS[experiment])[part].model_dump(exclude={"gigabytes"})
+
+
+def size_of(source):
+    """Size of a download in MB, as a resource: a better estimate is no reason to download again. 0: not configured."""
+    return round(1000 * (getattr(source, "gigabytes", None) or 0))
 
 
 def extractors_of(wildcards, root=PLACE):

@@ -79,7 +79,7 @@ rule report:
     params:
         # as a module: of the workflow that uses it
         target=PAPER,
-        config=lambda w: workflow.config,
+        config=lambda w: addresses.hide(workflow.config),
         snakefile=lambda w: os.path.relpath(workflow.main_snakefile),  # a checkout may be moved
     script:
         "../scripts/report.py"

@@ -99,6 +99,8 @@ rule download_weights:
     localrule: True
     conda:
         "../../envs/train.yaml"
+    resources:
+        download_mb=lambda w: size_of(preflight.weights(preset(w))[w.part]),
     params:
         source=lambda w: download_of(w.experiment, w.part),
     script:
@@ -195,6 +197,8 @@ rule prepare_captions:
     localrule: True
     conda:
         "../../envs/train.yaml"
+    resources:
+        download_mb=lambda w: size_of(preset(w).data.download),
     params:
         data=lambda w: preset(w).data.model_dump(
             include={"name": True, "source": True, "side": True, "download": {"url", "name", "sha256"}}

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import _warm
 from _start import open_streams
@@ -53,11 +53,20 @@ def record(snakemake: Any) -> Any:
     )
 
 
-def _warn_on_terminal(rule: str) -> None:
-    """Have the library's warnings go to the terminal too, beside the log."""
-    terminal = logging.StreamHandler()
+def _log_to(stream: IO[str], rule: str) -> None:
+    """Have what is logged go to a file, and the library's warnings to the terminal too; neither shows the logins and
+    queries of addresses, which other libraries may log."""
+    from consistency.addresses import public
+
+    class Public(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return public(super().format(record))
+
+    file, terminal = logging.StreamHandler(stream), logging.StreamHandler()
     terminal.setLevel(logging.WARNING)
-    terminal.setFormatter(logging.Formatter(f"{rule}: %(message)s"))
+    file.setFormatter(Public(FORMAT))
+    terminal.setFormatter(Public(f"{rule}: %(message)s"))
+    logging.basicConfig(handlers=[file], level=logging.INFO)
     logging.getLogger("consistency").addHandler(terminal)
 
 
@@ -86,8 +95,10 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     forked = os.environ.pop(_warm.FORKED, "")
     if forked and (snakemake.threads > 1 or network or snakemake.resources.get("gpu")):
         os._exit(_warm.AFRESH)
+    from consistency.addresses import public
     from consistency.allocation import keep_freed_memory
     from consistency.errors import ConsistencyError
+    from consistency.filesystems import no_link
     from consistency.locks import hold, release
     from consistency.preemption import SIGNALS, name_of, parent_follower
     from consistency.storage import explained, remove_unfinished
@@ -113,13 +124,14 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     else:
         # A job of an earlier snakemake, killed since, may still write the same files: it is waited for.
         try:
-            with explained(log):
+            with explained(f"{log}.lock"):
                 lock = hold(f"{log}.lock", wait=True)
-                Path(log).write_bytes(b"")
+            with explained(log):  # "a": several processes append to it
+                output = open(log, "a", encoding="utf-8", errors="backslashreplace", opener=no_link)  # noqa: SIM115
+                output.truncate(0)
         except ConsistencyError as error:
             sys.exit(f"\n{snakemake.rule}: {error}")
-        logging.basicConfig(filename=log, level=logging.INFO, format=FORMAT)  # appends, as processes do
-        _warn_on_terminal(snakemake.rule)
+        _log_to(output, snakemake.rule)
         for number in SIGNALS:  # while it trains they mean something else
             signal.signal(number, stop)
     logging.captureWarnings(True)
@@ -144,11 +156,11 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     except (ConsistencyError, OSError, MemoryError) as error:
         fail(" ".join(str(error).split()) or type(error).__name__)
     except Exception:
-        logging.error(traceback.format_exc())
+        logging.error(trace := public(traceback.format_exc()))
         if parallel.is_worker():
             os._exit(1)  # the parent says where to look
         with suppress(OSError):
-            traceback.print_exc()
+            print(trace, file=sys.stderr)
         fail(f"unexpected error, see {log}")
     if not parallel.is_worker():
         release(lock)

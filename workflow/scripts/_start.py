@@ -11,7 +11,9 @@ import struct
 import sys
 from contextlib import suppress
 
-ADDRESS = "CONSISTENCY_WARM"  # in the environment: where the server listens, and for which interpreter; "no": no server
+# In the environment: where the server listens, its secret, and for which interpreter; "no": no server.
+ADDRESS = "CONSISTENCY_WARM"
+SECRET = 32  # bytes that a job's process sends first
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGCONT)
 
 
@@ -33,7 +35,7 @@ def user_of(connection: socket.socket) -> int:
 
 def run_there(python: str, script: str) -> None:
     """Run a Python file in a fork of the server, and end as it ends. Returns where the file is to be run afresh."""
-    name, _, known = os.environ.pop(ADDRESS, "no").partition(" ")
+    name, secret, known = (*os.environ.pop(ADDRESS, "no").split(" ", 2), "", "")[:3]
     if python != known:
         return
     with socket.socket(socket.AF_UNIX) as connection:
@@ -46,9 +48,10 @@ def run_there(python: str, script: str) -> None:
             connection.connect(f"\0{name}")
             if user_of(connection) != os.getuid():
                 return
+            connection.sendall(bytes.fromhex(secret))
             socket.send_fds(connection, [struct.pack("I", len(request)) + request], [0, 1, 2])
             fork = int(answers.readline().removeprefix("fork "))
-        except (OSError, ValueError):  # it ended, before it took the job
+        except (OSError, ValueError):  # it ended or could not fork, before it took the job
             return
 
         def pass_on(number: int, frame: object) -> None:

@@ -5,6 +5,10 @@
 come before each job's own. It stays as what Snakemake, `ps` and signals see: it passes signals on and ends as the fork
 does. The fork dies with it, even of kill −9, and the server with its snakemake. Linux alone; elsewhere, and for jobs
 with several threads or GPUs, which are to begin with a fresh process, nothing of this happens.
+
+The server's address has no permissions, and another container of the same user may share the network that it belongs
+to. So the server forks only for a process of its own user that first sends a secret, which is in the environment of
+this snakemake's jobs alone.
 """
 
 from __future__ import annotations
@@ -12,9 +16,11 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import gc
+import hmac
 import importlib
 import os
 import runpy
+import secrets
 import selectors
 import shlex
 import signal
@@ -22,13 +28,16 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from _start import ADDRESS, open_streams, user_of
+from _start import ADDRESS, SECRET, open_streams, user_of
 
+SECRET_OF = "CONSISTENCY_WARM_SECRET"  # in the server's environment; its arguments every user can read
+STRANGERS = 32  # most connections that have not sent the secret yet; a further one replaces the oldest
 FORKED = "CONSISTENCY_FORKED"  # in a fork's
 AFRESH = 86  # a fork ends so where its job shall start afresh
 OWN = b"\nfrom _job import "  # in scripts that know of this
@@ -66,12 +75,13 @@ def start(*more: str) -> str | None:
         listener.bind("")  # an abstract address, of the kernel's choice: no file that could be left over
         listener.listen(128)
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        environment[SECRET_OF] = secret = secrets.token_hex(SECRET)
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         descriptors = listener.fileno(), ours
         command = [sys.executable, __file__, *map(str, descriptors), *MODULES, *more]
         options = {"stdin": subprocess.DEVNULL, "pass_fds": descriptors, "process_group": 0, "env": environment}
         _kept.extend([theirs, subprocess.Popen(command, **options)])
-        os.environ[ADDRESS] = f"{listener.getsockname()[1:].decode()} {sys.executable}"
+        os.environ[ADDRESS] = f"{listener.getsockname()[1:].decode()} {secret} {sys.executable}"
     os.close(ours)
     return shlex.join([sys.executable, "-IS", str(Path(__file__).with_name("_start.py"))])  # -IS: a third less to load
 
@@ -97,12 +107,13 @@ def _signal_end(connection: socket.socket) -> None:
     fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def _serve(listener: socket.socket, lifeline: int, modules: Iterator[str]) -> None:
-    """Fork for every connection until the lifeline's other end closes and no fork is left; import what is to be
-    imported as soon as no connection waits."""
+def _serve(listener: socket.socket, lifeline: int, secret: bytes, modules: Iterator[str]) -> None:
+    """Fork for every connection that knows the secret, until the lifeline's other end closes and no fork is left;
+    import what is to be imported as soon as no connection waits."""
     waiting = selectors.DefaultSelector()
     waiting.register(listener, selectors.EVENT_READ)
     waiting.register(lifeline, selectors.EVENT_READ)
+    strangers: list[socket.socket] = []
     forks: dict[int, tuple[int, socket.socket]] = {}
     while forks or lifeline in waiting.get_map():
         if module := next(modules, ""):
@@ -114,14 +125,20 @@ def _serve(listener: socket.socket, lifeline: int, modules: Iterator[str]) -> No
             gc.freeze()
         for key, _ in waiting.select(0 if module else None):
             if key.fileobj is listener:
-                connection, _ = listener.accept()
-                if user_of(connection) != os.getuid():
-                    connection.close()
-                elif pid := os.fork():
+                if (connection := _accept(listener)) is not None:
+                    strangers.append(connection)
+                    waiting.register(connection, selectors.EVENT_READ)
+            elif key.fileobj in strangers:
+                connection = key.fileobj
+                strangers.remove(connection)
+                waiting.unregister(connection)
+                if not _knows(connection, secret) or (pid := _fork()) is None:
+                    connection.close()  # a job's process then starts its job afresh
+                elif pid:
                     forks[ended := os.pidfd_open(pid)] = pid, connection
                     waiting.register(ended, selectors.EVENT_READ)
                 else:
-                    for end in (waiting, listener, *(other for _, other in forks.values())):
+                    for end in (waiting, listener, *strangers, *(other for _, other in forks.values())):
                         end.close()
                     _become_job(connection)
             elif key.fileobj == lifeline:
@@ -129,13 +146,45 @@ def _serve(listener: socket.socket, lifeline: int, modules: Iterator[str]) -> No
                 waiting.unregister(listener)
                 listener.close()
                 break  # the listener may be among what was ready
-            else:
+            elif key.fileobj in forks:
                 waiting.unregister(key.fileobj)
                 os.close(key.fileobj)
                 pid, connection = forks.pop(key.fileobj)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 with suppress(OSError), connection:  # the job's process may be gone
                     connection.sendall(b"afresh\n" if code == AFRESH else b"end %d\n" % code)
+        while len(strangers) > STRANGERS:
+            waiting.unregister(strangers[0])
+            strangers.pop(0).close()
+
+
+def _accept(listener: socket.socket) -> socket.socket | None:
+    """The next connection of this user, or None."""
+    try:
+        connection, _ = listener.accept()
+    except OSError:  # no descriptors left, say: a fork that ends gives some back
+        time.sleep(0.1)
+        return None
+    if user_of(connection) != os.getuid():
+        connection.close()
+        return None
+    return connection
+
+
+def _knows(connection: socket.socket, secret: bytes) -> bool:
+    """Whether a connection that can be read begins with the secret."""
+    try:
+        return hmac.compare_digest(connection.recv(SECRET, socket.MSG_DONTWAIT), secret)
+    except OSError:
+        return False
+
+
+def _fork() -> int | None:
+    """As os.fork; None where the machine has no process left."""
+    try:
+        return os.fork()
+    except OSError:
+        return None
 
 
 def _become_job(connection: socket.socket) -> None:
@@ -185,4 +234,5 @@ if __name__ == "__main__":
     open_streams()
     _INTERRUPT = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is passed on by the job's process
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), iter(sys.argv[3:]))
+    secret = bytes.fromhex(os.environ.pop(SECRET_OF))
+    _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), secret, iter(sys.argv[3:]))

@@ -3,4 +3,4 @@ from _job import job
 with job(snakemake, network=True):
     from consistency import hub
 
-    hub.obtain(snakemake.output[0], snakemake.params.source)
+    hub.obtain(snakemake.output[0], snakemake.params.source, snakemake.resources.get("download_mb"))

@@ -3,4 +3,5 @@ from _job import job
 with job(snakemake, network=True):
     from consistency import latents
 
-    latents.prepare(snakemake.output.images, snakemake.output.captions, snakemake.params.data)
+    data, megabytes = snakemake.params.data, snakemake.resources.get("download_mb")
+    latents.prepare(snakemake.output.images, snakemake.output.captions, data, megabytes)

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _results import chosen
 from _surroundings import open_streams, say
 from consistency import status
+from consistency.errors import printable
 
 open_streams()
 parser = argparse.ArgumentParser(description="What is being trained and what is finished.")
@@ -19,7 +20,7 @@ options = parser.parse_args()
 results = chosen(options.results)
 try:
     while True:
-        text = f"{results}:\n\n{status.table(results)}"
+        text = f"{printable(results)}:\n\n{status.table(results)}"
         say(f"\033[2J\033[H{time.strftime('%H:%M:%S')}\n{text}" if options.watch else text)
         if not options.watch:
             break

@@ -7,15 +7,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _results import chosen
 from _surroundings import open_streams, say
+from consistency.errors import printable
 from consistency.storage import verify
 
 open_streams()
 results = chosen(sys.argv[1] if len(sys.argv) > 1 else None)
 checked, damaged = verify(results)
 if not checked and not damaged:
-    sys.exit(f"verify: {results} holds no file of this pipeline; name the folder of results")
+    sys.exit(f"verify: {printable(results)} holds no file of this pipeline; name the folder of results")
 for line in damaged:
     say(line, sys.stderr)
 counts = f"{checked} files are as they were written, {len(damaged)} are damaged"
-say(f"{results}: {counts}; figures, tables and logs carry no hash")
+say(f"{printable(results)}: {counts}; figures, tables and logs carry no hash")
 sys.exit(bool(damaged))

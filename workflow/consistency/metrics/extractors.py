@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ..compat import ensure_torchvision
 from ..errors import ConfigError, ConsistencyError, MismatchError, StorageError
+from ..sources import INCEPTION_SHA256
 from ..storage import check_folder, read_json, sha256, weights_sha256
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, standard deviation
@@ -182,15 +183,19 @@ class EfficientNetLite0(_Loaded):
 
 
 class InceptionV3(_Loaded):
-    """FID's network through clean-fid: equal to clean-fid's features of PNG files that hold the same images."""
+    """FID's network through clean-fid: equal to clean-fid's features of PNG files that hold the same images.
+
+    Its file is a TorchScript program, which can write files: no other than `INCEPTION_SHA256` is ever loaded.
+    """
 
     name, size, file = "inception-v3", 2048, "inception-2015-12-05.pt"
 
     def __init__(self, folder: Path, expected_sha256: str | None = None):
-        digest = _same(folder / self.file, sha256(folder / self.file), expected_sha256)
+        path = folder / self.file
+        digest = _same(path, _same(path, sha256(path), INCEPTION_SHA256), expected_sha256)
         wrapper = _package("cleanfid.inception_torchscript", "clean-fid")  # cleanfid.features imports torchvision
         self._resizer = _package("cleanfid.resize", "clean-fid").build_resizer("clean")
-        with _reading(folder / self.file):
+        with _reading(path):
             network = wrapper.InceptionV3W(str(folder), download=False)
         protocol = (
             "8-bit RGB as in a PNG, resized to 299 x 299 by clean-fid's 'clean' mode (PIL, bicubic, each channel in "
