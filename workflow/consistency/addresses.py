@@ -13,7 +13,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)(\S*)", re.IGNORECASE)
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]{0,20}://)(\S*)", re.IGNORECASE)  # bounded, or a long text takes hours
 _SHOWN = re.compile(r"\?query-[0-9a-f]{16}$")
 NETRC = "a line `machine HOST login USER password PASSWORD` in ~/.netrc gives the login"
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from .addresses import public
 
+LONGEST = 3000
+
 
 def printable(text: object) -> str:
     """One line that every terminal and log takes, whatever a name in it holds: control characters are written out."""
@@ -17,11 +19,13 @@ def printable(text: object) -> str:
 class ConsistencyError(Exception):
     """Base of all errors that are the input's fault, not the program's.
 
-    Its message is one line, whatever is named in it, and holds no login or query of an address.
+    Its message is one line, whatever is named in it, of at most `LONGEST` characters, and holds no login or query of an
+    address.
     """
 
     def __init__(self, message: object = ""):
-        super().__init__(printable(public(str(message))))
+        line = printable(public(str(message)))
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 1000]} … {line[-900:]}")
 
 
 class ConfigError(ConsistencyError):

@@ -78,7 +78,10 @@ class UNet(Strict):
 
     kind: Literal["unet"] = Field(description="unet, diffusers' UNet2DModel")
     channels: list[Annotated[int, Field(gt=0, le=65_536, multiple_of=8)]] = Field(
-        [32, 64], min_length=1, description="width of each resolution; each after the first halves the side"
+        [32, 64],
+        min_length=1,
+        max_length=16,
+        description="width of each resolution; each after the first halves the side",
     )
     layers_per_block: Count = Field(1, description="residual blocks per resolution")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations dropped in training")
