@@ -47,6 +47,8 @@ COLUMNS = [
     "n_seeds",
     "verdict",
 ]
+# For `read_table`: an experiment called 1e3 or NA keeps its name.
+AS_TEXT = dict.fromkeys(("claim", "paper", "experiment", "condition", "quantity", "verdict"), str)
 
 
 @dataclass(frozen=True)
@@ -358,7 +360,7 @@ def summary(path: str | Path) -> str:
     """The overall rows of a claims table as text for a terminal, with each claim's sentence."""
     from .storage import read_table
 
-    table = read_table(path)
+    table = read_table(path, converters=AS_TEXT)
     lines = []
     for (name, experiment), rows in table.groupby(["claim", "experiment"], sort=False):
         lines.append(f"{name} on {line(experiment)}: {CLAIMS[name].sentence}")

@@ -1,9 +1,9 @@
 """Text that is not ours, made harmless for the format that it is written into: one function a format.
 
 A preset's title, the name of a method, class or extractor, a caption: a reader sees each of them as it was written, and
-none of them means anything to a browser, to TeX, to Markdown or to matplotlib. Every output that shows such a text takes
-it through the function of its format. CSV needs none: `limits.check_names` and the patterns in `settings` and `sources`
-allow no name that begins as a spreadsheet's formula does.
+none of them means anything to a browser, to TeX, to Markdown or to matplotlib. Every output that shows such a text
+takes it through the function of its format. CSV needs none: `limits.check_names` and the patterns in `settings` and
+`sources` allow no name that begins as a spreadsheet's formula does.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def markdown(text: str) -> str:
 
 
 def tex(text: str) -> str:
-    """For a table's cell in TeX. A bracket or star at its beginning stands in braces: behind the end of a row it would be
-    an argument of the row's end."""
+    """For a table's cell in TeX. A bracket or star at its beginning stands in braces, or it would belong to the end of
+    the row before."""
     escaped = line(text).strip().translate(str.maketrans(_TEX_TEXT))
-    return re.sub(r"^[[*]", r"{\g<0>}", escaped)
+    return re.sub(r"^[\[*]", r"{\g<0>}", escaped)
 
 
 def tex_comment(text: str) -> str:

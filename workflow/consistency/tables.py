@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from . import escape
-from .claims import CLAIMS, DISTANCES, is_overall, shown, t_interval
+from .claims import AS_TEXT, CLAIMS, DISTANCES, is_overall, shown, t_interval
 from .storage import atomic, read_table, write_table, write_text
 
 METHOD_LABELS = {
@@ -267,7 +267,7 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
     Args:
         paths: md, tex, html → where to write.
     """
-    table = read_table(claims_path)
+    table = read_table(claims_path, converters=AS_TEXT)
     chosen = table.condition.map(is_overall).astype(bool)
     overall, details = table[chosen], table[~chosen]
     note = (

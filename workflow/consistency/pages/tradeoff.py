@@ -52,7 +52,7 @@ def draw(
             parameters); experiments without ODE errors are left out.
         titles: of the experiments.
     """
-    table = read_table(metrics)
+    table = read_table(metrics, converters={"experiment": str, "method": str})  # as they are called: 1e3, NA
     table = table[table.metric.isin([*_QUALITY, "ode_error"])]
     parts = {
         name: _experiment(table[table.experiment == name], rows, titles[name])
