@@ -14,8 +14,8 @@ from hostile import TEXTS
 PAGES = ROOT / "workflow/consistency/pages"
 BREAKING = ("end of script", "image", "drawing", "comment", "attribute", "end of title", "entities", "template")
 TITLE = " ".join(TEXTS[name] for name in BREAKING)
-# What a text would leave if it ran or became an element. Our own pages have neither of these.
-TRACES = """() => [...document.querySelectorAll("img, object, embed, base, [onload], [onerror], [onmouseover], [onfocus]")]
+# What a text would leave behind that became an element. Our pages and Snakemake's report have no such elements.
+TRACES = """() => [...document.querySelectorAll("img:not([src^='data:']), object, embed, base, [onload], [onerror], [onmouseover], [onfocus]")]
     .map(e => e.outerHTML.slice(0, 200))"""
 
 

@@ -334,7 +334,7 @@ def _escaped(frame: pd.DataFrame, function: Callable[[str], str]) -> pd.DataFram
 def _markdown(frame: pd.DataFrame) -> str:
     # tabulate writes text that reads as a number in its own way: a method "1e3" as 1000
     words = [number for number, heading in enumerate(frame.columns) if heading in _WORDS]
-    return _escaped(frame, escape.markdown).to_markdown(index=False, disable_numparse=words)
+    return _escaped(frame, escape.markdown).to_markdown(index=False, disable_numparse=words if len(frame) else True)
 
 
 def _latex(frame: pd.DataFrame, note: str) -> str:
