@@ -20,7 +20,7 @@ from consistency.limits import check_names
 from consistency.pages import samples as samples_page
 from consistency.pages import shell
 from consistency.pages import tradeoff as tradeoff_page
-from consistency.settings import ClassifierConfig, Config
+from consistency.settings import ClassifierConfig
 from consistency.sources import Captions, Images
 from consistency.storage import read_table, save_tensors, write_json, write_table
 from helpers import ROOT
@@ -426,9 +426,3 @@ def test_no_cell_of_a_csv_is_a_formula():
             with pytest.raises((ConfigError, ValidationError)):
                 take(name)
                 pytest.fail(f"taken as the name of an {what}: {name!r}")
-
-
-def test_a_folder_of_results_is_no_html():
-    assert Config(experiments=["digits"], results="a & b").results == "a & b"
-    with pytest.raises(ValidationError, match="allowed: a path without <"):
-        Config(experiments=["digits"], results="a</script ><b>")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt
+from pydantic import BeforeValidator, Field, NonNegativeInt
 
 from .claims import CLAIMS
 from .names import COUPLINGS, OBJECTIVES, SOLVERS, condition, nearest
@@ -22,12 +22,6 @@ def _as_list(value: Any) -> Any:
 
 # Of a list, at least one; a single value is a list of one.
 SOME = Field(min_length=1), BeforeValidator(_as_list)
-
-
-def _shown_in_the_report(path: str) -> str:
-    if "<" in path:
-        raise ValueError("allowed: a path without <, which a browser takes for HTML in the report")
-    return path
 
 
 def _one_of(allowed: list[str]) -> BeforeValidator:
@@ -395,9 +389,7 @@ class Config(Strict):
     """config.yaml."""
 
     experiments: list[str] = Field(min_length=1, description="presets to run, a list or a comma list")
-    results: Annotated[Folder, AfterValidator(_shown_in_the_report)] = Field(
-        "results", description="folder of all outputs"
-    )
+    results: Folder = Field("results", description="folder of all outputs")
     tensorboard: bool = Field(False, description="trainings also log to results/{experiment}/tensorboard")
     overrides: Annotated[dict[str, dict[str, Any]], BeforeValidator(lambda value: {} if value is None else value)] = (
         Field({}, description="experiment → keys of its preset to change")
