@@ -22,6 +22,7 @@ TEXTS = {
     "code": "`code` ``` <b> ```",
     "link": "[a](http://x.invalid) ![b](http://x.invalid) [c][d] [e]: http://x.invalid <http://x.invalid> www.x.invalid",
     "heading": "# heading",
+    "heading without a space": "#1",
     "list": "- item",
     "number": "12. item",
     "quotation": "> said",

@@ -25,6 +25,8 @@ from consistency.sources import Captions, Images
 from consistency.storage import read_table, save_tensors, write_json, write_table
 from helpers import ROOT
 from hostile import TEXTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
@@ -84,6 +86,7 @@ def without_handlers(page):
     assert [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "href")] == []
 
 
+COMMAND = re.compile(r"\\(?!textbackslash\{\}|textascii(circum|tilde)\{\}|[{}$&#])")  # in a comment
 TEX_NAMES = {"textbackslash": "\\", "textasciicircum": "^", "textasciitilde": "~"}
 
 
@@ -113,7 +116,7 @@ def tex_rows(path):
     assert re.fullmatch(r"\\begin\{tabular\}\{l+\}", begin), begin
     assert end == ""
     assert comment.startswith("% "), f"the last line is no comment: {comment[:80]!r}"
-    assert not re.search(r"\\(?!textbackslash\{\}|textascii|[{}$&#])", comment), f"a command: {comment[:200]!r}"
+    assert not COMMAND.search(comment), f"a command: {comment[:200]!r}"
     assert lines.pop() == "\\end{tabular}"
     rules = {0: "\\toprule", 2: "\\midrule", len(lines) - 1: "\\bottomrule"}
     rows = []
@@ -137,14 +140,10 @@ def python_dialect(text):
     return python_markdown.markdown(text, extensions=["tables"])
 
 
-both_dialects = pytest.mark.parametrize("render", [common_mark, python_dialect])
-
-
 # The functions by themselves.
 
 
-@each
-def test_html(text):
+def check_html(text):
     escaped = escape.html(text)
     page = Page(f'<p title="{escaped}">{escaped}</p>')
     assert page.names == ["p"]
@@ -153,46 +152,58 @@ def test_html(text):
     assert (name, words(value)) == ("title", words(text))
 
 
-@each
-def test_script(text):
+def check_script(text):
     value = {"title": text, text: [text, 1, None]}
     written = escape.script(value)
-    assert not re.search("[<>&]", written) and not UNSEEN.search(written), f"left: {written[:200]!r}"
+    assert not re.search("[<>&]", written), f"left: {written[:200]!r}"
+    assert not UNSEEN.search(written), f"left: {written[:200]!r}"
     page = Page(f"<script>var title = {written};</script><p>after</p>")
     assert page.names == ["script", "p"]
     assert json.loads(page.scripts[0].removeprefix("var title = ").removesuffix(";")) == value
     written.encode()  # a file can hold it
 
 
-@each
-@both_dialects
-def test_markdown_paragraph(text, render):
-    page = Page(render(escape.markdown(text) + ". And more."))
-    assert page.names == ["p"], f"more than a paragraph: {page.names}"
-    assert page.of("p") == [f"{words(text)}. And more."]
+def check_markdown(text):
+    note, cell = escape.markdown(f"{text}. And more."), escape.markdown(text)
+    for render in (common_mark, python_dialect):
+        page = Page(render(note))
+        assert page.names == ["p"], f"more than a paragraph: {page.names}"
+        assert page.of("p") == [f"{words(text + '. And more.')}"]
+        page = Page(render(f"| {cell} | b |\n|---|---|\n| {cell} | d |"))
+        assert page.names == ["table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td"]
+        assert page.of("th") == [words(text), "b"]
+        assert page.of("td") == [words(text), "d"]
 
 
-@each
-@both_dialects
-def test_markdown_cell(text, render):
-    page = Page(render(f"| {escape.markdown(text)} | b |\n|---|---|\n| {escape.markdown(text)} | d |"))
-    assert page.names == ["table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td"]
-    assert page.of("th") == [words(text), "b"]
-    assert page.of("td") == [words(text), "d"]
-
-
-@each
-def test_tex(text):
+def check_tex(text):
     escaped = escape.tex(text)
     assert read_tex(escaped) == in_tex(text)
     assert not escaped.startswith(("[", "*", " "))
 
 
-@each
-def test_tex_comment(text):
+def check_tex_comment(text):
     comment = escape.tex_comment(text)
     assert not UNSEEN.search(comment), f"the comment ends before its text: {comment[:200]!r}"
-    assert not re.search(r"\\(?!textbackslash\{\}|textascii|[{}$&#])", comment), f"a command: {comment[:200]!r}"
+    assert not COMMAND.search(comment), f"a command: {comment[:200]!r}"
+
+
+CHECKS = (check_html, check_script, check_markdown, check_tex, check_tex_comment)
+
+
+@each
+@pytest.mark.parametrize("check", CHECKS)
+def test_hostile_text(text, check):
+    check(text)
+
+
+SIGNS = st.sampled_from("<>&;\"'\\{}$#^~%_*`|[]()!:/=+-.12 ab\n\t\x00\u2028\u202e\ud800–±") | st.characters()
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.lists(SIGNS, max_size=40).map("".join))
+def test_any_text(text):
+    for check in CHECKS:
+        check(text)
 
 
 @each

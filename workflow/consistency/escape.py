@@ -33,7 +33,7 @@ _TEX_TEXT = _TEX_SPECIAL | {"_": r"\_", "%": r"\%", "±": r"$\pm$", "–": "--",
 _MARKDOWN = re.compile(
     r"""[\\`*|$~]                                                 # escapes, code, emphasis, cells, formulas, deletions
       | (?<![^\W_])_ | _(?![^\W_])                                # emphasis too; inside a word it is none
-      | ^[-+\#](?!\d) | ^\d(?=\d*[.)](?:\s|$))                    # lists, headings; a number is none
+      | ^\# | ^[-+](?!\d) | ^\d(?=\d*[.)](?:\s|$))                # headings, lists; a number is none
       | ^> | <(?=[A-Za-z/!?]) | &(?=\#?\w+;)                      # quotations, HTML
       | \](?=[(\[:]) | :(?=//) | (?<=www)\.                       # links""",
     re.VERBOSE,
