@@ -5,9 +5,7 @@ import ast
 import io
 import json
 import re
-from html.parser import HTMLParser
 
-import markdown as python_markdown
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,117 +25,22 @@ from helpers import ROOT
 from hostile import TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 from pydantic import ValidationError
+from readers import (
+    COMMAND,
+    UNSEEN,
+    Page,
+    common_mark,
+    in_tex,
+    python_dialect,
+    read_tex,
+    tex_rows,
+    without_handlers,
+    words,
+)
 
 each = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-VOID = {"meta", "br", "hr", "img", "input", "link"}
 PAGES = ROOT / "workflow/consistency/pages"
-
-
-def words(text):
-    """The text as a browser shows it, which takes white space together; of what cannot be shown there is a space."""
-    return " ".join(UNSEEN.sub(" ", text).split())
-
-
-class Page(HTMLParser):
-    """A page's elements with their attributes, and the text of each, in the order of their ends."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.names, self.texts, self.attributes, self.scripts, self._open = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert not self._open, f"elements left open: {[name for name, _ in self._open]}"
-
-    def handle_starttag(self, name, attributes):
-        self.names.append(name)
-        self.attributes += attributes
-        if name not in VOID:
-            self._open.append((name, []))
-
-    def handle_startendtag(self, name, attributes):
-        self.names.append(name)
-        self.attributes += attributes
-
-    def handle_data(self, data):
-        if self._open:
-            self._open[-1][1].append(data)
-
-    def handle_endtag(self, name):
-        opened, parts = self._open.pop()
-        assert name == opened, f"</{name}> ends <{opened}>"
-        text = "".join(parts)
-        self.texts.append((name, " ".join(text.split())))
-        if name == "script":
-            self.scripts.append(text)
-        elif self._open and name not in ("style", "title", "h1", "td", "th"):
-            self._open[-1][1].append(text)
-
-    def handle_comment(self, data):
-        raise AssertionError(f"a comment: {data[:80]!r}")
-
-    def of(self, name):
-        return [text for found, text in self.texts if found == name]
-
-
-def without_handlers(page):
-    assert [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "href")] == []
-
-
-COMMAND = re.compile(r"\\(?!textbackslash\{\}|textascii(circum|tilde)\{\}|[{}$&#])")  # in a comment
-TEX_NAMES = {"textbackslash": "\\", "textasciicircum": "^", "textasciitilde": "~"}
-
-
-def read_tex(text):
-    """The characters that TeX would set; an error where one of its special characters stands for itself."""
-    read, place = [], 0
-    pattern = re.compile(r"\\([{}$&#_%])|\\(text\w+)\{\}|\$(<|>|\\pm)\$|\{([\[*])\}|([^\\{}$&#^_~%\x00-\x1f])")
-    while place < len(text):
-        match = pattern.match(text, place)
-        assert match, f"special in TeX: {text[place : place + 40]!r} of {text[:200]!r}"
-        sign, name, formula, guarded, plain = match.groups()
-        assert not name or name in TEX_NAMES, f"a command: \\{name}"
-        read.append(sign or TEX_NAMES.get(name) or {"\\pm": "±"}.get(formula, formula) or guarded or plain)
-        place = match.end()
-    return "".join(read)
-
-
-def in_tex(text):
-    """What `read_tex` gives for a text: its dashes are two hyphens."""
-    return UNSEEN.sub(" ", text).strip().replace("–", "--")
-
-
-def tex_rows(path):
-    """The cells of a table in TeX; an error where a line is no part of the fixed form of tables."""
-    first, begin, *lines, comment, end = path.read_text(encoding="utf-8").split("\n")
-    assert first == "% needs booktabs"
-    assert re.fullmatch(r"\\begin\{tabular\}\{l+\}", begin), begin
-    assert end == ""
-    assert comment.startswith("% "), f"the last line is no comment: {comment[:80]!r}"
-    assert not COMMAND.search(comment), f"a command: {comment[:200]!r}"
-    assert lines.pop() == "\\end{tabular}"
-    rules = {0: "\\toprule", 2: "\\midrule", len(lines) - 1: "\\bottomrule"}
-    rows = []
-    for number, line in enumerate(lines):
-        if number in rules:
-            assert line == rules[number]
-            continue
-        assert line.endswith(" \\\\"), f"no row: {line[:200]!r}"
-        row = line.removesuffix(" \\\\")
-        assert not row.startswith(("[", "*")), f"an argument of the end of the row before: {row[:80]!r}"
-        rows.append([read_tex(cell) for cell in row.split(" & ")])
-    assert len({len(row) for row in rows}) == 1, f"rows of different lengths: {[len(row) for row in rows]}"
-    return rows
-
-
-def common_mark(text):
-    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
-
-
-def python_dialect(text):
-    return python_markdown.markdown(text, extensions=["tables"])
 
 
 # The functions by themselves.
@@ -354,29 +257,45 @@ def test_a_method_that_reads_as_a_number_keeps_its_name(tmp_path):
     assert {"1e3", "007"} <= set(Page(common_mark(paths["md"].read_text(encoding="utf-8"))).of("td"))
 
 
+def same_elements(path, template):
+    """The page, which has the elements of its template and of the frame around it, and no others."""
+    plain = path.with_name("plain.html")
+    shell.write(plain, "Plain", PAGES / template, {})
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.names == Page(plain.read_text(encoding="utf-8")).names
+    return page
+
+
 @each
-def test_pages(tmp_path, text):
-    """The data of a page come back as they were, and beside its template's there is no element."""
-    name = carried(text)
-    metrics, runs = comparison(tmp_path, name)
-    tradeoff_page.draw(tmp_path / "t.html", PAGES / "tradeoff.html", metrics, {name: runs}, {name: text})
-    rows, files, noise, captions = pictures(tmp_path, name, text)
-    samples_page.draw(tmp_path / "s.html", PAGES / "samples.html", text, rows, files, files, noise, captions=captions)
-    for path, template, title in (
-        (tmp_path / "t.html", "tradeoff.html", "ODE error against sample quality"),
-        (tmp_path / "s.html", "samples.html", f"{words(text)}: samples from the same noise"),
-    ):
-        shell.write(tmp_path / "plain.html", "Plain", PAGES / template, {})
-        page = Page(path.read_text(encoding="utf-8"))
-        assert page.names == Page((tmp_path / "plain.html").read_text(encoding="utf-8")).names
-        assert page.of("h1") == page.of("title") == [title]
-        data = json.loads(page.scripts[0])
-        if path.name == "t.html":
-            assert data["experiments"][name]["title"] == text
-            assert data["experiments"][name]["methods"][name]["label"] == name
-        else:
-            assert data["prompts"] == [text] * 4
-            assert [row["name"] for row in data["sections"][0]["rows"]] == ["Teacher, 5 steps", name]
+def test_page_of_samples(tmp_path, text):
+    """Its data come back as they were."""
+    rows, files, noise, captions = pictures(tmp_path, text, text)
+    out = tmp_path / "s.html"
+    samples_page.draw(out, PAGES / "samples.html", text, rows, files, files, noise, captions=captions)
+    page = same_elements(out, "samples.html")
+    assert page.of("h1") == page.of("title") == [f"{words(text)}: samples from the same noise"]
+    data = json.loads(page.scripts[0])
+    assert data["prompts"] == [text] * 4
+    assert [row["name"] for row in data["sections"][0]["rows"]] == ["Teacher, 5 steps", text]
+
+
+def test_page_of_the_tradeoff(tmp_path):
+    """One page for all texts, each of which is the name and the title of an experiment, a method and an extractor."""
+    texts, tables_of, runs_of = {carried(text): text for text in TEXTS.values()}, [], {}
+    for name in texts:
+        metrics, runs_of[name] = comparison(tmp_path, name)
+        tables_of.append(read_table(metrics, converters={"experiment": str, "method": str, "extractor": str}))
+    write_table(tmp_path / "metrics.csv", pd.concat(tables_of))
+    out = tmp_path / "t.html"
+    tradeoff_page.draw(out, PAGES / "tradeoff.html", tmp_path / "metrics.csv", runs_of, texts)
+    experiments = json.loads(same_elements(out, "tradeoff.html").scripts[0])["experiments"]
+    assert experiments.keys() == texts.keys()
+    for name, text in texts.items():
+        assert experiments[name]["title"] == text
+        assert experiments[name]["methods"][name]["label"] == name
+        assert f"Fréchet distance to the data, in features of {name}" in [
+            measure["label"] for measure in experiments[name]["measures"]
+        ]
 
 
 def pictures(folder, method, caption):
