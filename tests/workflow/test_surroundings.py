@@ -54,6 +54,8 @@ def test_any_character_in_any_path(tmp_path):
         ("a{b}", "results", "configuration: this workflow's folder: .*'{' in a path means something else to Snakemake"),
         ("a<b>", "results", "configuration: this workflow's folder: .*'<b>' in a path means something else"),
         ("a", "r{s}", "configuration: results: r{s}: '{' in a path means something else to Snakemake; rename it"),
+        ("a<!--", "results", "configuration: this workflow's folder: .*'<!--' in a path means something else"),
+        ("a", "r</Script ><b x", "configuration: results: r</Script ><b x: '</Script' in a path means something else"),
         ("a", "r<s>", "configuration: results: r<s>: '<s>' in a path means something else to Snakemake; rename it"),
     ],
 )

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .escape import line
 from .ratios import check_finite, left_out, log_ratios, names_of, seeds_of, without_ratio
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ COLUMNS = [
     "n_seeds",
     "verdict",
 ]
+# For `read_table`: an experiment called 1e3 or NA keeps its name.
+AS_TEXT = dict.fromkeys(("claim", "paper", "experiment", "condition", "quantity", "verdict"), str)
 
 
 @dataclass(frozen=True)
@@ -354,16 +357,15 @@ def shown(effect: float, low: float, high: float) -> str:
 
 
 def summary(path: str | Path) -> str:
-    """The overall rows of a claims table as text, with each claim's sentence."""
+    """The overall rows of a claims table as text for a terminal, with each claim's sentence."""
     from .storage import read_table
 
-    table = read_table(path)
+    table = read_table(path, converters=AS_TEXT)
     lines = []
     for (name, experiment), rows in table.groupby(["claim", "experiment"], sort=False):
-        lines.append(f"{name} on {experiment}: {CLAIMS[name].sentence}")
+        lines.append(f"{name} on {line(experiment)}: {CLAIMS[name].sentence}")
         for row in rows[rows.condition.map(is_overall)].itertuples():
             interval = shown(row.effect, row.ci_low, row.ci_high)
-            lines.append(
-                f"    {row.verdict:<13} {row.quantity:<46} {interval:<26} {row.condition}, {row.n_seeds} seeds"
-            )
+            words = f"    {row.verdict:<13} {row.quantity:<46} {interval:<26} {row.condition}, {row.n_seeds} seeds"
+            lines.append(line(words))
     return "\n".join(lines)

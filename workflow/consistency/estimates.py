@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .escape import line
 from .preflight import weights
 from .settings import Experiment, Run
 
@@ -271,7 +272,7 @@ def table(name: str, experiment: Experiment, runs: list[Run]) -> str:
     device = device_of(experiment)
     stages = estimate(experiment, runs, device)
     lines = [
-        f"{name}: {experiment.title}; {len(runs)} runs. Estimate, not measured; hours {device.note}.",
+        f"{name}: {line(experiment.title)}; {len(runs)} runs. Estimate, not measured; hours {device.note}.",
         f"  {'stage':<16}{'forward passes':>16}{'PFLOP':>12}{device.name + ' hours':>11}{'GB on disk':>12}",
     ]
     totals = {"passes": 0.0, "flops": 0.0, "hours": 0.0, "bytes": 0.0}

@@ -11,7 +11,7 @@ from .claims import CLAIMS
 from .names import COUPLINGS, OBJECTIVES, SOLVERS, condition, nearest
 from .sources import Count, Data, Extractor, Folder, Hub, Place, Seed, Strict, TrainedClassifier
 
-NAME = r"^[\w.-]+$"  # of what stands in tables and file names
+NAME = r"^[\w.][\w.-]*$"  # of what stands in tables: with - before it, a spreadsheet would take it for a formula
 
 # Exact assignment of a batch, at every training step (docs/equations.md says what it costs).
 LARGEST_ASSIGNMENT = 2048

@@ -132,7 +132,7 @@ class Images(Strict):
     """Any folder of images, zip, or webdataset tar."""
 
     kind: Literal["images"] = Field(description="images, your own")
-    name: str = Field(pattern=r"^[\w-]+$", description="of the data set, in tables")
+    name: str = Field(pattern=r"^\w[\w-]*$", description="of the data set, in tables")
     source: Place = Field(description="folder, archive or pattern of archives, relative to where snakemake is called")
     side: Count = Field(64, ge=2, description="pixels a side after resizing")
     crop: Count | None = Field(None, description="centre crop before resizing; by default the largest square")
@@ -149,7 +149,7 @@ class Captions(Strict):
     """Images with captions, for a text-to-image teacher: learned in the latents of its VAE."""
 
     kind: Literal["captions"] = Field(description="captions, images with texts")
-    name: str = Field(pattern=r"^[\w-]+$", description="of the data set, in tables")
+    name: str = Field(pattern=r"^\w[\w-]*$", description="of the data set, in tables")
     source: Place | None = Field(None, description="folder or archive; by default the file at `download`, in the cache")
     download: Url | None = Field(None, description="the archive's address")
     side: Count = Field(1024, multiple_of=8, description="pixels a side; the latents have an eighth of them")

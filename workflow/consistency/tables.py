@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from .claims import CLAIMS, DISTANCES, is_overall, shown, t_interval
+from . import escape
+from .claims import AS_TEXT, CLAIMS, DISTANCES, is_overall, shown, t_interval
 from .storage import atomic, read_table, write_table, write_text
 
 METHOD_LABELS = {
@@ -41,6 +43,8 @@ _MAIN = {
     ("clip_score", "prompts", 1): "CLIP score, 1 step",
     ("aesthetic_score", "none", 1): "Aesthetic score, 1 step",
 }
+
+_WORDS = ("Claim", "Verdict", "Quantity", "Condition", "Experiment", "Method")  # headings of columns without numbers
 
 _STYLE = """<style>
 body{font:14px/1.45 system-ui,sans-serif;margin:1rem;color:#1b1f24;background:#fff}
@@ -189,9 +193,7 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
         f"{_in_features(extractors)}, against the teacher's samples or the {held} data. Recognised: share whose "
         "predicted class is the label. Lower is better for ODE error and distances, higher for the others."
     )
-    write_text(paths["md"], f"{frame.to_markdown(index=False)}\n\n{note}\n")
-    write_text(paths["tex"], _latex(frame, note))
-    write_text(paths["html"], _html(frame, title, note))
+    _write(paths, frame, title, note)
 
 
 # Paper B, Table 1, by data set: method → FID, KID × 100, IS (means over its runs).
@@ -256,9 +258,7 @@ def couplings(
         if data in PAPER_B
         else "Paper B reports no values on this data set."
     )
-    write_text(paths["md"], f"{frame.to_markdown(index=False)}\n\n{note}\n")
-    write_text(paths["tex"], _latex(frame, note))
-    write_text(paths["html"], _html(frame, f"{title}: couplings", note))
+    _write(paths, frame, f"{title}: couplings", note)
 
 
 def claims(paths: dict[str, str], claims_path: str | Path) -> None:
@@ -267,7 +267,7 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
     Args:
         paths: md, tex, html → where to write.
     """
-    table = read_table(claims_path)
+    table = read_table(claims_path, converters=AS_TEXT)
     chosen = table.condition.map(is_overall).astype(bool)
     overall, details = table[chosen], table[~chosen]
     note = (
@@ -281,13 +281,14 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
     )
     sentences = "\n".join(f"- **{name}** (paper {claim.paper}): {claim.sentence}" for name, claim in CLAIMS.items())
     first = _claims_frame(overall)
-    write_text(paths["md"], f"{first.to_markdown(index=False)}\n\n{sentences}\n\n{note}\n")
+    write_text(paths["md"], f"{_markdown(first)}\n\n{sentences}\n\n{note}\n")
     write_text(paths["tex"], _latex(first, note))
     body = f"<p>{_VERDICTS}</p>"
     for name, claim in CLAIMS.items():
         rows = _claims_frame(overall[overall.claim == name]).drop(columns="Claim")
         if len(rows):
-            body += f"<h2>{name}, paper {claim.paper}: {claim.sentence}</h2>{_table(rows)}"
+            heading = escape.html(f"{name}, paper {claim.paper}: {claim.sentence}")
+            body += f"<h2>{heading}</h2>{_table(rows)}"
     if not len(overall):
         body += _table(first)
     body += f"<details><summary>Every condition by itself</summary>{_table(_claims_frame(details))}</details>"
@@ -318,30 +319,42 @@ def _claims_frame(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _latex(frame: pd.DataFrame, note: str) -> str:
-    def escape(value: Any) -> str:
-        text = str(value)
-        for plain, escaped in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("–", "--"), ("<", "$<$"), (">", "$>$")):
-            text = text.replace(plain, escaped)
-        return text
+def _write(paths: dict[str, str], frame: pd.DataFrame, title: str, note: str) -> None:
+    """A table as Markdown, TeX and HTML, with its note below."""
+    write_text(paths["md"], f"{_markdown(frame)}\n\n{escape.markdown(note)}\n")
+    write_text(paths["tex"], _latex(frame, note))
+    write_text(paths["html"], _page(title, _table(frame), note))
 
-    escaped = frame.map(escape).rename(columns=escape)
-    body = escaped.style.hide(axis="index").to_latex(column_format="l" * len(frame.columns), hrules=True)
-    return f"% needs booktabs\n{body}% {note}\n"
+
+def _escaped(frame: pd.DataFrame, function: Callable[[str], str]) -> pd.DataFrame:
+    """Cells and headings as text of a format, by its function."""
+    return frame.map(lambda value: function(str(value))).rename(columns=function)
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    # tabulate writes text that reads as a number in its own way: a method "1e3" as 1000
+    words = [number for number, heading in enumerate(frame.columns) if heading in _WORDS]
+    return _escaped(frame, escape.markdown).to_markdown(index=False, disable_numparse=words if len(frame) else True)
+
+
+def _latex(frame: pd.DataFrame, note: str) -> str:
+    styler = _escaped(frame, escape.tex).style.hide(axis="index")
+    body = styler.to_latex(column_format="l" * len(frame.columns), hrules=True)
+    return f"% needs booktabs\n{body}% {escape.tex_comment(note)}\n"
 
 
 def _table(frame: pd.DataFrame) -> str:
-    page = re.sub(r"<td>(?=[-–]?\d)", '<td class="number">', frame.to_html(index=False, border=0, escape=True))
+    with pd.option_context("display.max_colwidth", None):  # by default pandas cuts cells off at 50 characters
+        page = _escaped(frame, escape.html).to_html(index=False, border=0, escape=False)
+    page = re.sub(r"<td>(?=[-–]?\d)", '<td class="number">', page)
     for verdict in ("reproduced", "contradicted", "inconclusive"):
         page = page.replace(f"<td>{verdict}</td>", f'<td class="{verdict}">{verdict}</td>')
     return f'<div class="scroll" role="region" aria-label="Table" tabindex="0">{page}</div>'
 
 
-def _html(frame: pd.DataFrame, title: str, note: str) -> str:
-    return _page(title, _table(frame), note)
-
-
 def _page(title: str, body: str, note: str) -> str:
+    """A page; its body is HTML, title and note are text."""
+    title, note = escape.html(title), escape.html(note)
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{title}</title>{_STYLE}"
     return (

@@ -33,7 +33,11 @@ import _surroundings
 import _warm
 from _job import shared
 from consistency import config as settings
+<<<<<<< HEAD
 from consistency import addresses, estimates, preflight, provenance, strict
+=======
+from consistency import escape, estimates, preflight, provenance, strict
+>>>>>>> escape
 from consistency.errors import ConsistencyError
 from consistency.locks import hold, hold_for
 from consistency.progress import Board
@@ -151,6 +155,12 @@ CALLED = {"timestep_offset", "precision", "compile", "hub", "subfolder"}
 def with_teacher(*sources):
     """A pattern for the experiments whose teacher comes from one of these sources (none: matches nothing)."""
     return pattern(name for name, e in EXPERIMENTS.items() if e.teacher.source in sources)
+
+
+def as_json(value):
+    """A text of the user's for a param NAME_json, which a job reads by `decoded`. Snakemake writes the params of all that
+    is in its report into a <script>, as they are."""
+    return escape.script(value)
 
 
 def run_of(wildcards):

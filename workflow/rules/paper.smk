@@ -58,7 +58,7 @@ rule table_main:
         "../../envs/paper.yaml"
     params:
         runs=lambda w: group_rows(w.experiment),
-        title=lambda w: preset(w).title,
+        title_json=lambda w: as_json(preset(w).title),
     script:
         "../scripts/table_main.py"
 
@@ -84,7 +84,7 @@ rule table_couplings:
         "../../envs/paper.yaml"
     params:
         runs=lambda w: pairs_rows(w.experiment),
-        title=lambda w: preset(w).title,
+        title_json=lambda w: as_json(preset(w).title),
         data=lambda w: preset(w).data_set,
     script:
         "../scripts/table_couplings.py"

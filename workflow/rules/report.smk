@@ -31,7 +31,7 @@ rule page_samples:
         "../../envs/paper.yaml"
     params:
         rows=lambda w: compared(w.experiment),
-        title=lambda w: preset(w).title,
+        title_json=lambda w: as_json(preset(w).title),
     script:
         "../scripts/page.py"
 
@@ -58,7 +58,7 @@ rule page_tradeoff:
         "../../envs/paper.yaml"
     params:
         runs={experiment: group_rows(experiment) for experiment in EXPERIMENTS},
-        titles={experiment: settings.title for experiment, settings in EXPERIMENTS.items()},
+        titles_json=lambda w: as_json({name: e.title for name, e in EXPERIMENTS.items()}),
     script:
         "../scripts/page.py"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import signal
@@ -51,6 +52,14 @@ def record(snakemake: Any) -> Any:
         [shared(path) for path in snakemake.input if CODE not in path],
         cached=snakemake.params.get("identity") is not None,
     )
+
+
+def decoded(params: Any) -> dict[str, Any]:
+    """The params of a job by name; NAME of one that the rule hands over as JSON, NAME_json."""
+    return {
+        name.removesuffix("_json"): json.loads(value) if name.endswith("_json") else value
+        for name, value in params.items()
+    }
 
 
 def _log_to(stream: IO[str], rule: str) -> None:

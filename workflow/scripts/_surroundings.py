@@ -65,8 +65,9 @@ def _writable(folder: str) -> bool:
 
 
 def unusable(path: str | os.PathLike) -> str:
-    """What Snakemake would take for a wildcard or a variable in a path, for which there is no other way to write it."""
-    found = re.search(r"[{}]|<[a-z][a-z0-9_]*>", str(path))
+    """What in a path would be a wildcard or a variable to Snakemake, or would end the script that its report writes the
+    path into; there is no other way to write it."""
+    found = re.search(r"[{}]|<[a-z][a-z0-9_]*>|(?i:</?script|<!--)", str(path))
     return found[0] if found else ""
 
 

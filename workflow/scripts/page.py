@@ -1,4 +1,4 @@
-from _job import job
+from _job import decoded, job
 
 with job(snakemake):
     import importlib
@@ -8,4 +8,4 @@ with job(snakemake):
     inputs = {
         name: value for name, value in snakemake.input.items() if name not in ("code", "shell", "style") and value
     }
-    page.draw(snakemake.output[0], **inputs, **dict(snakemake.params.items()))
+    page.draw(snakemake.output[0], **inputs, **decoded(snakemake.params))

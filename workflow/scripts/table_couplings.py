@@ -1,7 +1,6 @@
-from _job import job
+from _job import decoded, job
 
 with job(snakemake):
     from consistency.tables import couplings
 
-    params = snakemake.params
-    couplings(dict(snakemake.output.items()), snakemake.input[0], params.runs, params.title, params.data)
+    couplings(dict(snakemake.output.items()), snakemake.input[0], **decoded(snakemake.params))

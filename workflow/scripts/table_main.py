@@ -1,7 +1,6 @@
-from _job import job
+from _job import decoded, job
 
 with job(snakemake):
     from consistency.tables import main_comparison
 
-    params = snakemake.params
-    main_comparison(dict(snakemake.output.items()), snakemake.input[0], params.runs, params.title)
+    main_comparison(dict(snakemake.output.items()), snakemake.input[0], **decoded(snakemake.params))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from ..storage import read_table
-from ..tables import method_label, summarise
+from ..tables import summarise
 from . import style
 
 _SHOWN = {name: look for name, look in style.COUPLINGS.items() if name != "exact"}
@@ -59,7 +59,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
             style.plain_log(axes.xaxis)
             axes.xaxis.set_major_locator(LogLocator())
             axes.set_title(
-                title if len(methods) == 1 else f"students of {method_label(method)}\n{title}", fontsize="small"
+                title if len(methods) == 1 else f"students of {style.method_label(method)}\n{title}", fontsize="small"
             )
             if axes is not line[2]:
                 axes.set_yscale("log")

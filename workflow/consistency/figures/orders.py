@@ -11,6 +11,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from ..escape import mathtext
 from ..storage import read_table
 from . import style
 
@@ -30,7 +31,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
     table = table.assign(error=np.sqrt(table.value))
     figure, axes = plt.subplots(figsize=(0.75 * style.WIDTH, 3.4), layout="constrained")
     for (colour, marker), (solver, rows) in zip(cycle(_MARKS), table.groupby("solver"), strict=False):
-        name = _NAMES.get(solver, solver)
+        name = mathtext(_NAMES.get(solver, solver))
         look = {"color": _COLOURS[colour], "linewidth": 1.2}
         refined, plain = rows[rows.reference == REFINED], rows[rows.reference == "truth"]
         last = refined.iloc[-2:]

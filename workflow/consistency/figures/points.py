@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..storage import load_tensors
-from ..tables import condition_label
 from . import style
 
 SHOWN = 1000  # most points of a panel
@@ -65,7 +64,7 @@ def draw(
                 axes.text(0.04, 0.04, f"{outside} outside", transform=axes.transAxes, fontsize="x-small")
         for axes in line[len(row) :]:
             axes.set_axis_off()
-        line[0].set_ylabel(f"{condition_label(group)}\n$x_2$", fontsize="small")
+        line[0].set_ylabel(f"{style.condition_label(group)}\n$x_2$", fontsize="small")
     return style.save(figure, pdf, png)
 
 

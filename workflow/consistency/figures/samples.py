@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..storage import load_tensors
-from ..tables import condition_label, method_label
 from . import style
 
 COLUMNS = 15
@@ -36,7 +35,7 @@ def draw(
     for run, ours, reference in zip(runs, _listed(samples), _listed(teacher), strict=True):
         if run["group"] not in blocks:
             blocks[run["group"]] = [("Teacher", _images(reference, "samples"))]
-        blocks[run["group"]].append((method_label(run["method"]), _images(ours, "steps_1")))
+        blocks[run["group"]].append((style.method_label(run["method"]), _images(ours, "steps_1")))
     rows = sum(len(block) for block in blocks.values())
     figure = plt.figure(figsize=(style.WIDTH, 0.45 * rows + 0.4 * len(blocks)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
@@ -44,7 +43,7 @@ def draw(
     for part, (group, block) in zip(
         np.atleast_1d(figure.subfigures(len(blocks), 1, height_ratios=heights)), blocks.items(), strict=True
     ):
-        part.suptitle(f"{condition_label(group)}; teacher: N steps, students: 1 step", fontsize="small")
+        part.suptitle(f"{style.condition_label(group)}; teacher: N steps, students: 1 step", fontsize="small")
         panels = part.subplots(len(block), len(labels), squeeze=False)
         for axes in panels.flat:
             axes.set_visible(False)

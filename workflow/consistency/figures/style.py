@@ -16,8 +16,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from .. import tables
+from ..escape import mathtext
 from ..storage import atomic
-from ..tables import condition_label, method_label
 
 WIDTH = 6.9  # inches: two columns of a paper
 PANELS = 6  # most conditions drawn side by side
@@ -43,6 +44,16 @@ COUPLINGS = {
     "generator_induced": {"color": _COLOURS[2], "marker": "^", "label": "generator-induced"},
     "exact": {"color": "0.25", "marker": "", "label": "exact"},
 }
+
+
+def method_label(method: str) -> str:
+    """The name of a method, as text for matplotlib."""
+    return mathtext(tables.method_label(method))
+
+
+def condition_label(group: str) -> str:
+    """A condition on one line, as text for matplotlib."""
+    return mathtext(tables.condition_label(group))
 
 
 def looks(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -84,7 +95,7 @@ def legend(figure: Figure, note: str = "") -> None:
             entries.setdefault(label, handle)
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=len(entries))
     if note:
-        figure.supxlabel(note, fontsize="x-small", color="0.35")
+        figure.supxlabel(mathtext(note), fontsize="x-small", color="0.35")
 
 
 def plain_log(axis: Axis) -> None:

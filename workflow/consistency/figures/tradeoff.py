@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from ..storage import read_table
-from ..tables import condition_label, distance_label, extractors_of, leading, summarise, unit_of
+from ..tables import distance_label, extractors_of, leading, summarise, unit_of
 from . import style
 
 
@@ -56,7 +56,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
                     line.append((x["mean"], y["mean"]))
                 axes.plot(*zip(*line, strict=True), color="0.6", linewidth=0.8, zorder=0)
                 if labelled:
-                    name = condition_label(group).replace(f", w = {scale:g}", "")
+                    name = style.condition_label(group).replace(f", w = {scale:g}", "")
                     axes.annotate(
                         name,
                         max(line),

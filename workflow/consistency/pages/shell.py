@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import html
-import json
 from pathlib import Path
 from typing import Any
 
+from .. import escape
 from ..storage import write_text
 
 _STYLE = """
@@ -25,18 +24,18 @@ def write(path: str | Path, title: str, template: str | Path, data: dict[str, An
     """Write a page atomically.
 
     Args:
+        title: as text.
         template: the file with the page's own body, style and script; the script finds the data with
             `JSON.parse(document.getElementById("data").textContent)`.
         data: what JSON can hold.
     """
-    # "<" would end the script element where a caption holds "</script>".
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    title = escape.html(title)
     write_text(
         path,
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>\n<h1>{html.escape(title)}</h1>\n"
-        f'<script type="application/json" id="data">{text}</script>\n'
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n"
+        f'<script type="application/json" id="data">{escape.script(data)}</script>\n'
         f"{Path(template).read_text(encoding='utf-8')}</body></html>\n",
     )
 

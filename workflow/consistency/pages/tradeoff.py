@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from ..claims import t_interval
 from ..figures import style
 from ..storage import read_table
-from ..tables import condition_label, distance_label, unit_of
+from ..tables import condition_label, distance_label, method_label, unit_of
 from . import shell
 
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "P": "cross", "X": "x", "h": "hexagon"} | {
@@ -52,7 +52,7 @@ def draw(
             parameters); experiments without ODE errors are left out.
         titles: of the experiments.
     """
-    table = read_table(metrics)
+    table = read_table(metrics, converters={"experiment": str, "method": str})  # as they are called: 1e3, NA
     table = table[table.metric.isin([*_QUALITY, "ode_error"])]
     parts = {
         name: _experiment(table[table.experiment == name], rows, titles[name])
@@ -100,7 +100,7 @@ def _experiment(table: pd.DataFrame, runs: list[dict[str, Any]], title: str) -> 
         if (r.metric, r.extractor, "data") in kept
     }
     looks = {
-        method: {"label": look["label"], "color": to_hex(look["color"]), "symbol": _SYMBOLS[look["marker"]]}
+        method: {"label": method_label(method), "color": to_hex(look["color"]), "symbol": _SYMBOLS[look["marker"]]}
         for method, look in style.looks(runs).items()
     }
     looks["teacher"] = {"label": "Teacher, N steps", "color": "#404040", "symbol": "star"}
