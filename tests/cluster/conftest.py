@@ -49,7 +49,7 @@ class Student(Project):
         super().__init__(folder)
         for name in ("results", ".snakemake"):
             shutil.copytree(finished.folder / name, folder / name, dirs_exist_ok=True, symlinks=True)
-        for name in ("Makefile", "requirements.lock"):
+        for name in ("Makefile", "requirements.lock", "requirements-torch.lock"):
             shutil.copy2(ROOT / name, folder)
         self.run, self.environment = run, environment
         training = {"steps": STEPS, "checkpoint_every": 50} | changes.pop("training", {})

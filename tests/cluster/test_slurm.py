@@ -69,7 +69,7 @@ def test_the_page_from_clone_to_figures(limited, finished, environment, tmp_path
     (tmp_path / "repository").mkdir()
     repository = Project(tmp_path / "repository")
     repository.configure({"runs": [{"solver": "ddim", "n_steps": 5, "guidance": [4], "seed": [0]}]})
-    for name in ("Makefile", "requirements.lock", ".gitignore"):
+    for name in ("Makefile", "requirements.lock", "requirements-torch.lock", ".gitignore"):
         shutil.copy(ROOT / name, repository.folder)
     profile = repository.folder / "workflow/profiles/slurm/config.yaml"
     profile.write_text(re.sub(r"(?m)^(slurm-init-seconds.*:) 10$", r"\1 2", profile.read_text()))
