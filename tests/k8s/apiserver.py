@@ -34,7 +34,16 @@ def restricted(spec: dict) -> list[str]:
 
     A container's own security context goes before the pod's, where both may say a thing.
     """
-    volumes = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+    volumes = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
     pod, refused = spec.get("securityContext") or {}, []
 
     def refuse(name: str, wrong: bool, what: str) -> None:
@@ -174,7 +183,11 @@ class Cluster(ThreadingHTTPServer):
             case "POST", "jobs", "":
                 kubernetes_validate.validate({"apiVersion": "batch/v1", "kind": "Job"} | body, SCHEMA, strict=True)
                 if refused := restricted(body["spec"]["template"]["spec"]):
-                    return 403, {"kind": "Status", "message": f"violates PodSecurity restricted: {refused}", "code": 403}
+                    return 403, {
+                        "kind": "Status",
+                        "message": f"violates PodSecurity restricted: {refused}",
+                        "code": 403,
+                    }
                 pod = Pod(body, self.secrets, self.image)
                 self.pods.append(pod)
                 threading.Thread(target=self.started, args=[pod], daemon=True).start()

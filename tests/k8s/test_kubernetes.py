@@ -243,7 +243,9 @@ def test_image_is_built_of_what_a_hash_names():
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     bases = re.findall(r"^ARG BASE=(.+)$", text, re.M)
     assert len(bases) == 1
-    assert re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", bases[0]), f"expected NAME:TAG@sha256:…, not {bases[0]}"
+    assert re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", bases[0]), (
+        f"expected NAME:TAG@sha256:…, not {bases[0]}"
+    )
     assert re.findall(r"^FROM (.+)$", text, re.M) == ["${BASE}"]
     fetches = re.findall(r"pip (?:install|download) (.+?)(?= &&|$)", text.replace("\\\n", " "), re.M)
     assert len(fetches) == 4, fetches

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 from helpers import ROOT
 
-TORCH = "requirements-torch.lock"
+PIP, TORCH = "requirements-pip.lock", "requirements-torch.lock"
 
 
 def wheel(folder, name, *needs):
@@ -37,11 +37,15 @@ def checkout(tmp_path):
     (tmp_path / "index").mkdir()
     folder.mkdir()
     shutil.copy(ROOT / "Makefile", folder)
-    hashes = {"wheels": wheel(tmp_path / "index", "wheels"), "car": wheel(tmp_path / "index", "car", "wheels", "engine")}
+    hashes = {
+        "wheels": wheel(tmp_path / "index", "wheels"),
+        "car": wheel(tmp_path / "index", "car", "wheels", "engine"),
+    }
     wheel(tmp_path / "index", "engine", "wheels")
     lines = [f"{name}==1.0 \\\n    --hash=sha256:{value}\n" for name, value in hashes.items()]
     (folder / "requirements.lock").write_text("".join(lines))
     (folder / TORCH).write_text("engine==1.0\n")
+    shutil.copy(ROOT / PIP, folder)  # this index has no pip: the one of Python installs
     return folder
 
 
@@ -100,7 +104,7 @@ def test_what_fits_is_installed_and_a_change_of_any_lock_is_noticed(checkout):
     assert installed(checkout) == {"wheels", "car", "engine"}
     assert make(checkout, "--question", "install") == (0, "")
     (stamp,) = checkout.glob("venv/installed-from*")
-    for name in ("requirements.lock", TORCH):
+    for name in ("requirements.lock", PIP, TORCH):
         before = (checkout / name).stat().st_mtime
         later = stamp.stat().st_mtime + 1
         os.utime(checkout / name, (later, later))
