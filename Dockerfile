@@ -2,7 +2,8 @@
 #   docker build --build-arg COMMIT=$(git describe --always --dirty --abbrev=40) --tag consistency-pipeline .
 #   docker run --rm --volume results:/pipeline/results consistency-pipeline
 # PIP_INDEX_URL and PIP_EXTRA_INDEX_URL, as --build-arg, say where packages come from (docs/environments.md).
-# The digest is that of an index of images for several architectures (amd64 and arm64 among them), 2026-09-18.
+
+# Of 2026-09-18. The digest names the index of the images of all architectures, amd64 and arm64 among them.
 ARG BASE=debian:bookworm-slim@sha256:3783cc01769c7b2b1b83a5c5ad96c815348e28ed7da68e2e3687004faa906251
 FROM ${BASE}
 
@@ -18,9 +19,9 @@ ENV PATH=/opt/venv/bin:$PATH
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 COPY requirements.lock requirements-torch.lock requirements-kubernetes.lock workflow/profiles/kubernetes/plugin.patch /opt/
-# Every file has to have a hash of the locks, but those of torch's builds (docs/environments.md).
+# Every package must match a hash of the locks, except torch's builds (docs/environments.md).
 # The Kubernetes plug-in has each pod install the storage plug-in anew: the pod finds it in /opt/wheels.
-# The patch is for the Kubernetes plug-in; it says what it changes.
+# plugin.patch changes the Kubernetes plug-in and says why. A plug-in that it does not fit ends the build.
 RUN python3 -m venv /opt/venv \
     && pip install --no-cache-dir --no-deps --require-hashes --requirement /opt/requirements.lock \
     && pip install --no-cache-dir --requirement /opt/requirements-torch.lock \

@@ -111,3 +111,18 @@ def test_what_fits_is_installed_and_a_change_of_any_lock_is_noticed(checkout):
         assert make(checkout, "--question", "install")[0] == 1, f"{name} is newer than the environment"
         os.utime(checkout / name, (before, before))
     assert make(checkout, "--question", "install") == (0, "")
+
+
+@pytest.mark.needs("make")
+def test_torchs_lock_may_carry_hashes_too(checkout):
+    """docs/environments.md says so; packages that are installed already need none there."""
+    right = hashlib.sha256((checkout.parent / "index" / "engine-1.0-py3-none-any.whl").read_bytes()).hexdigest()
+    (checkout / TORCH).write_text(f"engine==1.0 --hash=sha256:{'0' * 64}\n")
+    status, said = make(checkout, "install")
+    assert status != 0, said
+    assert re.search(rf"Got\s+{right}", said), said
+    assert installed(checkout) == {"wheels", "car"}
+    (checkout / TORCH).write_text(f"engine==1.0 --hash=sha256:{right}\n")
+    status, said = make(checkout, "install")
+    assert status == 0, said
+    assert installed(checkout) == {"wheels", "car", "engine"}
