@@ -2,7 +2,9 @@
 #   docker build --build-arg COMMIT=$(git describe --always --dirty --abbrev=40) --tag consistency-pipeline .
 #   docker run --rm --volume results:/pipeline/results consistency-pipeline
 # PIP_INDEX_URL and PIP_EXTRA_INDEX_URL, as --build-arg, say where packages come from (docs/environments.md).
-ARG BASE=debian:bookworm-slim
+
+# Of 2026-09-18. The digest names the index of the images of all architectures, amd64 and arm64 among them.
+ARG BASE=debian:bookworm-slim@sha256:3783cc01769c7b2b1b83a5c5ad96c815348e28ed7da68e2e3687004faa906251
 FROM ${BASE}
 
 # git: Snakemake packs what git tracks and sends it to the pods. rsync: its storage plug-in copies with it.
@@ -16,17 +18,19 @@ RUN apt-get update \
 ENV PATH=/opt/venv/bin:$PATH
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-COPY requirements.lock requirements-test.lock /opt/
-# The Kubernetes plug-in has each pod install the storage plug-in anew: it shall find it here, at its pinned version.
-# The last line mends the first plug-in: of a pod that failed it asks for the log of a start before, which there is none
-# of. That ends the run and leaves the other pods running; mended, it reads the pod's log and tries again.
+COPY requirements.lock requirements-torch.lock requirements-kubernetes.lock workflow/profiles/kubernetes/plugin.patch /opt/
+# Every package must match a hash of the locks, except torch's builds (docs/environments.md).
+# The Kubernetes plug-in has each pod install the storage plug-in anew: the pod finds it in /opt/wheels.
+# plugin.patch changes the Kubernetes plug-in and says why. A plug-in that it does not fit ends the build.
 RUN python3 -m venv /opt/venv \
-    && pip install --no-cache-dir --requirement /opt/requirements.lock \
-    && pip install --no-cache-dir --constraint /opt/requirements-test.lock \
-        snakemake-executor-plugin-kubernetes snakemake-storage-plugin-fs \
-    && pip download --no-cache-dir --no-deps --dest /opt/wheels --constraint /opt/requirements-test.lock \
-        snakemake-storage-plugin-fs \
-    && sed -i '/previous=True,/d' "$(python -c 'import snakemake_executor_plugin_kubernetes as p; print(p.__file__)')"
+    && pip install --no-cache-dir --no-deps --require-hashes --requirement /opt/requirements.lock \
+    && pip install --no-cache-dir --requirement /opt/requirements-torch.lock \
+    && pip download --no-cache-dir --no-deps --require-hashes --dest /opt/wheels \
+        --requirement /opt/requirements-kubernetes.lock \
+    && pip install --no-cache-dir --no-deps --require-hashes --no-index --find-links /opt/wheels \
+        --requirement /opt/requirements-kubernetes.lock \
+    && pip check \
+    && git -C "$(python -c 'import site; print(*site.getsitepackages())')" apply /opt/plugin.patch
 ENV PIP_NO_INDEX=1 PIP_NO_DEPS=1 PIP_FIND_LINKS=/opt/wheels PIP_DISABLE_PIP_VERSION_CHECK=1
 
 WORKDIR /pipeline

@@ -9,7 +9,8 @@
 # make lint        ruff, snakefmt, snakemake --lint
 # make schemas     write the JSON schemas after a new key, method or solver
 # make status      what is being trained and what is finished (WATCH=1: again every 5 seconds; RESULTS=FOLDER)
-# make envs        write the conda environments after a change of requirements.lock or envs/generate.py
+# make lock        write the hashes into the lock files after a change of their pins; needs uv
+# make envs        write the conda environments after a change of a lock file or envs/generate.py
 # make help        this list
 
 PYTHON ?= python3
@@ -24,25 +25,33 @@ unexport PYTHONDONTWRITEBYTECODE
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-from-requirements.lock
-# Resolves faster than the one that comes with Python 3.11 (user time 12 s for 25); where it cannot be had, that one does.
-PIP := pip==26.3
 TESTING := $(VENV)/installed-from-requirements-test.lock
+# Locks with hashes: of pip, of what the pipeline runs on, of the plug-ins for Kubernetes, of the tests.
+HASHED := requirements-pip.lock requirements.lock requirements-kubernetes.lock requirements-test.lock
+# A file whose hash is not in the lock ends the installation. The locks are complete: nothing is to be resolved.
+# --no-compile: modules are compiled when first imported, which is most of a minute less to wait for.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile
+INSTALL_HASHED = $(INSTALL) --no-deps --require-hashes
 
-.PHONY: help install reproduce resume test bench soak verify lint schemas envs status clean
+.PHONY: help install reproduce resume test bench soak verify lint schemas lock envs status clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
 
-# --no-compile: modules are compiled when first imported, which is most of a minute less to wait for.
-$(STAMP): requirements.lock
+# The pip of the lock is faster than the one that comes with Python 3.11 (user time 13 s for 28); where it cannot be had,
+# that one does.
+$(STAMP): requirements-pip.lock requirements.lock requirements-torch.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	-$(BIN)/python -m pip install --quiet $(PIP)
-	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.lock
+	-$(INSTALL_HASHED) --requirement requirements-pip.lock
+	$(INSTALL_HASHED) --requirement requirements.lock
+	$(INSTALL) --requirement requirements-torch.lock
+	$(BIN)/python -m pip check
 	@cp requirements.lock $(STAMP)
 
-$(TESTING): $(STAMP) requirements-test.lock
-	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-test.lock
+$(TESTING): $(STAMP) requirements-kubernetes.lock requirements-test.lock
+	$(INSTALL_HASHED) --requirement requirements-kubernetes.lock --requirement requirements-test.lock
+	$(BIN)/python -m pip check
 	@cp requirements-test.lock $(TESTING)
 
 install: $(STAMP)
@@ -76,6 +85,13 @@ lint: $(TESTING)
 
 schemas: $(STAMP)
 	cd workflow && ../$(BIN)/python -m consistency.config
+
+# The hashes are those of every file of a release, for whatever machine and Python, as the package index lists them.
+lock:
+	for file in $(HASHED); do \
+		grep -o '^[^ #]*==[^ ;]*' $$file | uv pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate \
+			--output-file $$file.new - && mv $$file.new $$file || exit 1; \
+	done
 
 envs: $(STAMP)
 	$(BIN)/python envs/generate.py

@@ -1,12 +1,13 @@
-"""Write envs/*.yaml from requirements.lock: `make envs`, after a change to the lock or to a list below.
+"""Write envs/*.yaml from the locks: `make envs`, after a change to a lock or to a list below.
 
 Each environment names what the scripts of its rules import. The files pin that and everything it needs in turn, with
-the lock's versions, so that an environment made next year holds the same packages as one made today. What a package
+the locks' versions, so that an environment made next year holds the same packages as one made today. What a package
 needs is read from the packages that are installed.
 """
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+LOCKS = ("requirements.lock", "requirements-torch.lock")
 ENVIRONMENTS = {
     "train": (
         "Data, teacher, targets, students, samples, features.",
@@ -57,18 +59,18 @@ dependencies:
 """
 
 
-def lock() -> dict[str, str]:
-    """Name → version of requirements.lock, names in pip's normal form."""
-    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
+def lock(*files: str) -> dict[str, str]:
+    """Name → version of the lock files, by default of those that the pipeline runs on; names in pip's normal form."""
+    texts = [(ROOT / file).read_text(encoding="utf-8") for file in files or LOCKS]
+    pins = [pin for text in texts for pin in re.findall(r"^([\w.-]+)==([\w.!+-]+)", text, re.MULTILINE)]
     return {canonicalize_name(name): version for name, version in pins}
 
 
-def closure(names: list[str], pins: dict[str, str]) -> dict[str, str]:
-    """Name → version of these packages and of all that they need.
+def closure(names: list[str], pins: dict[str, str], platform: dict[str, str] = PLATFORM) -> dict[str, str]:
+    """Name → version of these packages and of all that they need where the markers of requirements have these values.
 
     Raises:
-        SystemExit: the lock does not name a package that one of them needs.
+        SystemExit: the locks do not name a package that one of them needs.
     """
     found, todo = {}, [(name, "") for name in names]
     while todo:
@@ -76,10 +78,10 @@ def closure(names: list[str], pins: dict[str, str]) -> dict[str, str]:
         if (name, extra) in found or name.startswith(CUDA):
             continue
         if name not in pins:
-            raise SystemExit(f"requirements.lock does not pin {name}, which an environment needs")
+            raise SystemExit(f"{' and '.join(LOCKS)} do not pin {name}, which an environment needs")
         found[name, extra] = pins[name]
         for requirement in map(Requirement, requires(name) or []):
-            if requirement.marker is None or requirement.marker.evaluate(PLATFORM | {"extra": extra}):
+            if requirement.marker is None or requirement.marker.evaluate(platform | {"extra": extra}):
                 needed = canonicalize_name(requirement.name)
                 todo += [(needed, ""), *((needed, wanted) for wanted in requirement.extras)]
     return {name: version for (name, _), version in sorted(found.items())}

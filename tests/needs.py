@@ -133,7 +133,6 @@ NEEDS = {
     "no gpu": Need(no_gpu, in_ci=False),
     "root": Need(root, ("util-linux",)),
     "rsync": Need(program("rsync"), ("rsync",)),
-    "sed": Need(program("sed"), ("sed",)),
     "slurm": Need(slurm, ("slurm-wlm", "munge", "util-linux")),
     "small disk": Need(small_disk, ("mount",)),
     "snakedeploy": Need(program("snakedeploy")),
@@ -146,7 +145,7 @@ BY_FIXTURE = {
     "cluster": ("slurm",),
     "conda": ("conda",),
     "deployed": ("git", "snakedeploy"),
-    "kubernetes": ("git", "rsync", "sed"),
+    "kubernetes": ("git", "rsync"),
     "repository": ("git",),
     "small_disk": ("small disk",),
 }

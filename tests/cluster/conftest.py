@@ -49,8 +49,8 @@ class Student(Project):
         super().__init__(folder)
         for name in ("results", ".snakemake"):
             shutil.copytree(finished.folder / name, folder / name, dirs_exist_ok=True, symlinks=True)
-        for name in ("Makefile", "requirements.lock"):
-            shutil.copy2(ROOT / name, folder)
+        for path in (ROOT / "Makefile", *ROOT.glob("requirements*.lock")):
+            shutil.copy2(path, folder)
         self.run, self.environment = run, environment
         training = {"steps": STEPS, "checkpoint_every": 50} | changes.pop("training", {})
         self.configure({"student": {"training": training}, **changes})

@@ -69,8 +69,8 @@ def test_the_page_from_clone_to_figures(limited, finished, environment, tmp_path
     (tmp_path / "repository").mkdir()
     repository = Project(tmp_path / "repository")
     repository.configure({"runs": [{"solver": "ddim", "n_steps": 5, "guidance": [4], "seed": [0]}]})
-    for name in ("Makefile", "requirements.lock", ".gitignore"):
-        shutil.copy(ROOT / name, repository.folder)
+    for path in (ROOT / "Makefile", ROOT / ".gitignore", *ROOT.glob("requirements*.lock")):
+        shutil.copy(path, repository.folder)
     profile = repository.folder / "workflow/profiles/slurm/config.yaml"
     profile.write_text(re.sub(r"(?m)^(slurm-init-seconds.*:) 10$", r"\1 2", profile.read_text()))
     author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]

@@ -2,7 +2,8 @@
 
 A Job that is submitted is held against Kubernetes' own schema; its container's command then runs as a process of this
 machine, in a fresh folder as `emptyDir`, with the environment that the manifest gives it and the image would. There
-is no image and no isolation: a claim has to be mounted where it is a folder of this machine.
+is no image and no isolation: a claim has to be mounted where it is a folder of this machine. As a namespace with Pod
+Security's level `restricted` does, it refuses pods that could gain rights.
 """
 
 from __future__ import annotations
@@ -26,6 +27,48 @@ import yaml
 SCHEMA = "1.32"
 # how a Role names a call, with an object's name and without
 VERBS = {("POST", False): "create", ("GET", True): "get", ("GET", False): "list", ("DELETE", True): "delete"}
+
+
+def restricted(spec: dict) -> list[str]:
+    """What Pod Security's level `restricted` forbids in a pod's spec, one line each; of Kubernetes 1.32, for Linux.
+
+    A container's own security context goes before the pod's, where both may say a thing.
+    """
+    volumes = {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
+    pod, refused = spec.get("securityContext") or {}, []
+
+    def refuse(name: str, wrong: bool, what: str) -> None:
+        if wrong:
+            refused.append(f"{name}: {what}")
+
+    for key in ("hostNetwork", "hostPID", "hostIPC"):
+        refuse("pod", bool(spec.get(key)), key)
+    for volume in spec.get("volumes") or []:
+        refuse(f"volume {volume['name']}", not set(volume) - {"name"} <= volumes, "type")
+    for container in [*(spec.get("initContainers") or []), *spec["containers"]]:
+        name, own = container["name"], container.get("securityContext") or {}
+        capabilities = own.get("capabilities") or {}
+        both = pod | {key: value for key, value in own.items() if value is not None}
+        refuse(name, bool(own.get("privileged")), "privileged")
+        refuse(name, own.get("allowPrivilegeEscalation") is not False, "allowPrivilegeEscalation")
+        refuse(name, "ALL" not in (capabilities.get("drop") or []), "capabilities.drop")
+        refuse(name, not set(capabilities.get("add") or []) <= {"NET_BIND_SERVICE"}, "capabilities.add")
+        refuse(name, both.get("runAsNonRoot") is not True, "runAsNonRoot")
+        refuse(name, both.get("runAsUser") == 0, "runAsUser")
+        profile = (both.get("seccompProfile") or {}).get("type")
+        refuse(name, profile not in ("RuntimeDefault", "Localhost"), "seccompProfile")
+        refuse(name, both.get("procMount") not in (None, "Default"), "procMount")
+        refuse(name, any(port.get("hostPort") for port in container.get("ports") or []), "hostPort")
+    return refused
 
 
 class Pod:
@@ -139,6 +182,12 @@ class Cluster(ThreadingHTTPServer):
                 return 200, {"status": "Success"} if self.secrets.pop(name, None) else {}
             case "POST", "jobs", "":
                 kubernetes_validate.validate({"apiVersion": "batch/v1", "kind": "Job"} | body, SCHEMA, strict=True)
+                if refused := restricted(body["spec"]["template"]["spec"]):
+                    return 403, {
+                        "kind": "Status",
+                        "message": f"violates PodSecurity restricted: {refused}",
+                        "code": 403,
+                    }
                 pod = Pod(body, self.secrets, self.image)
                 self.pods.append(pod)
                 threading.Thread(target=self.started, args=[pod], daemon=True).start()

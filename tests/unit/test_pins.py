@@ -1,4 +1,4 @@
-"""The pins of pyproject.toml, envs/ and requirements.lock are the same."""
+"""The pins of pyproject.toml, envs/ and the lock files are the same; what is installed has a hash of the locks."""
 
 import ast
 import importlib.util
@@ -17,11 +17,46 @@ generate = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(generate)
 
 
+HASHED = ["requirements.lock", "requirements-kubernetes.lock", "requirements-test.lock"]
+PIP, TORCH = "requirements-pip.lock", "requirements-torch.lock"
+
+
 def lock():
-    files = [ROOT / "requirements.lock", ROOT / "requirements-test.lock"]
-    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    return {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    return generate.lock(*HASHED, TORCH)
+
+
+def test_all_lock_files_are_here():
+    assert {path.name for path in ROOT.glob("requirements*.lock")} == {*HASHED, PIP, TORCH}
+
+
+@pytest.mark.parametrize("name", [*HASHED, PIP])
+def test_every_pin_has_hashes(name):
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line.split() for line in text.splitlines()]
+    assert len(lines) == len(generate.lock(name)) >= (1 if name == PIP else 17)
+    for pin, *hashes in lines:
+        assert re.fullmatch(r"[a-z\d-]+==[\w.]+", pin), f"{name}: expected NAME==VERSION, not {pin}"
+        assert hashes, f"{name}: {pin} has no hash: run `make lock`"
+        assert [h for h in hashes if not re.fullmatch(r"--hash=sha256:[\da-f]{64}", h)] == [], f"{name}: {pin}"
+        assert len(hashes) == len(set(hashes)), f"{name}: {pin} has a hash twice"
+
+
+def test_torchs_builds_are_all_that_has_no_hash_and_no_package_is_pinned_twice():
+    assert set(generate.lock(TORCH)) == {"torch", "torchvision"}
+    names = [package for name in [*HASHED, TORCH] for package in generate.lock(name)]
+    assert sorted(names) == sorted(set(names))
+
+
+MAC = {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"}
+NEWER = {"python_version": "3.14", "python_full_version": "3.14.0"}
+
+
+@pytest.mark.parametrize("other", [{}, {"platform_machine": "aarch64"}, MAC, NEWER, MAC | NEWER], ids=str)
+def test_the_locks_are_complete(other):
+    """With --no-deps pip adds nothing to them. Those of the pipeline and of the image do without the tests' one."""
+    for files in ([HASHED[0], TORCH], [*HASHED[:2], TORCH], [*HASHED, TORCH]):
+        pins = generate.lock(*files)
+        generate.closure(list(pins), pins, generate.PLATFORM | other)  # ends with the name of what is not pinned
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "envs").glob("*.yaml")))
@@ -33,7 +68,7 @@ def test_the_lock_must_name_what_an_environment_needs():
     pins = generate.lock()
     assert "sympy" in generate.closure(["torch"], pins)
     del pins["sympy"]
-    with pytest.raises(SystemExit, match="does not pin sympy"):
+    with pytest.raises(SystemExit, match="do not pin sympy"):
         generate.closure(["torch"], pins)
 
 
