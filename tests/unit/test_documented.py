@@ -43,6 +43,23 @@ def test_numbers_in_words(monkeypatch):
     assert f"before a connection is given up ({downloads.timeout():g})" in texts["data"]
 
 
+@pytest.mark.parametrize("page", ["security", "reliability"])
+def test_the_tests_that_a_page_names_are_there(page):
+    """As FILE.py, FOLDER/FILE.py or FILE.py::test_…, with … for what is left out."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:[\w/]*?(test_\w+)\.py)?(?:::|…)?(test_\w+)?(?:…)?`", text)
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    absent = [f"{file}::{test}" for file, test in named if file and file not in sources]
+    absent += [
+        f"{file}::{test}"
+        for file, test in named
+        if test
+        and not any(f"def {test}" in source for source in ([sources[file]] if file in sources else sources.values()))
+    ]
+    assert sum(map(bool, (test for _, test in named))) > 8, f"docs/{page}.md: hardly any test was found in it"
+    assert absent == [], f"docs/{page}.md names tests that are not there"
+
+
 def test_both_papers_are_cited():
     """Those that docs/equations.md walks through, with authors by name."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))

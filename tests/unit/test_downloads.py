@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
+from certificates import KEY, VALID
 from consistency import downloads, hub, storage
 from consistency.downloads import DownloadError, fetch
 from consistency.errors import StorageError
@@ -104,6 +106,24 @@ def get(server, name="x.bin", sha256=None, path="x.bin"):
 def left(folder):
     """The files of a folder, without the locks."""
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
+
+
+def test_a_hub_does_not_lead_from_https_to_http(server, client, tmp_path, monkeypatch):
+    """Its content lies behind a redirect to another host; one with http:// is not followed, by neither of both ways."""
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_text(KEY + VALID)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    huggingface_hub.close_session()
+    with HubServer(server.root, certificate=certificate) as secure:
+        monkeypatch.setenv("HF_ENDPOINT", secure.url)
+        for limit in (hub.LARGE, 1000):
+            monkeypatch.setattr(hub, "LARGE", limit)
+            line = refused(lambda: hub.download(tmp_path / "out", REPO, COMMIT, FILES), "from https to http")
+            assert SIGNATURE not in line
+    assert server.came("big.safetensors") == []
+    huggingface_hub.close_session()
 
 
 # Plain files

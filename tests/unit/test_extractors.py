@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from consistency import config
 from consistency.compat import ensure_torchvision
 from consistency.errors import ConfigError, MismatchError, StorageError
 from consistency.metrics import extractors
 from consistency.metrics.extractors import load, to_uint8
+from consistency.sources import INCEPTION_SHA256, Inception
 from consistency.storage import sha256
 from PIL import Image
 from torch.nn import functional as F
@@ -199,6 +201,42 @@ def test_inception_is_never_downloaded(tmp_path, inception_folder, offline, monk
     assert "\n" not in str(error.value)
     with pytest.raises(StorageError, match="expected bbbbbbbbbbbb"):
         load("inception-v3", inception_folder, expected_sha256="b" * 64)
+
+
+class Writing(torch.nn.Module):
+    """TorchScript may write files."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Conv2d(3, 2048, 1)
+
+    def forward(self, img, return_features: bool = False):
+        torch.save("touch RAN", "written")
+        return self.layers(img).mean((2, 3))
+
+
+def test_no_other_torchscript_is_ever_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "results" / "digits" / "downloads" / "inception-v3"  # as a results folder from elsewhere has it
+    folder.mkdir(parents=True)
+    program = folder / "inception-2015-12-05.pt"
+    torch.jit.script(Writing()).save(program)
+    for expected in (None, sha256(program)):  # that somebody's preset pins it changes nothing
+        with pytest.raises(StorageError, match="these are other weights"):
+            load("inception-v3", folder, expected_sha256=expected)
+    assert not (tmp_path / "written").exists()
+    torch.jit.load(program)(torch.zeros(1, 3, 8, 8))
+    assert (tmp_path / "written").exists(), "it would not have written anything, so the test shows nothing"
+
+
+def test_a_preset_cannot_pin_another_inception():
+    url = {"url": "https://h/x.pt", "name": "inception-2015-12-05.pt"}
+    assert Inception(kind="inception-v3", weights=url).weights.sha256 == INCEPTION_SHA256
+    assert Inception(kind="inception-v3", weights=url | {"sha256": INCEPTION_SHA256}).weights.sha256 == INCEPTION_SHA256
+    with pytest.raises(ConfigError, match="of the file that NVIDIA publishes"):
+        config.load_experiment(
+            "digits", {"extractors": [{"kind": "inception-v3", "weights": url | {"sha256": "b" * 64}}]}
+        )
 
 
 # DINOv2

@@ -192,6 +192,21 @@ def _client() -> Any:
     return huggingface_hub
 
 
+def _keep_to_https() -> None:
+    """Have the client's session refuse redirects from https to http."""
+    session = _client().get_session()
+    if _refuse_way_down not in (hooks := session.event_hooks)["response"]:
+        session.event_hooks = hooks | {"response": [*hooks["response"], _refuse_way_down]}
+
+
+def _refuse_way_down(response: Any) -> None:
+    """Raise where a response leads the client from https to http."""
+    if response.has_redirect_location and response.request.url.scheme == "https":
+        target = response.request.url.join(response.headers["location"])
+        if target.scheme == "http":
+            raise network.leads_down(str(target))
+
+
 class _ToLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         log.log(record.levelno, "%s", public(" ".join(record.getMessage().split())))
@@ -275,6 +290,7 @@ def _call(where: str, tries: int, function: Callable[[], Any]) -> Any:
     for failures in range(1, tries + 1):
         try:
             network.check_environment(_arguments()["endpoint"], OF_HUB)
+            _keep_to_https()
             return function()
         except DownloadError as error:
             raise DownloadError(f"{where}: {error}") from None

@@ -40,6 +40,11 @@ class DownloadError(ConsistencyError):
     """A file that cannot be had from the network, or is not the one expected."""
 
 
+def leads_down(target: str) -> DownloadError:
+    """The error for a redirect from https to http, which nobody follows: who listens there may send anything."""
+    return DownloadError(f"the server leads from https to http, to {target}; nothing was asked for there")
+
+
 def timeout() -> float:
     """Seconds of silence after which a connection is given up: $CONSISTENCY_TIMEOUT, else 60.
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from .network import DownloadError
+from .network import leads_down
 
 
 class Session(requests.Session):
@@ -21,7 +21,7 @@ class Session(requests.Session):
         """
         target = super().get_redirect_target(response)
         if target and response.url.startswith("https:") and urlsplit(target).scheme.lower() == "http":
-            raise DownloadError(f"the server leads from https to http, to {target}; nothing was asked for there")
+            raise leads_down(target)
         return target
 
     def answer(self, url: str, headers: dict[str, str], seconds: float) -> requests.Response:

@@ -33,11 +33,7 @@ import _surroundings
 import _warm
 from _job import shared
 from consistency import config as settings
-<<<<<<< HEAD
-from consistency import addresses, estimates, preflight, provenance, strict
-=======
-from consistency import escape, estimates, preflight, provenance, strict
->>>>>>> escape
+from consistency import addresses, escape, estimates, preflight, provenance, strict
 from consistency.errors import ConsistencyError
 from consistency.locks import hold, hold_for
 from consistency.progress import Board
