@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from . import bounds
 from .account import Account
 from .errors import StorageError, memory_advice
 from .progress import Progress
@@ -77,13 +78,18 @@ def encode_prompts(
 
     from .compat import ensure_torchvision
     from .devices import HALF, pick_device, place
+    from .models import sizes
 
     ensure_torchvision()
     from diffusers import StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    captions, device = read_json(captions_path)["captions"], pick_device()
+    captions, device = read_json(captions_path, most=bounds.CAPTIONS)["captions"], pick_device()
     check_folder(pipeline, without=("unet", "vae"))
+    for config in sorted(Path(pipeline).glob("*/*config.json")):
+        if config.name in ("config.json", "scheduler_config.json"):
+            sizes.check_config(config)
+            sizes.check_files(config.parent)
     classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
     options: dict[str, Any] = {"local_files_only": True, "dtype": HALF.get(precision, torch.float32)}
     try:
@@ -166,6 +172,8 @@ def _vae(folder: str | Path, device: Any, precision: str) -> Any:
     from . import models
 
     check_folder(folder)
+    models.sizes.check_config(Path(folder) / "config.json")
+    models.sizes.check_files(folder)
     try:
         options = {"variant": variant(folder), "local_files_only": True}
         network = AutoencoderKL.from_pretrained(folder, use_safetensors=True, **options)

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import ConsistencyError, MismatchError, StorageError
 from ..storage import atomic, check_folder, read_json, weights_file
-from . import scheduler
+from . import scheduler, sizes
 
 
 def build(
@@ -99,6 +99,11 @@ def load(
     elif not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
         raise StorageError(f"{folder}: no weights there, neither .safetensors nor .bin")
     check_folder(folder)
+    if kind == "mlp":
+        sizes.check_same(folder, _network_class(kind).sizes)
+    else:
+        sizes.check_config(folder / "config.json")
+        sizes.check_files(folder)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
             told = scheduler.read(folder)
