@@ -81,6 +81,7 @@ def test_our_own_readers_of_our_own_files():
     own |= {"locks.py", "parallel.py", "status.py"}  # of what running processes say of themselves
     own |= {"writers.py"}  # of the file that it writes
     own |= {"filesystems.py"}  # for `storage`, where files cannot be mapped
+    own |= {"bounds.py", "sizes.py"}  # of anybody's files, up to a size
     own |= {"records.py"}  # of JSON that it has just made
     readers = ("open", "pd.read_csv", "pd.read_json", "json.load", "json.loads", "safe_open", "load_file", "np.load")
     methods = (".read_text", ".read_bytes", ".open")

@@ -35,6 +35,7 @@ HEADER = 16 * MB  # a safetensors file's list of tensors: 100 bytes for each of 
 CONFIG = 1 * MB  # a network's configuration from elsewhere, of a few KB
 TOKENS = 64 * MB  # a tokenizer's vocabulary from elsewhere, of at most 20 MB
 WHOLE = 1_000_000  # a whole number in such a configuration: vocabularies have up to 300,000 entries
+CLASSES = 30_000  # labels that it names: the largest ImageNet has 21,843
 LAYERS = 1000  # layers that it asks for: SDXL's UNet has 60
 
 

@@ -118,10 +118,10 @@ def _pretrained(model: str, folder: Path, expected: str | None) -> tuple[nn.Modu
     digest = _same(folder, weights_sha256(folder), expected)
     ensure_torchvision()
     cls = getattr(_package("transformers", "transformers"), model)
-    sizes.check_files(folder)
     if (kind := sizes.check_config(folder / "config.json").get("model_type")) != cls.config_class.model_type:
         raise StorageError(f"{folder}: holds a model of type {kind!r}, not {cls.config_class.model_type!r}")
     with _reading(folder):
+        sizes.check(folder, cls)
         network, report = cls.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )

@@ -33,7 +33,8 @@ def read(folder: Path) -> dict[str, Any] | None:
     not state; None where there is none beside the network, nor in the pipeline around it.
 
     Raises:
-        StorageError: it is no JSON object, or states larger numbers than any scheduler has.
+        StorageError: it is no JSON object.
+        MismatchError: it states larger numbers than any scheduler has.
     """
     for place in (folder, folder / "scheduler", folder.parent / "scheduler", folder.parent):
         if (place / FILE).is_file():

@@ -1,8 +1,7 @@
 """The sizes that a network's configuration asks for, before anything of that size is made.
 
-A configuration from elsewhere may ask for 10⁹ layers or a width of 10⁹ in a few bytes. diffusers and transformers give
-weights their memory when they read them, but make every layer first; networks that a constructor of ours makes take
-all memory at once.
+A configuration from elsewhere may ask for 10⁹ layers or a width of 10⁹ in a few bytes, and a network is made as its
+configuration says before its weights are compared with it.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .. import bounds
 from ..errors import MismatchError, StorageError
@@ -79,21 +80,48 @@ def check_config(path: str | Path) -> dict[str, Any]:
     """A configuration of diffusers or transformers, once its numbers are checked.
 
     Raises:
-        StorageError: more layers than `bounds.LAYERS`, or a larger number than `bounds.WHOLE`; missing or damaged.
+        StorageError: missing or damaged.
+        MismatchError: more layers than `bounds.LAYERS`, or a larger number than `bounds.WHOLE`.
     """
     config = read_json(path, sealed=False)
     for key, value in _numbers(config):
         if abs(value) > bounds.WHOLE:
-            raise StorageError(f"{path}: {key} is {_short(value)}, allowed: whole numbers up to {bounds.WHOLE:,}")
+            raise MismatchError(f"{path}: {key} is {_short(value)}, allowed: whole numbers up to {bounds.WHOLE:,}")
+        if key.endswith("num_labels") and value > bounds.CLASSES:
+            raise MismatchError(f"{path}: {key} is {_short(value)}, allowed: at most {bounds.CLASSES:,}")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         layers = {key: value for key, value in part.items() if "layers" in key}
         blocks = {key: len(value) for key, value in part.items() if "block" in key and isinstance(value, list)}
         deep = {key: max((number for _, number in _numbers(value)), default=1) for key, value in layers.items()}
         wide = max((count for key, count in blocks.items() if key not in layers), default=1)
         if (count := math.prod(max(number, 1) for number in (*deep.values(), wide))) > bounds.LAYERS:
-            keys = " and ".join([*deep, *(blocks.keys() - deep.keys())])
-            raise StorageError(f"{path}: {keys} ask for {count:,} layers, allowed: at most {bounds.LAYERS:,}")
+            keys = " and ".join(deep | blocks)
+            raise MismatchError(f"{path}: {keys} ask for {count:,} layers, allowed: at most {bounds.LAYERS:,}")
     return config
+
+
+def check(folder: str | Path, kind: Any) -> None:
+    """Check that a folder of diffusers or transformers asks for a network no larger than its weights.
+
+    Args:
+        kind: the class that is going to be loaded.
+
+    Raises:
+        StorageError: a missing or damaged configuration, or files that `check_files` refuses.
+        MismatchError: numbers that `check_config` refuses, or more values than the weights have bytes.
+    """
+    path = Path(folder) / "config.json"
+    check_config(path)
+    check_files(folder)
+    with torch.device("meta"):  # without memory for the values
+        if hasattr(kind, "load_config"):
+            network = kind.from_config(kind.load_config(folder, local_files_only=True))
+        else:
+            network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+    values = sum(weight.numel() for weight in network.parameters())
+    held = sum(file.stat().st_size for file in Path(folder).iterdir() if file.suffix in (".safetensors", ".bin"))
+    if values > held:
+        raise MismatchError(f"{path}: asks for a network of {values:,} values, but its weights have {held:,} bytes")
 
 
 def check_files(folder: str | Path) -> None:
