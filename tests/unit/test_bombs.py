@@ -9,6 +9,7 @@ import sys
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -131,13 +132,13 @@ def test_members_of_a_tar_that_are_sparse_or_of_no_size(tmp_path):
 def test_headers_of_a_tar_of_any_length(tmp_path):
     zeros = bytes(1 << 20)
     for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
-        start = bombs.tar_header("x", 300 << 20, kind)
-        source = bombs.packed(tmp_path / "a.tar.gz", (start, 1), (zeros, 300))
+        start = bombs.tar_header("x", 60 << 20, kind)
+        source = bombs.packed(tmp_path / "a.tar.gz", (start, 1), (zeros, 60))
         refused("a member with headers of more than 1.0 MB, allowed: at most that", images, source, megabytes=5)
     count = b"1000000000\n"  # of a sparse member's map, which tarfile reads until it has so many numbers
     whole = bombs.pax_tar(GNU_sparse_major="1", GNU_sparse_minor="0", GNU_sparse_realsize="9")[:1024]
     start = whole + bombs.tar_header("a.png", 300 << 20) + count
-    source = bombs.packed(tmp_path / "b.tar.gz", (start, 1), (b"1" * (1 << 20), 300))
+    source = bombs.packed(tmp_path / "b.tar.gz", (start, 1), (b"1" * (1 << 20), 60))
     refused("headers of more than 1.0 MB|sparse|cannot be read", images, source, megabytes=10)
 
 
@@ -150,7 +151,8 @@ def test_a_packed_tar_is_unpacked_up_to_a_multiple_of_its_size(tmp_path, monkeyp
     end = bombs.packed(tmp_path / "b.tar.gz", (bytes(1024), 1), (zeros, 300))  # after the archive's end
     refused("unpacks to 5. MB or more", images, end)
     large = bombs.packed(tmp_path / "c.tar.gz", (bombs.tar_header("a.png", 500_000_000), 1))
-    refused(r"c\.tar\.gz: a\.png: 500 MB, allowed: at most 400 MB", images, large)
+    every = lambda: list(archives.members(large, lambda name: True))  # noqa: E731
+    refused(r"c\.tar\.gz: a\.png: 500 MB, allowed: at most 400 MB", every)
 
 
 def test_labels_and_captions_beside_images(tmp_path, monkeypatch):
@@ -173,12 +175,12 @@ def test_metadata(tmp_path):
         file.truncate(10**12)
     refused(r"metadata\.csv: 1,000,000 MB, allowed: at most 128 MB", datasets.captions, str(place))
     table.write_bytes(b"file_name,text\na.png," + b"x" * 2_000_000)
-    refused(r"metadata\.csv: line 2: 2\.0 MB, allowed: at most 1\.0 MB", datasets.captions, str(place))
+    refused(r"metadata\.csv: line 2: 2,000,006 characters, allowed: at most 1,000,000", datasets.captions, str(place))
     table.write_bytes(b"file_name,text\n" + b"a.png,x\n" * 10**6)  # read line by line
     refused("a.png has two captions", datasets.captions, str(place), megabytes=40)
     table.unlink()
     for content, pattern in (
-        (b"[]," * 10**6, r"line 1: 3\.0 MB"),
+        (b"[]," * 10**6, r"line 1: 3,000,000 characters"),
         (bombs.nested(10_000), "recursion"),
         (b"9" * 5000, "4300 digits"),
     ):
@@ -197,8 +199,8 @@ def decode(data):
     return decode(data, archive, "a", 12, None, Account("x"))
 
 
-TEXT = bombs.chunk(b"zTXt", b"k\0\0" + __import__("zlib").compress(bytes(100_000_000), 9))
-PROFILE = bombs.chunk(b"iCCP", b"k\0\0" + __import__("zlib").compress(bytes(100_000_000), 9))
+TEXT = bombs.chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(100_000_000), 9))
+PROFILE = bombs.chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(100_000_000), 9))
 
 
 @pytest.mark.parametrize(
@@ -216,13 +218,26 @@ PROFILE = bombs.chunk(b"iCCP", b"k\0\0" + __import__("zlib").compress(bytes(100_
         (bombs.png(4, 4, TEXT, pixels=bytes(52)), "MAX_TEXT_CHUNK"),
         (bombs.png(4, 4, PROFILE, pixels=bytes(52)), "too large|MAX_TEXT_CHUNK"),
     ],
-    ids=["png_177MP", "png_2e62", "png_121MP", "bmp", "bmp_144MP", "gif", "webp", "gif_frames", "tiff_pages", "ztxt", "iccp"],
+    ids=[
+        "png_177MP",
+        "png_2e62",
+        "png_121MP",
+        "bmp",
+        "bmp_144MP",
+        "gif",
+        "webp",
+        "gif_frames",
+        "tiff_pages",
+        "ztxt",
+        "iccp",
+    ],
 )
 def test_images_that_declare_more_than_they_hold(content, pattern):
     assert len(content) < 20_000_000
     refused(pattern, decode, content)
 
 
+@pytest.mark.filterwarnings("ignore:Tag data larger")
 def test_tags_of_a_tiff_that_all_name_the_same_bytes():
     """2,000 of 1 MB each: Pillow reads no more than the file has."""
     with light(20):
@@ -279,16 +294,14 @@ def test_fashion_that_unpacks_to_more(tmp_path):
 
 def test_arrays_that_declare_more_than_they_hold(tmp_path):
     labels = bombs.npy((4,)) + bytes([1, 2, 3, 4])
-    for part in ("train_data_batch_1", "val_data"):
-        for content in (bombs.npy((10**15,)), bombs.npy((10**9, 3072)), bombs.npy((4, 3072), "|V1000000000")):
-            for k in range(1, 11):
-                bombs.npz(tmp_path / f"train_data_batch_{k}.npz", labels=labels, data=content)
-            bombs.npz(tmp_path / "val_data.npz", labels=labels, data=content)
-            refused(rf"{'train'}_data_batch_1\.npz: ", datasets.imagenet32, str(tmp_path), megabytes=3000)
-        assert part
-    (tmp_path / "train_data_batch_1.npz").write_bytes(bombs.lying_zip("labels.npy", bytes(1000), 0xFFFFFFF0))
+    for content in (bombs.npy((10**15,)), bombs.npy((10**9, 3072)), bombs.npy((4, 3072), "|V1000000000")):
+        for name in [f"train_data_batch_{k}" for k in range(1, 11)] + ["val_data"]:
+            bombs.npz(tmp_path / f"{name}.npz", labels=labels, data=content)
+        refused(r"batch_1\.npz: .*data: its header declares \(.*more than it holds", datasets.imagenet32, str(tmp_path))
+    first = tmp_path / "train_data_batch_1.npz"
+    first.write_bytes(bombs.lying_zip("labels.npy", bytes(1000), 0xFFFFFFF0))
     refused(r"labels: 4,295 MB, allowed: at most 512 MB", datasets.imagenet32, str(tmp_path))
-    bombs.npz(tmp_path / "train_data_batch_1.npz", labels=bombs.npy((10**6,)) + bytes(10**6), data=b"")
+    bombs.npz(first, labels=bombs.npy((10**6,)) + bytes(10**6), data=b"")
     refused("images of 1,000,000 labels: 3,072 MB, allowed: at most 512 MB", datasets.imagenet32, str(tmp_path))
 
 
@@ -364,7 +377,7 @@ def test_an_mlp_that_asks_for_more_than_its_weights(tmp_path, key, value, size):
 )
 def test_a_unet_that_asks_for_more_than_its_weights(tmp_path, changes, pattern):
     bombs.changed(network(tmp_path, UNET), **changes)
-    refused(rf"/config\.json: {pattern}", models.load, tmp_path)
+    refused(rf"/config\.json: .*{pattern}", models.load, tmp_path)
 
 
 def test_a_pipelines_other_models(tmp_path):

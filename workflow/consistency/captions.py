@@ -43,7 +43,8 @@ def _lines(data: bytes) -> Iterator[str]:
     _text(data)
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     for number, line in enumerate(io.TextIOWrapper(io.BytesIO(data), "utf-16" if wide else "utf-8-sig", newline=""), 1):
-        bounds.check_size(f"line {number}", len(line), bounds.ROW)
+        if len(line) > bounds.ROW:
+            raise ValueError(f"line {number}: {len(line):,} characters, allowed: at most {bounds.ROW:,}")
         yield line
 
 

@@ -157,9 +157,15 @@ def _npz(path: Path, name: str) -> np.ndarray:
     with reading(path), bounds.regular(path) as file:
         with zipfile.ZipFile(file) as archive:
             entry = archive.getinfo(f"{name}.npy")
-        bounds.check_size(f"{path}: {name}", entry.file_size, bounds.ARRAY)
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
-            raise ValueError(f"{name}: compressed otherwise than NumPy does")
+            bounds.check_size(f"{path}: {name}", entry.file_size, bounds.ARRAY)
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+                raise ValueError(f"{name}: compressed otherwise than NumPy does")
+            with archive.open(entry) as stream:
+                version = np.lib.format.read_magic(stream)
+                header = "read_array_header_1_0" if version == (1, 0) else "read_array_header_2_0"
+                shape, _, kind = getattr(np.lib.format, header)(stream)
+        if math.prod(shape) * kind.itemsize > entry.file_size:  # NumPy takes the memory first
+            raise ValueError(f"{name}: its header declares {shape} of {kind}, more than it holds")
         with np.load(file, allow_pickle=False) as arrays:
             return arrays[name]
 

@@ -64,21 +64,19 @@ def _opened(data: bytes) -> Image.Image:
     """An image whose header alone is read yet; its size is one that may be."""
     from PIL import Image
 
+    allowed = f"allowed: at most {bounds.PIXELS:,}"
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", Image.DecompressionBombWarning
         )  # from 89 million pixels, which photographs have
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
         except Image.DecompressionBombError:
-            raise ValueError(f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, {_ALLOWED}") from None
+            raise ValueError(f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, {allowed}") from None
+    width, height = image.size
     if width * height > bounds.PIXELS:
-        raise ValueError(f"{width}×{height} pixels, {_ALLOWED}")
+        raise ValueError(f"{width}×{height} pixels, {allowed}")
     return image
-
-
-_ALLOWED = f"allowed: at most {bounds.PIXELS:,}"
 
 
 def images(
