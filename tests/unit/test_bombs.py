@@ -175,7 +175,11 @@ def test_metadata(tmp_path):
         file.truncate(10**12)
     refused(r"metadata\.csv: 1,000,000 MB, allowed: at most 128 MB", datasets.captions, str(place))
     table.write_bytes(b"file_name,text\na.png," + b"x" * 2_000_000)
-    refused(r"metadata\.csv: line 2: 2,000,006 characters, allowed: at most 1,000,000", datasets.captions, str(place))
+    refused(
+        r"metadata\.csv: cannot be read \(line 2: 2,000,006 characters, allowed: at most 1,000,000",
+        datasets.captions,
+        str(place),
+    )
     table.write_bytes(b"file_name,text\n" + b"a.png,x\n" * 10**6)  # read line by line
     refused("a.png has two captions", datasets.captions, str(place), megabytes=40)
     table.unlink()

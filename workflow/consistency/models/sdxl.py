@@ -165,7 +165,7 @@ class SDXLUNet(nn.Module):
             timesteps: T, which the folder's config.json does not state.
 
         Raises:
-            MismatchError: a network larger than its weights.
+            StorageError: a network larger than its weights.
             MismatchError: a network that is called otherwise than SDXL's, such as Stable Diffusion 1.5's.
         """
         ensure_torchvision()

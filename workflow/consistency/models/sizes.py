@@ -107,8 +107,9 @@ def check(folder: str | Path, kind: Any) -> None:
         kind: the class that is going to be loaded.
 
     Raises:
-        StorageError: a missing or damaged configuration, or files that `check_files` refuses.
-        MismatchError: numbers that `check_config` refuses, or more values than the weights have bytes.
+        StorageError: a missing or damaged configuration, more values than the weights have bytes, or files that
+            `check_files` refuses.
+        MismatchError: numbers that `check_config` refuses.
     """
     path = Path(folder) / "config.json"
     check_config(path)
@@ -121,7 +122,7 @@ def check(folder: str | Path, kind: Any) -> None:
     values = sum(weight.numel() for weight in network.parameters())
     held = sum(file.stat().st_size for file in Path(folder).iterdir() if file.suffix in (".safetensors", ".bin"))
     if values > held:
-        raise MismatchError(f"{path}: asks for a network of {values:,} values, but its weights have {held:,} bytes")
+        raise StorageError(f"{path}: asks for a network of {values:,} values, but its weights have {held:,} bytes")
 
 
 def check_files(folder: str | Path) -> None:

@@ -80,7 +80,7 @@ class UNet(nn.Module):
             timesteps: T, where the folder's config.json does not state it.
 
         Raises:
-            MismatchError: a network larger than its weights.
+            StorageError: a network larger than its weights.
             MismatchError: a network that is called otherwise, such as one of a VE schedule.
         """
         ensure_torchvision()
