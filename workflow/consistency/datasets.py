@@ -166,6 +166,7 @@ def _npz(path: Path, name: str) -> np.ndarray:
                 shape, _, kind = getattr(np.lib.format, header)(stream)
         if math.prod(shape) * kind.itemsize > entry.file_size:  # NumPy takes the memory first
             raise ValueError(f"{name}: its header declares {shape} of {kind}, more than it holds")
+        file.seek(0)
         with np.load(file, allow_pickle=False) as arrays:
             return arrays[name]
 
