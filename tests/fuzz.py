@@ -372,4 +372,4 @@ def run(inputs: int, seed: int = 0) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(*(int(word) for word in sys.argv[1:3] or ["120000"])), indent=2))
+    print(json.dumps(run(*(int(word) for word in sys.argv[1:3] or ["150000"])), indent=2))

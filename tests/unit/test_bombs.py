@@ -19,6 +19,7 @@ import torch
 from consistency import archives, bounds, datasets, hashes, latents, models, storage, students
 from consistency.errors import ConsistencyError
 from consistency.metrics import classifier, extractors
+from consistency.provenance import own_files
 from consistency.schedules import VPSchedule
 from test_datasets import encoded, noise, write
 
@@ -525,3 +526,18 @@ def test_texts_of_a_models_folder(teacher):
     with open(teacher / "tokenizer.json", "wb") as file:
         file.truncate(10**12)
     refused(r"tokenizer\.json: 1,000,000 MB, allowed: at most 64 MB", models.load, teacher)
+
+
+def test_links_to_folders_of_links(tmp_path, monkeypatch):
+    """Ten folders, each with two links to the next one, are a thousand to who follows them."""
+    for level in range(10):
+        place = tmp_path / "mine" / f"{level}"
+        place.mkdir(parents=True)
+        for name in "ab":
+            os.symlink(tmp_path / "mine" / f"{level + 1}", place / name)
+    write(tmp_path / "mine" / "10", {"0.png": encoded(noise(0))})
+    read = (lambda: list(archives.members(tmp_path / "mine", lambda name: False)), lambda: own_files(tmp_path / "mine"))
+    assert [len(function()) for function in read] == [2**11 - 1, 2**11 - 1]
+    monkeypatch.setattr(bounds, "LINKED", 1000)
+    for function in read:
+        refused("mine: more than 1,000 folders in it are reached through links, allowed: at most that", function)

@@ -6,11 +6,11 @@ import pytest
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # sums of junk
 def test_nothing_but_the_documented_errors():
-    found = fuzz.run(15_000, 1)["readers"]
+    found = fuzz.run(7_500, 1)["readers"]
     assert len(found) == 15
     for name, (inputs, refused, read) in found.items():
-        assert inputs == refused + read == 1000
-        assert refused > 250, f"{name}: {refused} of 1000 refused, more than 250 expected"
+        assert inputs == refused + read == 500
+        assert refused > 120, f"{name}: {refused} of 500 refused, more than 120 expected"
 
 
 def test_no_false_alarm(tmp_path):

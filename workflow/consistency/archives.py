@@ -192,7 +192,7 @@ def members(
     account = account or Account(str(archive))
     with reading(archive):
         if archive.is_dir():
-            for name in sorted(_files(archive, "", frozenset(), account), key=PurePosixPath):
+            for name in sorted(_files(archive, "", frozenset(), account, []), key=PurePosixPath):
                 yield name, bounds.read(archive / name, most_of(name)) if wanted(name) else None
         else:
             labels, read = 0, _of_tar if is_tar(archive) else _of_zip
@@ -277,11 +277,20 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _files(folder: Path, below: str, above: frozenset[tuple[int, int]], account: Account) -> list[str]:
+def _files(
+    folder: Path,
+    below: str,
+    above: frozenset[tuple[int, int]],
+    account: Account,
+    linked: list[str],
+    through: bool = False,
+) -> list[str]:
     """Names of the files in the folder `below` of `folder` and deeper, relative to `folder`; links are followed.
 
     Args:
         above: device and inode of the folders on the way here, so that a link to one of them ends.
+        linked: the folders so far that are reached through links, which are counted.
+        through: whether this one is.
     """
     place = folder / below
     found, status = [], place.stat()
@@ -295,7 +304,10 @@ def _files(folder: Path, below: str, above: frozenset[tuple[int, int]], account:
         if _hidden(entry.name):
             account.pass_over(name + "/" * entry.is_dir(), HIDDEN)
         elif entry.is_dir():
-            found += _files(folder, name, above | {itself}, account)
+            if behind := through or entry.is_symlink():
+                linked.append(name)
+                bounds.check_linked(folder, len(linked))
+            found += _files(folder, name, above | {itself}, account, linked, behind)
         elif entry.is_file():
             found.append(name)
         elif not os.path.exists(entry.path):

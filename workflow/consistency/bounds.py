@@ -24,7 +24,7 @@ MEMBERS = 2_000_000  # files in an archive, each of which takes up to 1 KB of me
 NAMES = 256 * MB  # their names: 100 bytes each, and pax headers allow any length
 MEMBER_HEADER = 1 * MB  # the headers of one member of a tar: names and attributes, at most some KB
 UNPACKED, RATIO = 1000 * MB, 100  # what an archive may unpack to: that, and 100 bytes for each of its own (PNG: 1 to 2)
-LINKED = 100_000  # folders that are reached through links: links to folders of links multiply
+LINKED = 20_000  # folders that are reached through links: links to folders of links multiply
 IDX = 16 + 60_000 * 28 * 28  # the largest file of Fashion-MNIST
 ARRAY = 512 * MB  # an array of ImageNet at 32×32: 128,117 images of 3,072 bytes
 RECORDS = (
@@ -83,6 +83,14 @@ def read(path: str | os.PathLike, most: int) -> bytes:
             return file.read()
         except OSError as error:
             raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
+
+
+def check_linked(folder: str | os.PathLike, count: int) -> None:
+    """Raise StorageError where so many folders in a folder are reached through links."""
+    if count > LINKED:
+        raise StorageError(
+            f"{folder}: more than {LINKED:,} folders in it are reached through links, allowed: at most that"
+        )
 
 
 def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:

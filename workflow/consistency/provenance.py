@@ -15,6 +15,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from . import bounds
 from .errors import ConfigError
 
 _LIBRARY = Path(__file__).parent
@@ -126,13 +127,21 @@ def own_files(place: str | Path) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """The files in a folder and those below it; a link to a folder around it is not entered again."""
+    """The files in a folder and those below it; a link to a folder around it is not entered again.
+
+    Raises:
+        StorageError: more folders are reached through links than `bounds.LINKED`.
+    """
     around: dict[str, set[str]] = {}
+    linked: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         inside = around.get(parent, set()) | {os.path.realpath(parent)}
         folders[:] = [name for name in folders if not name.startswith(".")]
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in inside]
-        around |= {os.path.join(parent, name): inside for name in folders}
+        paths = [os.path.join(parent, name) for name in folders]
+        linked.update(path for path in paths if parent in linked or os.path.islink(path))
+        bounds.check_linked(folder, len(linked))
+        around |= dict.fromkeys(paths, inside)
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
