@@ -513,6 +513,17 @@ def test_sums_that_name_files_elsewhere(teacher, name):
     refused(r"SHA256SUMS: names '.*', which lies elsewhere; allowed: files in", models.load, teacher)
 
 
+@pytest.mark.parametrize("name", [".", "./", "sub", "sub/."])
+def test_sums_that_name_folders(teacher, name):
+    (teacher / "sub").mkdir()
+    (teacher / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
+    refused("SHA256SUMS: damaged|no such file, which SHA256SUMS names", models.load, teacher)
+    for file in ("config.json", "model.safetensors"):
+        with open(teacher / "SHA256SUMS", "a") as sums:
+            sums.write(f"{hashes.sha256(teacher / file)}  {file}\n")
+    refused("no such file, which SHA256SUMS names", models.load, teacher)
+
+
 def test_an_index_that_names_files_elsewhere(tmp_path):
     network(tmp_path / "teacher", UNET)
     file = tmp_path / "teacher" / "diffusion_pytorch_model.safetensors.index.json"

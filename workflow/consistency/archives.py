@@ -131,9 +131,14 @@ def _too_many(archive: str | Path, count: int) -> StorageError:
     return StorageError(f"{archive}: {count:,} members or more, allowed: at most {bounds.MEMBERS:,}; {SPLIT}")
 
 
+def _check_size(archive: Path, name: str, size: int) -> None:
+    if size > (most := most_of(name)):
+        bounds.check_size(where(archive, name), size, most)
+
+
 def most_of(name: str) -> int:
     """Bytes that a file of this name may have."""
-    kind = kind_of(name)
+    kind = name.rpartition(".")[2].lower()  # faster than `kind_of`
     return bounds.LABEL if kind in BESIDE else bounds.TABLE if kind in ("csv", "jsonl") else bounds.IMAGE
 
 
@@ -197,7 +202,7 @@ def members(
         else:
             labels, read = 0, _of_tar if is_tar(archive) else _of_zip
             for name, data in read(archive, wanted, _Names(archive, account)):
-                labels += len(data) if data and kind_of(name) in BESIDE else 0
+                labels += len(data) if data and most_of(name) == bounds.LABEL else 0
                 if labels > bounds.LABELS:
                     most = bounds.shown(bounds.LABELS)
                     raise StorageError(f"{archive}: more than {most} of labels and captions, allowed: that; {SPLIT}")
@@ -215,7 +220,7 @@ def _of_tar(archive: Path, wanted: Callable[[str], bool], names: _Names) -> Iter
                 if not member.isdir() and (name := names.accept(member.name, "" if member.isfile() else linked)):
                     data = None
                     if wanted(name):
-                        bounds.check_size(where(archive, name), member.size, most_of(name))
+                        _check_size(archive, name, member.size)
                         content.allowed = member.size
                         data = file.extractfile(member).read()
                     yield name, data
@@ -233,7 +238,7 @@ def _of_zip(archive: Path, wanted: Callable[[str], bool], names: _Names) -> Iter
                 if not wanted(name):
                     yield name, None
                     continue
-                bounds.check_size(where(archive, name), entry.file_size, most_of(name))
+                _check_size(archive, name, entry.file_size)
                 unpacked += entry.file_size
                 if unpacked > most:
                     raise _unpacks_to(archive, unpacked, most)
@@ -257,7 +262,8 @@ class _Names:
         self.count, self.size = self.count + 1, self.size + len(name)
         if self.count > bounds.MEMBERS:
             raise _too_many(self.archive, self.count)
-        bounds.check_size(f"{self.archive}: the names of its members", self.size, bounds.NAMES)
+        if self.size > bounds.NAMES:
+            bounds.check_size(f"{self.archive}: the names of its members", self.size, bounds.NAMES)
         name = str(PurePosixPath(name))
         parts = PurePosixPath(name).parts
         if not why and (PurePosixPath(name).is_absolute() or ".." in parts):

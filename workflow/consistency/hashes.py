@@ -118,7 +118,7 @@ def check_folder(folder: str | Path, without: tuple[str, ...] = ()) -> None:
     """
     _check_kinds(Path(folder))
     for file, recorded in _sums(folder).items():
-        if file.relative_to(folder).parts[0] not in without:
+        if not {*file.relative_to(folder).parts[:1]} & {*without}:
             if not file.is_file():
                 raise StorageError(f"{file}: no such file, which {SUMS} names; delete {folder} and run again")
             again = f"delete {folder} and run again (or, if the change is yours, its {SUMS})"

@@ -120,7 +120,11 @@ def check_shared() -> None:
 
 
 def own_files(place: str | Path) -> list[Path]:
-    """A user's file, or the files in a folder or of a pattern, sorted. Follows links; leaves hidden files out."""
+    """A user's file, or the files in a folder or of a pattern, sorted. Follows links; leaves hidden files out.
+
+    Raises:
+        StorageError: more folders are reached through links than `bounds.LINKED`.
+    """
     path = Path(place).expanduser()
     places = [path] if path.exists() else map(Path, sorted(glob(str(path), recursive=True)))
     return [file for place in places for file in (sorted(_below(place)) if place.is_dir() else [place])]
@@ -146,7 +150,11 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def files_sha256(place: str | Path) -> str:
-    """One sha256 over names, sizes and times of change (ns) of `own_files`: another one where a file was replaced."""
+    """One sha256 over names, sizes and times of change (ns) of `own_files`: another one where a file was replaced.
+
+    Raises:
+        StorageError: as `own_files` does.
+    """
     digest = hashlib.sha256()
     for file in own_files(place):
         try:
