@@ -518,9 +518,9 @@ def test_sums_that_name_folders(teacher, name):
     (teacher / "sub").mkdir()
     (teacher / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
     refused("SHA256SUMS: damaged|no such file, which SHA256SUMS names", models.load, teacher)
-    for file in ("config.json", "model.safetensors"):
-        with open(teacher / "SHA256SUMS", "a") as sums:
-            sums.write(f"{hashes.sha256(teacher / file)}  {file}\n")
+    with open(teacher / "SHA256SUMS", "a") as sums:
+        for file in {path for path in teacher.iterdir() if path.is_file()} - {teacher / "SHA256SUMS"}:
+            sums.write(f"{hashes.sha256(file)}  {file.name}\n")
     refused("no such file, which SHA256SUMS names", models.load, teacher)
 
 
