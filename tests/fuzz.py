@@ -1,33 +1,45 @@
-"""A fuzz of the readers of files: mutations of valid ones. Nothing but the documented errors may come, and no wrong value.
+"""A fuzz of the readers of files: mutations of valid ones, and files that declare more than they hold (`bombs`). Nothing
+but the documented errors may come, no wrong value, and no more memory than `PEAK`.
 
 `python tests/fuzz.py [inputs] [seed]`; part of `make soak`, and a short version of the suite.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import random
+import resource
 import signal
 import struct
 import sys
+import tarfile
 import tempfile
 import time
+import warnings
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from PIL import Image
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
 
-from consistency import datasets, manifest, storage  # noqa: E402
+import bombs  # noqa: E402
+from consistency import archives, datasets, hashes, images, manifest, models, storage  # noqa: E402
+from consistency.account import Account  # noqa: E402
 from consistency.errors import ConsistencyError  # noqa: E402
 from consistency.hashes import ZEROS  # noqa: E402
 from helpers import write_any_json  # noqa: E402
 
 SECONDS, MEGABYTES = 10, 300  # what one input may take; by how much the process may grow
+PEAK = 1000  # MB that it may hold at any time more than at the start
 
 TENSORS = {"x": np.arange(24, dtype=np.float32).reshape(4, 6), "k": np.arange(4), "b": np.ones((2, 3), np.uint8)}
 MANIFEST = {
@@ -168,14 +180,161 @@ def readers(folder: Path) -> dict[str, Callable[[random.Random], Any]]:
         "training records": read_records,
         "checkpoint's seal": read_checkpoint,
         "IDX": read_idx,
+    } | users_readers(folder / "users")
+
+
+def encoded(kind: str) -> bytes:
+    """A small image."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)).save(file, kind)
+    return file.getvalue()
+
+
+def users_readers(folder: Path) -> dict[str, Callable[[random.Random], Any]]:
+    """As `readers`, of what users have from others: archives, images, captions, networks' folders."""
+    folder.mkdir()
+    pictures = [encoded(kind) for kind in ("PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG")]
+    files = {f"{k}.png": pictures[0] for k in range(3)} | {f"{k}.txt": b"a caption" for k in range(3)}
+    packed = {name: archive(files, name) for name in ("zip", "tar", "tar.gz")}
+    table = b"file_name,text\n0.png,a\n1.png,b\n"
+    lines = b'{"file_name": "0.png", "text": "a"}\n{"file_name": "1.png", "caption": "b"}\n'
+    place, network = folder / "captioned", folder / "network"
+    place.mkdir()
+    for name in ("0.png", "1.png"):
+        (place / name).write_bytes(pictures[0])
+    models.save(models.build({"kind": "mlp", "width": 4, "depth": 1}, (1, 2, 2), 2, 10, 0), network)
+    sums = (network / hashes.SUMS).read_bytes()
+    config = (network / "config.json").read_bytes()
+
+    def read_archive(content: bytes, name: str) -> None:
+        path = folder / f"a.{name}"
+        path.write_bytes(content)
+        read = datasets.captions(str(path)) if name != "zip" else list(archives.members(path, lambda name: True))
+        assert all(isinstance(entry, tuple) for entry in read)
+
+    def mutated_archive(rng: random.Random) -> None:
+        name = rng.choice(list(packed))
+        read_archive(mutate(packed[name], rng), name)
+
+    def forged_archive(rng: random.Random) -> None:
+        content, name = forged(rng)
+        read_archive(mutate(content, rng) if rng.random() < 0.5 else content, name)
+
+    def decode(content: bytes) -> None:
+        assert images.decode(content, Path("a.zip"), "a", 4, None, Account("a")).shape == (3, 4, 4)
+
+    def mutated_image(rng: random.Random) -> None:
+        decode(mutate(rng.choice(pictures), rng))
+
+    def forged_image(rng: random.Random) -> None:
+        content = picture(rng)
+        decode(mutate(content, rng) if rng.random() < 0.3 else content)
+
+    def read_captions(rng: random.Random) -> None:
+        for path in place.glob("metadata.*"):
+            path.unlink()
+        name, content = rng.choice((("metadata.csv", table), ("metadata.jsonl", lines)))
+        (place / name).write_bytes(mutate(content, rng))
+        assert len(datasets.captions(str(place))) <= 2
+
+    def read_sums(rng: random.Random) -> None:
+        name = rng.choice(("../../etc/hostname", "/etc/hostname", "a/../../x", "config.json", "x\0", "\x1b[2J", "."))
+        added = f"{rng.randbytes(32).hex()}  {name}\n".encode() if mutate is MUTATE and rng.random() < 0.5 else b""
+        (network / hashes.SUMS).write_bytes(mutate(sums, rng) + added)
+        try:
+            hashes.check_folder(network)
+        finally:
+            (network / hashes.SUMS).write_bytes(sums)
+
+    def read_network(rng: random.Random) -> None:
+        (network / hashes.SUMS).unlink()
+        stated = json.loads(config)
+        for _ in range(rng.choice((1, 1, 2)) if mutate is MUTATE else 0):
+            key, size = rng.choice(list(stated)), 10 ** rng.randrange(1, 3000)
+            stated[key] = rng.choice((size, -size, [size, size], [size] * 1000, {"a": size}, None, "x", 1e300))
+        (network / "config.json").write_bytes(mutate(json.dumps(stated).encode(), rng))
+        try:
+            models.load(network)
+        finally:
+            (network / "config.json").write_bytes(config)
+            (network / hashes.SUMS).write_bytes(sums)
+
+    return {
+        "archives": mutated_archive,
+        "archives that declare more": forged_archive,
+        "images": mutated_image,
+        "images that declare more": forged_image,
+        "captions": read_captions,
+        "SHA256SUMS": read_sums,
+        "a network's configuration": read_network,
     }
+
+
+MUTATE = mutate  # which a test replaces
+
+
+def archive(files: dict[str, bytes], kind: str) -> bytes:
+    """A zip, tar or tar.gz of these files."""
+    file = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as opened:
+            for name, content in files.items():
+                opened.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=file, mode="w:gz" if kind == "tar.gz" else "w") as opened:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                opened.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def forged(rng: random.Random) -> tuple[bytes, str]:
+    """An archive that declares more than it holds, or unpacks to more than it declares, and its type."""
+    size, kind = 2 ** rng.randrange(1, 64), rng.randrange(7)
+    if kind == 0:
+        return bombs.lying_zip("a.png", bytes(rng.choice((0, 100, 10**6))), min(size, 2**32 - 2)), "zip"
+    if kind == 1:
+        return bombs.lying_zip("a.png", b"", 2**32 - 1, struct.pack("<HHQ", 1, 8, size)), "zip"
+    if kind == 2:
+        return bombs.overlapping_zip(rng.randrange(2, 40), rng.choice((100, 10**6))), "zip"
+    if kind == 3:
+        return bombs.sparse_tar(size), "tar"
+    if kind == 4:
+        key = rng.choice(("size", "GNU_sparse_size", "GNU_sparse_realsize", "GNU_sparse_map", "path", "mtime"))
+        text = rng.choice((str(size), str(-size), "0," * 1000, "x" * rng.randrange(10**4)))
+        return bombs.pax_tar(GNU_sparse_major="1", GNU_sparse_minor="0", **{key: text}), "tar"
+    of = rng.choice((b"0", b"L", b"K", b"x", b"g", b"S", b"1", b"2", b"5", b"6"))
+    field = (b"\x80" if rng.random() < 0.5 else b"\xff") + size.to_bytes(11, "big")
+    content = bombs.tar_header("a.png", 0, of, field) + bytes(rng.choice((0, 512, 1024, 3 * 10**6)))
+    return (gzip.compress(content, 1), "tar.gz") if kind == 5 else (content, "tar")
+
+
+def picture(rng: random.Random) -> bytes:
+    """An image whose header declares any size, or any number of frames or of bytes in a chunk."""
+    width, height = (rng.choice((1, 7, 2**14, 2 ** rng.randrange(1, 31))) for _ in range(2))
+    kind = rng.randrange(6)
+    if kind == 0:
+        part = rng.choice((b"zTXt", b"iCCP", b"iTXt", b"eXIf", b"acTL", b"tEXt"))
+        content = b"k\0\0" + zlib.compress(bytes(rng.choice((10, 10**5, 10**7))), 1)
+        return bombs.png(width, height, bombs.chunk(part, content), pixels=bytes(100))
+    if kind == 1:
+        return bombs.bmp(width, rng.choice((height, -height)))
+    if kind == 2:
+        return bombs.gif(width % 2**16, height % 2**16, rng.choice((1, 2, 1000)))
+    if kind == 3:
+        return bombs.tiff(rng.choice((1, 2, 1000)), rng.choice((0, 0, 0, 100)))
+    if kind == 4:
+        return bombs.webp(1 + width % 2**14, 1 + height % 2**14)
+    return bombs.png(width, height, pixels=bytes(100))
 
 
 def run(inputs: int, seed: int = 0) -> dict[str, Any]:
     """Feed that many inputs to the readers, in turn.
 
     Returns:
-        readers: name → inputs, refused, read; seconds; grown_mb: what the process holds more than at the start.
+        readers: name → inputs, refused, read; seconds; grown_mb, peak_mb: what the process holds at the end, and held
+            at most, more than at the start.
     """
 
     def hung(*_: Any) -> None:
@@ -186,7 +345,8 @@ def run(inputs: int, seed: int = 0) -> dict[str, Any]:
     before = signal.signal(signal.SIGALRM, hung)
     place = "/dev/shm" if Path("/dev/shm").is_dir() else None
     try:
-        with tempfile.TemporaryDirectory(dir=place) as folder:
+        with tempfile.TemporaryDirectory(dir=place) as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of every tag
             every = readers(Path(folder))
             for name, read in every.items():
                 refused, total = 0, inputs // len(every)
@@ -206,8 +366,10 @@ def run(inputs: int, seed: int = 0) -> dict[str, Any]:
         signal.signal(signal.SIGALRM, before)
     grown = (psutil.Process().memory_info().rss - start) / 1e6
     assert grown < MEGABYTES, f"the process grew by {grown:.0f} MB"
-    return {"readers": counts, "seconds": time.monotonic() - began, "grown_mb": grown}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - start / 1e6
+    assert peak < PEAK, f"the process held up to {peak:.0f} MB more than at the start"
+    return {"readers": counts, "seconds": time.monotonic() - began, "grown_mb": grown, "peak_mb": peak}
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(*(int(word) for word in sys.argv[1:3] or ["120000"])), indent=2))
+    print(json.dumps(run(*(int(word) for word in sys.argv[1:3] or ["150000"])), indent=2))

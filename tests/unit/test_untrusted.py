@@ -1,13 +1,17 @@
 """Nothing from outside is unpickled, and nothing in results/ is read but through the readers that check hashes."""
 
 import ast
+import json
 import pickle
+import shutil
 from pathlib import Path
 
+import bombs
 import pytest
 import torch
-from consistency import checkpoints, models, storage
-from consistency.errors import StorageError
+from consistency import checkpoints, latents, models, storage
+from consistency.errors import ConsistencyError, StorageError
+from consistency.metrics import extractors
 from helpers import ROOT
 
 FILES = sorted((ROOT / "workflow").rglob("*.py"))
@@ -62,7 +66,7 @@ def test_weights_are_safetensors():
     found = {}
     for path in FILES:
         for line, name, options in calls(path):
-            if name.endswith(".from_pretrained"):
+            if name.endswith(".from_pretrained") and "config_class" not in name:
                 file = str(path.relative_to(ROOT / "workflow" / "consistency"))
                 found[file] = found.get(file, 0) + 1
                 safe = options.get("use_safetensors") == "True"
@@ -81,6 +85,7 @@ def test_our_own_readers_of_our_own_files():
     own |= {"locks.py", "parallel.py", "status.py"}  # of what running processes say of themselves
     own |= {"writers.py"}  # of the file that it writes
     own |= {"filesystems.py"}  # for `storage`, where files cannot be mapped
+    own |= {"bounds.py", "sizes.py"}  # of anybody's files, up to a size
     own |= {"records.py"}  # of JSON that it has just made
     readers = ("open", "pd.read_csv", "pd.read_json", "json.load", "json.loads", "safe_open", "load_file", "np.load")
     methods = (".read_text", ".read_bytes", ".open")
@@ -121,3 +126,92 @@ def test_our_own_networks_are_never_read_from_bin(tmp_path):
     with pytest.raises(StorageError):
         models.load(tmp_path / "n")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A pipeline's folder that holds a module of its own wherever diffusers and transformers look for one."""
+    import tiny
+
+    folder = tiny.sdxl(tmp_path_factory.mktemp("foreign") / "sdxl")
+    tiny.clip_folder(folder / "clip")
+    return folder
+
+
+@pytest.fixture
+def foreign(pipeline, tmp_path):
+    """A copy of it, whose modules leave a file `ran` when they are imported."""
+    folder = shutil.copytree(pipeline, tmp_path / "foreign")
+    code = f"""
+from pathlib import Path
+Path({str(tmp_path / "ran")!r}).touch()
+from diffusers import StableDiffusionXLPipeline as Pipeline, UNet2DConditionModel as Model
+from transformers import CLIPTokenizer as Tokenizer, CLIPConfig as Config
+"""
+    for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        for name in ("foreign", "pipeline", "modeling_foreign", "unet", "tokenizer", "__init__"):
+            (place / f"{name}.py").write_text(code)
+    return folder
+
+
+def encode(folder):
+    storage.write_json(folder.parent / "captions.json", {"captions": ["a cat"]})
+    latents.encode_prompts(folder.parent / "out", folder.parent / "captions.json", folder, 32, 1, "no")
+
+
+AUTO = {"auto_map": {"AutoModel": "foreign.Model", "AutoConfig": "foreign.Config", "AutoTokenizer": "foreign.Tokenizer"},
+        "trust_remote_code": True, "custom_pipeline": "foreign"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("model_index.json", {"_class_name": ["foreign", "Pipeline"]}),
+        ("model_index.json", {"tokenizer": ["foreign", "Tokenizer"]}),
+        ("model_index.json", {"tokenizer": ["os", "system"]}),
+        ("model_index.json", {"scheduler": ["builtins", "exec"]}),
+        ("model_index.json", {"scheduler": ["foreign", "Model"], "trust_remote_code": True}),
+        ("model_index.json", {"tokenizer_2": ["modeling_foreign", "Tokenizer"], "custom_pipeline": "foreign"}),
+    ],
+)
+def test_a_pipeline_of_foreign_classes_is_refused(foreign, tmp_path, file, changes):
+    bombs.changed(foreign / file, **changes)
+    with pytest.raises(StorageError, match="text encoders cannot be loaded") as caught:
+        encode(foreign)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "text_encoder/config.json", "tokenizer/tokenizer_config.json"])
+def test_names_of_a_pipelines_own_code_are_not_followed(foreign, tmp_path, file):
+    bombs.changed(foreign / file, **AUTO | ({"_class_name": "foreign"} if file == "model_index.json" else {}))
+    encode(foreign)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_networks_and_extractors_never_run_a_folders_code(foreign, tmp_path):
+    """A class that is not ours is refused by name; what else a configuration says of code is not looked at."""
+    config = foreign / "unet" / "config.json"
+    for name in ("foreign.Model", ["foreign", "Model"], "Model"):
+        bombs.changed(config, _class_name=name, **AUTO)
+        with pytest.raises(ConsistencyError, match="a teacher is a UNet2DModel") as caught:
+            models.load(foreign / "unet")
+        assert "\n" not in str(caught.value)
+    bombs.changed(config, _class_name="UNet2DConditionModel")
+    models.load(foreign / "unet")
+    bombs.changed(foreign / "clip" / "config.json", architectures=["foreign.Model"], **AUTO)
+    (foreign / "clip" / "tokenizer_config.json").write_text(json.dumps(AUTO | {"tokenizer_class": "foreign.Tokenizer"}))
+    extractors.load("clip", foreign / "clip")
+    bombs.changed(foreign / "clip" / "config.json", model_type="foreign")
+    with pytest.raises(ConsistencyError, match="holds a model of type 'foreign', not 'clip'"):
+        extractors.load("clip", foreign / "clip")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_foreign_code_would_run(foreign, tmp_path):
+    """Where somebody trusts it: without this the tests above could not fail."""
+    from diffusers import DiffusionPipeline
+
+    bombs.changed(foreign / "model_index.json", _class_name=["foreign", "Pipeline"])
+    DiffusionPipeline.from_pretrained(foreign, trust_remote_code=True, local_files_only=True)
+    assert (tmp_path / "ran").exists()

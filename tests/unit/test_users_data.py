@@ -156,7 +156,7 @@ def test_animations_are_refused_but_not_a_photograph_with_previews(tmp_path):
         place.mkdir()
         first, *others = [frame.copy() for frame in frames]
         first.save(place / name, kind, save_all=True, append_images=others)
-        refused(rf"{name}: cannot be read \(3 frames or pages, allowed: one\)", read, place, labels=None)
+        refused(rf"{name}: cannot be read \(several frames or pages, allowed: one\)", read, place, labels=None)
     place = tmp_path / "mpo"
     place.mkdir()
     for name in ("a.jpg", "b.jpg"):

@@ -6,6 +6,8 @@ StorageError of one line that names it; a file that is not read is told to an `a
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import stat
 import tarfile
@@ -14,7 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
+from . import bounds
 from .account import Account
 from .errors import ConsistencyError, StorageError
 
@@ -22,6 +26,7 @@ IMAGE_TYPES = {"png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "tif", "tiff"
 BESIDE = {"cls", "txt", "json"}  # types of what a webdataset has beside its images
 HIDDEN = "hidden"
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+SPLIT = "split it into several archives, which a pattern names"
 
 
 @contextmanager
@@ -42,11 +47,99 @@ class _Member(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
         try:
-            return super().fromtarfile(archive)
+            member = super().fromtarfile(archive)
         except tarfile.EOFHeaderError:
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"damaged or cut off: {error}") from error
+        member._check()  # once more: pax headers may have made it sparse, or of another size
+        return member
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._check()
+        return super()._proc_member(archive)
+
+    def _check(self) -> None:
+        if self.size < 0:  # the next member would be an earlier one
+            raise tarfile.ReadError(f"{self.name}: its size is {self.size}, allowed: 0 and more")
+        if self.issparse() or self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"{self.name}: a sparse member, whose zeros are not stored; allowed: whole ones")
+
+
+class _TarBytes:
+    """The bytes of a tar as `tarfile` reads them, which itself takes headers of any length, and skips to any place.
+
+    Args:
+        file: open, and unpacked where `packed` is the size of the archive that is.
+    """
+
+    mode = "rb"
+
+    def __init__(self, archive: Path, file: BinaryIO | gzip.GzipFile, packed: int | None):
+        self.name, self.tell = str(archive), file.tell
+        self.most = None if packed is None else bounds.UNPACKED + bounds.RATIO * packed
+        self.allowed = bounds.MEMBER_HEADER  # bytes that may be read before it is set anew
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        self.allowed -= size
+        if self.allowed < 0:
+            most = bounds.shown(bounds.MEMBER_HEADER)
+            raise StorageError(f"{self.name}: a member with headers of more than {most}, allowed: at most that")
+        return self._read(size)
+
+    def seek(self, position: int) -> None:
+        if self.most is None:
+            self._file.seek(position)
+        while self.tell() < position and self._read(min(position - self.tell(), 1 << 20)):
+            pass
+
+    def finish(self) -> None:
+        """Unpack to the end, where gzip checks its sum."""
+        while self.most is not None and self._read(1 << 20):
+            pass
+
+    def _read(self, size: int) -> bytes:
+        content = self._file.read(size)
+        if self.most is not None and self.tell() > self.most:
+            raise _unpacks_to(self.name, self.tell(), self.most)
+        return content
+
+
+class _Directory(io.BufferedReader):
+    """A zip's file. `zipfile` reads the list of its members as one piece, and makes an object of each of them."""
+
+    listing = True
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.listing and size is not None:
+            bounds.check_size(f"{self.name}: the list of its members", size, bounds.NAMES)
+        content = super().read(size)
+        if self.listing and (count := content.count(b"PK\1\2")) > bounds.MEMBERS:
+            raise _too_many(self.name, count)
+        return content
+
+
+def _unpacks_to(archive: str | Path, size: int, most: int) -> StorageError:
+    allowed = f"{bounds.shown(bounds.UNPACKED)} and {bounds.RATIO} times its own size"
+    return StorageError(
+        f"{archive}: unpacks to {bounds.shown(size)} or more, allowed: {bounds.shown(most)} ({allowed})"
+    )
+
+
+def _too_many(archive: str | Path, count: int) -> StorageError:
+    return StorageError(f"{archive}: {count:,} members or more, allowed: at most {bounds.MEMBERS:,}; {SPLIT}")
+
+
+def _check_size(archive: Path, name: str, size: int) -> None:
+    if size > (most := most_of(name)):
+        bounds.check_size(where(archive, name), size, most)
+
+
+def most_of(name: str) -> int:
+    """Bytes that a file of this name may have."""
+    kind = name.rpartition(".")[2].lower()  # faster than `kind_of`
+    return bounds.LABEL if kind in BESIDE else bounds.TABLE if kind in ("csv", "jsonl") else bounds.IMAGE
 
 
 def is_tar(archive: Path) -> bool:
@@ -98,59 +191,112 @@ def members(
     over.
 
     Raises:
-        StorageError: damaged, a name that occurs twice in an archive, a link that leads nowhere.
+        StorageError: damaged, a name that occurs twice in an archive, a link that leads nowhere, what is larger than
+            `bounds` allows.
     """
     account = account or Account(str(archive))
-    seen: set[str] = set()
     with reading(archive):
         if archive.is_dir():
-            names = _files(archive, "", frozenset(), account)
-            for name in sorted(names, key=PurePosixPath):
-                yield name, (archive / name).read_bytes() if wanted(name) else None
-        elif not is_tar(archive):
-            with zipfile.ZipFile(archive) as file:
-                for entry in sorted(file.infolist(), key=lambda entry: PurePosixPath(entry.filename)):
-                    why = "a link in an archive" if stat.S_ISLNK(entry.external_attr >> 16) else ""
-                    if not entry.is_dir() and (name := _accepted(entry.filename, why, seen, archive, account)):
-                        yield name, file.read(entry) if wanted(name) else None
+            for name in sorted(_files(archive, "", frozenset(), account, []), key=PurePosixPath):
+                yield name, bounds.read(archive / name, most_of(name)) if wanted(name) else None
         else:
-            mode = "r:" if archive.suffix.lower() == ".tar" else "r:gz"
-            with tarfile.open(archive, mode, tarinfo=_Member) as file:
-                for member in file:
-                    linked = "a link in an archive" if member.issym() or member.islnk() else "not a file"
-                    why = "" if member.isfile() else linked
-                    if not member.isdir() and (name := _accepted(member.name, why, seen, archive, account)):
-                        yield name, file.extractfile(member).read() if wanted(name) else None
-                while file.fileobj.read(1 << 20):  # to the end, where gzip checks its sum
-                    pass
+            labels, read = 0, _of_tar if is_tar(archive) else _of_zip
+            for name, data in read(archive, wanted, _Names(archive, account)):
+                labels += len(data) if data and most_of(name) == bounds.LABEL else 0
+                if labels > bounds.LABELS:
+                    most = bounds.shown(bounds.LABELS)
+                    raise StorageError(f"{archive}: more than {most} of labels and captions, allowed: that; {SPLIT}")
+                yield name, data
 
 
-def _accepted(name: str, why: str, seen: set[str], archive: Path, account: Account) -> str:
-    """A member's name; empty where it is passed over, with the reason `why` or one that the name gives."""
-    name = str(PurePosixPath(name))
-    parts = PurePosixPath(name).parts
-    if not why and (PurePosixPath(name).is_absolute() or ".." in parts):
-        why = "a name that leads out of the archive"
-    if not why and any(map(_hidden, parts)):
-        why = HIDDEN
-    if why:
-        account.pass_over(short(archive, name), why)
-        return ""
-    if name in seen:
-        raise StorageError(f"{where(archive, name)}: is in the archive twice, allowed: once")
-    seen.add(name)
-    return name
+def _of_tar(archive: Path, wanted: Callable[[str], bool], names: _Names) -> Iterator[tuple[str, bytes | None]]:
+    packed = archive.suffix.lower() != ".tar"
+    with bounds.regular(archive) as raw, gzip.open(raw) if packed else raw as unpacked:
+        content = _TarBytes(archive, unpacked, os.fstat(raw.fileno()).st_size if packed else None)
+        with tarfile.open(mode="r:", fileobj=content, tarinfo=_Member) as file:
+            while (member := file.next()) is not None:
+                file.members.clear()  # tarfile would keep every one
+                linked = "a link in an archive" if member.issym() or member.islnk() else "not a file"
+                if not member.isdir() and (name := names.accept(member.name, "" if member.isfile() else linked)):
+                    data = None
+                    if wanted(name):
+                        _check_size(archive, name, member.size)
+                        content.allowed = member.size
+                        data = file.extractfile(member).read()
+                    yield name, data
+                content.allowed = bounds.MEMBER_HEADER
+            content.finish()
+
+
+def _of_zip(archive: Path, wanted: Callable[[str], bool], names: _Names) -> Iterator[tuple[str, bytes | None]]:
+    with _Directory(bounds.regular(archive).detach()) as content, zipfile.ZipFile(content) as file:
+        content.listing, unpacked = False, 0
+        most = bounds.UNPACKED + bounds.RATIO * os.fstat(content.fileno()).st_size
+        for entry in sorted(file.infolist(), key=lambda entry: PurePosixPath(entry.filename).parts):
+            why = "a link in an archive" if stat.S_ISLNK(entry.external_attr >> 16) else ""
+            if not entry.is_dir() and (name := names.accept(entry.filename, why)):
+                if not wanted(name):
+                    yield name, None
+                    continue
+                _check_size(archive, name, entry.file_size)
+                unpacked += entry.file_size
+                if unpacked > most:
+                    raise _unpacks_to(archive, unpacked, most)
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # they unpack without a bound
+                    how = zipfile.compressor_names.get(entry.compress_type, entry.compress_type)
+                    raise ValueError(f"{name}: compression {how}, allowed: store, deflate")
+                with file.open(entry) as stream:
+                    yield name, stream.read(entry.file_size + 1)  # no more than declared, whatever it unpacks to
+
+
+class _Names:
+    """The names of an archive's members, each accepted once."""
+
+    def __init__(self, archive: Path, account: Account):
+        self.archive, self.account = archive, account
+        self.seen: set[str] = set()
+        self.count = self.size = 0
+
+    def accept(self, name: str, why: str) -> str:
+        """A member's name; empty where it is passed over, with the reason `why` or one that the name gives."""
+        self.count, self.size = self.count + 1, self.size + len(name)
+        if self.count > bounds.MEMBERS:
+            raise _too_many(self.archive, self.count)
+        if self.size > bounds.NAMES:
+            bounds.check_size(f"{self.archive}: the names of its members", self.size, bounds.NAMES)
+        name = str(PurePosixPath(name))
+        parts = PurePosixPath(name).parts
+        if not why and (PurePosixPath(name).is_absolute() or ".." in parts):
+            why = "a name that leads out of the archive"
+        if not why and any(map(_hidden, parts)):
+            why = HIDDEN
+        if why:
+            self.account.pass_over(short(self.archive, name), why)
+            return ""
+        if name in self.seen:
+            raise StorageError(f"{where(self.archive, name)}: is in the archive twice, allowed: once")
+        self.seen.add(name)
+        return name
 
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _files(folder: Path, below: str, above: frozenset[tuple[int, int]], account: Account) -> list[str]:
+def _files(
+    folder: Path,
+    below: str,
+    above: frozenset[tuple[int, int]],
+    account: Account,
+    linked: list[str],
+    through: bool = False,
+) -> list[str]:
     """Names of the files in the folder `below` of `folder` and deeper, relative to `folder`; links are followed.
 
     Args:
         above: device and inode of the folders on the way here, so that a link to one of them ends.
+        linked: the folders so far that are reached through links, which are counted.
+        through: whether this one is.
     """
     place = folder / below
     found, status = [], place.stat()
@@ -164,10 +310,13 @@ def _files(folder: Path, below: str, above: frozenset[tuple[int, int]], account:
         if _hidden(entry.name):
             account.pass_over(name + "/" * entry.is_dir(), HIDDEN)
         elif entry.is_dir():
-            found += _files(folder, name, above | {itself}, account)
+            if behind := through or entry.is_symlink():
+                linked.append(name)
+                bounds.check_linked(folder, len(linked))
+            found += _files(folder, name, above | {itself}, account, linked, behind)
         elif entry.is_file():
             found.append(name)
-        elif entry.is_symlink():
+        elif not os.path.exists(entry.path):
             raise StorageError(f"{folder / name}: is a link that leads nowhere; restore what it names, or remove it")
         else:
             account.pass_over(name, "not a file")

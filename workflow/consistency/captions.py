@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import archives
+from . import archives, bounds
 from .account import Account
 from .archives import IMAGE_TYPES, kind_of, of_type, reading, short, where
 from .errors import StorageError
@@ -38,7 +38,17 @@ def _text(data: bytes) -> str:
     return text
 
 
-def _rows(lines: io.StringIO, table: bool) -> Iterator[dict[str, Any]]:
+def _lines(data: bytes) -> Iterator[str]:
+    """The lines of a text file, one after the other: a file in memory takes four bytes for each character."""
+    _text(data)
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for number, line in enumerate(io.TextIOWrapper(io.BytesIO(data), "utf-16" if wide else "utf-8-sig", newline=""), 1):
+        if len(line) > bounds.ROW:
+            raise ValueError(f"line {number}: {len(line):,} characters, allowed: at most {bounds.ROW:,}")
+        yield line
+
+
+def _rows(lines: Iterator[str], table: bool) -> Iterator[dict[str, Any]]:
     """The rows of a metadata.csv or metadata.jsonl."""
     if not table:
         yield from (json.loads(line) for line in lines if line.strip())
@@ -59,8 +69,7 @@ def _metadata(data: bytes, archive: Path, name: str, account: Account) -> Iterat
     """File name and caption of each row of a metadata.csv or metadata.jsonl."""
     unused: set[str] = set()
     with reading(where(archive, name)):
-        lines = io.StringIO(_text(data), newline="")
-        for number, row in enumerate(_rows(lines, name.endswith(".csv")), 1):
+        for number, row in enumerate(_rows(_lines(data), name.endswith(".csv")), 1):
             key = next((key for key in TEXTS if key in row), None)
             if key is None or not isinstance(row[key], str) or not isinstance(row.get("file_name"), str):
                 raise ValueError(f"row {number} without file_name and text; allowed: file_name, and text or caption")

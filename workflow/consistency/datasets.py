@@ -9,10 +9,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from . import bounds
 from .account import Account
 from .archives import members, reading
 from .captions import captioned, captions  # noqa: F401 (one door for users)
@@ -57,6 +59,15 @@ def _find(places: list[Path], advice: str) -> Path:
 def _check(found: str, expected: str, where: Path) -> None:
     if found != expected:
         raise StorageError(f"{where}: damaged: sha256 is {found[:12]}…, the official one {expected[:12]}…; replace it")
+
+
+def _unpacked(path: Path) -> bytes:
+    """The bytes of an IDX file, gzipped or not, which end where the largest official one does."""
+    with bounds.regular(path) as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
+        data = file.read(bounds.IDX + 1)
+    if len(data) > bounds.IDX:
+        raise StorageError(f"{path}: holds more than {bounds.IDX:,} bytes, the largest official file's; replace it")
+    return data
 
 
 def read_idx(data: bytes, where: str | Path) -> np.ndarray:
@@ -105,7 +116,7 @@ def fashion(folder: str | None = None) -> dict[str, Split]:
         else:
             path = _find([place / f"{name}.gz", place / name], f"get it from {FASHION_URL}/{name}.gz")
         with reading(path):
-            data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            data = _unpacked(path)
         _check(hashlib.sha256(data).hexdigest(), expected, path)
         arrays.append(read_idx(data, path))
     padded = [np.pad(images[:, None], ((0, 0), (0, 0), (2, 2), (2, 2))) for images in arrays[::2]]
@@ -143,8 +154,21 @@ def cifar10(folder: str | None = None) -> dict[str, Split]:
 
 
 def _npz(path: Path, name: str) -> np.ndarray:
-    with reading(path), np.load(path, allow_pickle=False) as file:
-        return file[name]
+    with reading(path), bounds.regular(path) as file:
+        with zipfile.ZipFile(file) as archive:
+            entry = archive.getinfo(f"{name}.npy")
+            bounds.check_size(f"{path}: {name}", entry.file_size, bounds.ARRAY)
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+                raise ValueError(f"{name}: compressed otherwise than NumPy does")
+            with archive.open(entry) as stream:
+                version = np.lib.format.read_magic(stream)
+                header = "read_array_header_1_0" if version == (1, 0) else "read_array_header_2_0"
+                shape, _, kind = getattr(np.lib.format, header)(stream)
+        if math.prod(shape) * kind.itemsize > entry.file_size:  # NumPy takes the memory first
+            raise ValueError(f"{name}: its header declares {shape} of {kind}, more than it holds")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays[name]
 
 
 def imagenet32(folder: str) -> dict[str, Split]:
@@ -162,6 +186,8 @@ def imagenet32(folder: str) -> dict[str, Split]:
         advice = f"get {archive}.zip from {IMAGENET_URL} (registration needed) and unpack it in {place}"
         files = [_find([place / name, place / archive / name], advice) for name in names]
         labels = [_npz(path, "labels").ravel() for path in files]
+        for path, classes in zip(files, labels, strict=True):
+            bounds.check_size(f"{path}: images of {len(classes):,} labels", 3072 * len(classes), bounds.ARRAY)
         images, start = np.empty((sum(map(len, labels)), 3072), np.uint8), 0
         for path, classes in zip(files, labels, strict=True):
             data = _npz(path, "data")

@@ -15,9 +15,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from pathlib import Path
+import stat
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from . import bounds
 from .errors import StorageError
 
 SUMS = "SHA256SUMS"  # of a folder
@@ -29,10 +31,10 @@ def sha256(path: str | os.PathLike) -> str:
     """Hex sha256 of a file's bytes.
 
     Raises:
-        StorageError: the file is missing or unreadable.
+        StorageError: the file is missing, unreadable, or no regular file.
     """
     try:
-        with open(path, "rb") as file:
+        with bounds.regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
@@ -86,7 +88,13 @@ def _sums(folder: str | Path) -> dict[Path, str]:
     folder = Path(folder)
     for place in (folder, folder.parent):
         if (place / SUMS).is_file():
-            parts = [line.partition("  ") for line in read_bytes(place / SUMS).decode(errors="replace").split("\n")]
+            lines = read_bytes(place / SUMS, bounds.CONFIG).decode(errors="replace").split("\n")
+            parts = [line.partition("  ") for line in lines]
+            for _, _, name in parts[:-1]:
+                if ".." in PurePosixPath(name).parts or not bounds.is_inside(place / name, place):
+                    raise StorageError(
+                        f"{place / SUMS}: names {name!r}, which lies elsewhere; allowed: files in {place}"
+                    )
             found = {place / (name or "?"): digest for digest, _, name in parts[:-1]}
             found = {file: digest for file, digest in found.items() if file.is_relative_to(folder)}
             # in folders that it names: Snakemake's cache, filled twice at once, leaves a copy in a folder below
@@ -99,32 +107,44 @@ def _sums(folder: str | Path) -> dict[Path, str]:
 
 
 def check_folder(folder: str | Path, without: tuple[str, ...] = ()) -> None:
-    """Compare the folder's files with its SHA256SUMS; a folder from elsewhere, which has none, is not checked.
+    """Compare the folder's files with its SHA256SUMS; of a folder from elsewhere, which has none, check kinds and sizes
+    of the files alone.
 
     Args:
         without: sub-folders that are not going to be read.
 
     Raises:
-        StorageError: a file that is missing or damaged.
+        StorageError: a file that is missing or damaged; a FIFO, a device or a socket; a text larger than any model's.
     """
+    _check_kinds(Path(folder))
     for file, recorded in _sums(folder).items():
-        if file.relative_to(folder).parts[0] not in without:
+        if not {*file.relative_to(folder).parts[:1]} & {*without}:
             if not file.is_file():
                 raise StorageError(f"{file}: no such file, which {SUMS} names; delete {folder} and run again")
             again = f"delete {folder} and run again (or, if the change is yours, its {SUMS})"
             same(file, sha256(file), recorded, again)
 
 
-def read_bytes(path: str | os.PathLike) -> bytes:
-    """The file's bytes.
+def _check_kinds(folder: Path) -> None:
+    """Look at the files that a library is going to open, which would wait for a FIFO and read a text of any size."""
+    for file in folder.rglob("*"):
+        try:
+            status = file.stat()
+        except OSError:  # a link that leads nowhere: the library says that the file is missing
+            continue
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise bounds.irregular(file)
+        if file.suffix in (".json", ".txt"):
+            bounds.check_size(file, status.st_size, bounds.TOKENS)
+
+
+def read_bytes(path: str | os.PathLike, most: int = bounds.RECORDS) -> bytes:
+    """The file's bytes, at most `most` of them.
 
     Raises:
-        StorageError: it is missing or unreadable.
+        StorageError: it is missing, unreadable, no regular file, or larger.
     """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
+    return bounds.read(path, most)
 
 
 def check_seal(path: str | os.PathLike, content: bytes, sealed: Any, rest: BinaryIO | None = None) -> None:
@@ -146,7 +166,7 @@ def check_sealed(path: str | os.PathLike) -> None:
     """
     digest, last = hashlib.sha256(), b""
     try:
-        with open(path, "rb") as file:
+        with bounds.regular(path) as file:
             while piece := file.read(1 << 20):
                 whole = last + piece
                 digest.update(whole[:-65])

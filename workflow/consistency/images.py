@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import unicodedata
+import warnings
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import archives
+from . import archives, bounds
 from .account import Account
 from .archives import IMAGE_TYPES, kind_of, reading, short, where
 from .errors import MismatchError, StorageError
 from .streams import generator
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -25,25 +30,27 @@ def decode(data: bytes, archive: Path, name: str, side: int, crop: int | None, a
     crop × crop (None: the largest square), then Lanczos to shrink or bicubic to enlarge.
 
     Raises:
-        StorageError: damaged, an animation, more than 8 bits a channel, or smaller than the crop.
+        StorageError: damaged, an animation, more than 8 bits a channel, smaller than the crop, or of more than
+            `bounds.PIXELS`.
     """
     from PIL import Image, ImageOps
 
     place = where(archive, name)
     with reading(place):
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:  # MPO: a photograph and previews
-            raise ValueError(f"{frames} frames or pages, allowed: one")
-        image = ImageOps.exif_transpose(image)
+        image = _opened(data)
+        if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photograph and previews
+            raise ValueError("several frames or pages, allowed: one")
         if image.mode[0] in "IF":
             raise ValueError(f"pixels of mode {image.mode}, allowed: 8 bits a channel")
-        image = image.convert("RGB")
+        ImageOps.exif_transpose(image, in_place=True)
+        image = image if image.mode == "RGB" else image.convert("RGB")
     width, height = image.size
     size = crop or min(width, height)
     if size > min(width, height):
         raise StorageError(f"{place}: {width}×{height} pixels, smaller than the crop of {size}")
     left, top = (width - size) // 2, (height - size) // 2
-    image = image.crop((left, top, left + size, top + size))
+    if (size, size) != image.size:
+        image = image.crop((left, top, left + size, top + size))
     if size < side:
         account.remark(f"images enlarged to {side}×{side} pixels", short(archive, name))
     if size != side:
@@ -51,6 +58,25 @@ def decode(data: bytes, archive: Path, name: str, side: int, crop: int | None, a
     pixels = np.asarray(image).transpose(2, 0, 1)
     account.compare(pixels, short(archive, name))
     return pixels
+
+
+def _opened(data: bytes) -> Image.Image:
+    """An image whose header alone is read yet; its size is one that may be."""
+    from PIL import Image
+
+    allowed = f"allowed: at most {bounds.PIXELS:,}"
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", Image.DecompressionBombWarning
+        )  # from 89 million pixels, which photographs have
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError:
+            raise ValueError(f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, {allowed}") from None
+    width, height = image.size
+    if width * height > bounds.PIXELS:
+        raise ValueError(f"{width}×{height} pixels, {allowed}")
+    return image
 
 
 def images(

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from . import bounds
 from .account import Account
-from .errors import StorageError, memory_advice
+from .errors import ConsistencyError, StorageError, memory_advice
 from .progress import Progress
 from .storage import check_folder, load_tensors, read_json, save_tensors, write_json
 
@@ -80,19 +81,23 @@ def encode_prompts(
 
     from .compat import ensure_torchvision
     from .devices import HALF, pick_device, place
+    from .models import sizes
 
     ensure_torchvision()
     from diffusers import StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    captions, device = read_json(captions_path)["captions"], pick_device()
+    captions, device = read_json(captions_path, most=bounds.CAPTIONS)["captions"], pick_device()
     check_folder(pipeline, without=("unet", "vae"))
     classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
     options: dict[str, Any] = {"local_files_only": True, "dtype": HALF.get(precision, torch.float32)}
     try:
         encoders, absent = {}, []
+        for config in Path(pipeline).glob("scheduler/scheduler_config.json"):
+            sizes.check_config(config)
         for part, cls in classes.items():
             folder = Path(pipeline) / part
+            sizes.check(folder, cls)
             encoders[part], report = cls.from_pretrained(
                 folder, variant=variant(folder), use_safetensors=True, output_loading_info=True, **options
             )
@@ -100,6 +105,8 @@ def encode_prompts(
         pipe = StableDiffusionXLPipeline.from_pretrained(
             pipeline, unet=None, vae=None, local_files_only=True, use_safetensors=True, **encoders
         )
+    except ConsistencyError:
+        raise
     except Exception as error:
         raise StorageError(f"{pipeline}: text encoders cannot be loaded ({' '.join(str(error).split())})") from error
     if absent:  # transformers leaves them random
@@ -170,8 +177,11 @@ def _vae(folder: str | Path, device: Any, precision: str) -> Any:
 
     check_folder(folder)
     try:
+        models.sizes.check(folder, AutoencoderKL)
         options = {"variant": variant(folder), "local_files_only": True}
         network = AutoencoderKL.from_pretrained(folder, use_safetensors=True, **options)
+    except ConsistencyError:
+        raise
     except Exception as error:
         raise StorageError(f"{folder}: VAE cannot be loaded ({' '.join(str(error).split())})") from error
     models.check_complete(network, folder)

@@ -15,6 +15,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from . import bounds
 from .errors import ConfigError
 
 _LIBRARY = Path(__file__).parent
@@ -119,25 +120,41 @@ def check_shared() -> None:
 
 
 def own_files(place: str | Path) -> list[Path]:
-    """A user's file, or the files in a folder or of a pattern, sorted. Follows links; leaves hidden files out."""
+    """A user's file, or the files in a folder or of a pattern, sorted. Follows links; leaves hidden files out.
+
+    Raises:
+        StorageError: more folders are reached through links than `bounds.LINKED`.
+    """
     path = Path(place).expanduser()
     places = [path] if path.exists() else map(Path, sorted(glob(str(path), recursive=True)))
     return [file for place in places for file in (sorted(_below(place)) if place.is_dir() else [place])]
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """The files in a folder and those below it; a link to a folder around it is not entered again."""
+    """The files in a folder and those below it; a link to a folder around it is not entered again.
+
+    Raises:
+        StorageError: more folders are reached through links than `bounds.LINKED`.
+    """
     around: dict[str, set[str]] = {}
+    linked: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         inside = around.get(parent, set()) | {os.path.realpath(parent)}
         folders[:] = [name for name in folders if not name.startswith(".")]
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in inside]
-        around |= {os.path.join(parent, name): inside for name in folders}
+        paths = [os.path.join(parent, name) for name in folders]
+        linked.update(path for path in paths if parent in linked or os.path.islink(path))
+        bounds.check_linked(folder, len(linked))
+        around |= dict.fromkeys(paths, inside)
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
 def files_sha256(place: str | Path) -> str:
-    """One sha256 over names, sizes and times of change (ns) of `own_files`: another one where a file was replaced."""
+    """One sha256 over names, sizes and times of change (ns) of `own_files`: another one where a file was replaced.
+
+    Raises:
+        StorageError: as `own_files` does.
+    """
     digest = hashlib.sha256()
     for file in own_files(place):
         try:

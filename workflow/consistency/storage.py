@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import bounds
 from .atomic import (  # noqa: F401 (one door for users)
     UNFINISHED,
     atomic,
@@ -61,16 +62,17 @@ def write_json(path: str | os.PathLike, value: dict[str, Any], durable: bool = T
     write_text(path, text(hashlib.sha256(text(ZEROS).encode()).hexdigest()), durable)
 
 
-def read_json(path: str | os.PathLike, sealed: bool = True) -> dict[str, Any]:
+def read_json(path: str | os.PathLike, sealed: bool = True, most: int | None = None) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         sealed: written by `write_json`, and checked; False for files from elsewhere.
+        most: bytes that it may have; by default `bounds.RECORDS`, and of files from elsewhere `bounds.CONFIG`.
 
     Raises:
-        StorageError: the file is missing, damaged, or is not a JSON object.
+        StorageError: the file is missing, damaged, larger, or is not a JSON object.
     """
-    content = read_bytes(path)
+    content = read_bytes(path, most or (bounds.RECORDS if sealed else bounds.CONFIG))
     value = _parse(path, content)
     if sealed:
         check_seal(path, content, value)
@@ -214,10 +216,11 @@ def check_tensors(path: str | os.PathLike) -> None:
         StorageError: missing, damaged, or without one.
     """
     try:
-        with open(path, "rb") as file:
+        with bounds.regular(path) as file:
             length = file.read(8)
             if int.from_bytes(length, "little") > os.fstat(file.fileno()).st_size - 8:
                 raise StorageError(f"{path}: not a readable safetensors file (truncated or damaged); {AGAIN}")
+            bounds.check_size(f"{path}: the list of its tensors", int.from_bytes(length, "little"), bounds.HEADER)
             header = file.read(int.from_bytes(length, "little"))
             metadata = _parse(path, header).get("__metadata__")
             text = metadata.get("json") if isinstance(metadata, dict) else None

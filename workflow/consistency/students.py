@@ -13,10 +13,10 @@ from torch import nn
 from . import models
 from .devices import HALF
 from .errors import ConsistencyError, StorageError
-from .models import LORA_FILE, first_line
+from .models import LORA_FILE, first_line, sizes
 from .predictions import data_of
 from .schedules import VESchedule, VPSchedule, boundary
-from .storage import atomic, check_folder, check_tensors, load_tensors, weights_file, write_json
+from .storage import atomic, check_folder, check_tensors, load_tensors, write_json
 from .teachers import network_time
 
 
@@ -164,7 +164,7 @@ def load(
         ensure_torchvision()
         from peft import PeftModel
 
-        weights_file(folder)
+        sizes.check_ranks(folder)
         base = models.load(teacher_folder)
         try:
             network = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()

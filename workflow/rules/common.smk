@@ -116,7 +116,10 @@ def identity(script):
 @cache
 def state_of(place):
     """What tells the user's own files from those that were there before; None where there is no such place."""
-    return provenance.files_sha256(place) if place else None
+    try:
+        return provenance.files_sha256(place) if place else None
+    except ConsistencyError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def data_files(wildcards):
@@ -132,7 +135,10 @@ def teacher_files(wildcards):
 
 def files_in(folder):
     """The files of a user's folder, as inputs: Snakemake's cache hashes files only. A missing one stays, to be named."""
-    files = [path for path in provenance.own_files(folder) if path.is_file()]
+    try:
+        files = [path for path in provenance.own_files(folder) if path.is_file()]
+    except ConsistencyError as error:
+        raise WorkflowError(str(error)) from None
     for path in files or [folder]:
         if sign := _surroundings.unusable(path):
             raise WorkflowError(f"{path}: {sign!r} in a path means something else to Snakemake; rename it")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..data import as_float
 from ..errors import StorageError
+from ..models import sizes
 from ..storage import check_folder, read_json, weights_file
 
 
@@ -37,6 +38,18 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         self.second = nn.Conv2d(channels, 2 * channels, 3, padding=1)
         self.hidden = nn.Linear(2 * channels * (height // 2) * (width // 2), feature_size)
         self.head = nn.Linear(feature_size, classes)
+
+    @staticmethod
+    def sizes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+        """Argument → the number that the shapes of saved weights give; of `sample_shape` the product."""
+        (channels, depth, *_), (feature_size, size) = shapes["first.weight"], shapes["hidden.weight"]
+        pixels = 4 * size // (2 * channels)  # each side is halved
+        return {
+            "channels": channels,
+            "feature_size": feature_size,
+            "sample_shape": depth * pixels,
+            "classes": shapes["head.weight"][0],
+        }
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, C, H, W) in [−1, 1] → (B, feature_size)."""
@@ -68,6 +81,7 @@ def load(folder: str | Path) -> tuple[Classifier, dict]:
     """
     weights_file(folder)
     check_folder(folder)
+    sizes.check_same(folder, Classifier.sizes)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
             network = Classifier.from_pretrained(folder, strict=True)

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from ..compat import ensure_torchvision
 from ..errors import ConfigError, ConsistencyError, MismatchError, StorageError
+from ..models import sizes
 from ..sources import INCEPTION_SHA256
-from ..storage import check_folder, read_json, sha256, weights_sha256
+from ..storage import check_folder, sha256, weights_sha256
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, standard deviation
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -118,9 +119,10 @@ def _pretrained(model: str, folder: Path, expected: str | None) -> tuple[nn.Modu
     digest = _same(folder, weights_sha256(folder), expected)
     ensure_torchvision()
     cls = getattr(_package("transformers", "transformers"), model)
-    if (kind := read_json(folder / "config.json", sealed=False).get("model_type")) != cls.config_class.model_type:
+    if (kind := sizes.check_config(folder / "config.json").get("model_type")) != cls.config_class.model_type:
         raise StorageError(f"{folder}: holds a model of type {kind!r}, not {cls.config_class.model_type!r}")
     with _reading(folder):
+        sizes.check(folder, cls)
         network, report = cls.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
@@ -314,10 +316,13 @@ class Aesthetic(_Loaded):
             raise StorageError(f"{folder}: one .pth file expected, found {len(files)}")
         digest = _same(files[0], sha256(files[0]), expected_sha256)
         with _reading(files[0]):
+            sizes.check_stored(files[0])
             state = torch.load(files[0], map_location="cpu", weights_only=True)
+            if wrong := [key for key, value in state.items() if value.nbytes > files[0].stat().st_size]:
+                raise ValueError(f"{wrong[0]} is larger than the file")  # an expanded tensor
             self.size = state["layers.0.weight"].shape[1]
-            sizes = (self.size, 1024), None, (1024, 128), None, (128, 64), None, (64, 16), (16, 1)
-            network = nn.Sequential(*(nn.Dropout() if pair is None else nn.Linear(*pair) for pair in sizes))
+            layers = (self.size, 1024), None, (1024, 128), None, (128, 64), None, (64, 16), (16, 1)
+            network = nn.Sequential(*(nn.Dropout() if pair is None else nn.Linear(*pair) for pair in layers))
             network.load_state_dict({key.removeprefix("layers."): value for key, value in state.items()})
         super().__init__(network, digest, f"linear layers on CLIP image embeddings of length 1 and size {self.size}")
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import bounds
 from ..errors import memory_advice
 from ..storage import load_tensors, read_json, save_tensors, sha256
 
@@ -66,7 +67,7 @@ def extract(
     device = pick_device()
     found = [_Extractor(options, device) for options in extractors]
     decode = decoder(vae["folder"], vae["batch_size"], vae["precision"]) if vae else None
-    texts = read_json(captions)["captions"] if captions else None
+    texts = read_json(captions, most=bounds.CAPTIONS)["captions"] if captions else None
     if texts and labels:
         texts = [texts[label] for label in load_tensors(labels, ["labels"])[0]["labels"].tolist()]
     images, _ = load_tensors(source)

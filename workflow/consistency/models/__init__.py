@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import ConsistencyError, MismatchError, StorageError
 from ..storage import atomic, check_folder, read_json, weights_file
-from . import scheduler
+from . import scheduler, sizes
 
 
 def build(
@@ -99,6 +99,8 @@ def load(
     elif not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
         raise StorageError(f"{folder}: no weights there, neither .safetensors nor .bin")
     check_folder(folder)
+    if kind == "mlp":
+        sizes.check_same(folder, _network_class(kind).sizes)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
             told = scheduler.read(folder)
@@ -129,7 +131,7 @@ def _kind_of(folder: Path) -> str:
     if (folder / "model_index.json").is_file() and not (folder / "config.json").is_file():
         raise StorageError(f"{folder}: a pipeline's folder; name its network's in teacher.subfolder, such as unet")
     name = read_json(folder / "config.json", sealed=False).get("_class_name")
-    if name is not None and name not in _KINDS:
+    if name is not None and (not isinstance(name, str) or name not in _KINDS):
         raise MismatchError(f"{folder}: a {str(name)[:60]}; a teacher is a {' or a '.join(_KINDS)}")
     return "mlp" if name is None else _KINDS[name]
 

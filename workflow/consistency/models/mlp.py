@@ -37,6 +37,13 @@ class ResidualMLP(nn.Module, PyTorchModelHubMixin):
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
 
+    @staticmethod
+    def sizes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+        """Argument → the number that the shapes of saved weights give; of `sample_shape` the product."""
+        width, size = shapes["inward.weight"]
+        depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+        return {"width": width, "depth": depth, "sample_shape": size, "classes": shapes["label.weight"][0] - 1}
+
     def _apply(self, *args: Any, **options: Any) -> ResidualMLP:
         kept = self.frequencies  # of up to T: in half precision they would be other frequencies
         super()._apply(*args, **options)

@@ -17,7 +17,7 @@ import torch
 from ..compat import ensure_torchvision
 from ..errors import MismatchError
 from ..predictions import KINDS
-from ..storage import read_json
+from . import sizes
 
 if TYPE_CHECKING:
     from ..schedules import VPSchedule
@@ -34,10 +34,11 @@ def read(folder: Path) -> dict[str, Any] | None:
 
     Raises:
         StorageError: it is no JSON object.
+        MismatchError: it states larger numbers than any scheduler has.
     """
     for place in (folder, folder / "scheduler", folder.parent / "scheduler", folder.parent):
         if (place / FILE).is_file():
-            config = read_json(place / FILE, sealed=False)
+            config = sizes.check_config(place / FILE)
             return config if {"prediction_type", *_KEYS} <= set(config) else _defaults(config) | config
     return None
 

@@ -12,7 +12,7 @@ from ..compat import ensure_torchvision
 from ..errors import MismatchError
 from ..latents import variant
 from ..storage import load_tensors
-from . import LORA_FILE, check_config
+from . import LORA_FILE, check_config, sizes
 
 # Section A.4.
 LORA_MODULES = [
@@ -165,11 +165,13 @@ class SDXLUNet(nn.Module):
             timesteps: T, which the folder's config.json does not state.
 
         Raises:
+            StorageError: a network larger than its weights.
             MismatchError: a network that is called otherwise than SDXL's, such as Stable Diffusion 1.5's.
         """
         ensure_torchvision()
         from diffusers import UNet2DConditionModel
 
+        sizes.check(folder, UNet2DConditionModel)
         options = {"variant": variant(folder), "torch_dtype": "auto", "local_files_only": True}
         net = UNet2DConditionModel.from_pretrained(folder, **options)
         check_config(folder, net.config, addition_embed_type=("text_time",), time_cond_proj_dim=(None,))

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..compat import ensure_torchvision
 from ..latents import variant
-from . import check_config
+from . import check_config, sizes
 
 
 class UNet(nn.Module):
@@ -80,11 +80,13 @@ class UNet(nn.Module):
             timesteps: T, where the folder's config.json does not state it.
 
         Raises:
+            StorageError: a network larger than its weights.
             MismatchError: a network that is called otherwise, such as one of a VE schedule.
         """
         ensure_torchvision()
         from diffusers import UNet2DModel
 
+        sizes.check(folder, UNet2DModel)
         net = UNet2DModel.from_pretrained(folder, variant=variant(folder), local_files_only=True)
         config = net.config
         check_config(folder, config, class_embed_type=(None,), time_embedding_type=("positional", "learned"))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .. import bounds
 from ..storage import load_tensors, read_json
 from ..tables import condition_label, method_label
 from . import shell
@@ -52,7 +53,7 @@ def draw(
     ends = {} if truth is None else load_tensors(truth, framework="np", rows=count)[0]
     sections = _sections(rows, _listed(samples), _listed(pictures), ends, count)
     count = min(len(line["drawn"]) for section in sections for line in section["rows"])
-    prompts = None if captions is None else read_json(captions)["captions"]
+    prompts = None if captions is None else read_json(captions, most=bounds.CAPTIONS)["captions"]
     while True:
         data: dict[str, Any] = {"labels": labels[:count], "sections": [_packed(s, count, bool(ends)) for s in sections]}
         data |= _plane(sections, ends, count) if ends else _tile(sections)
