@@ -1,5 +1,6 @@
-"""A fuzz of the readers of files: mutations of valid ones, and files that declare more than they hold (`bombs`). Nothing
-but the documented errors may come, no wrong value, and no more memory than `PEAK`.
+"""A fuzz of the readers of files and configurations: mutations of valid ones, and files that declare more than they hold
+(`bombs`); and of the formats that texts are written into. Nothing but the documented errors may come, no wrong value, and
+no more memory than `PEAK`.
 
 `python tests/fuzz.py [inputs] [seed]`; part of `make soak`, and a short version of the suite.
 """
@@ -32,11 +33,13 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
 
 import bombs  # noqa: E402
-from consistency import archives, datasets, hashes, images, manifest, models, storage  # noqa: E402
+import hostile  # noqa: E402
+from consistency import archives, config, datasets, hashes, images, manifest, models, storage  # noqa: E402
 from consistency.account import Account  # noqa: E402
 from consistency.errors import ConsistencyError  # noqa: E402
 from consistency.hashes import ZEROS  # noqa: E402
 from helpers import write_any_json  # noqa: E402
+from readers import CHECKS  # noqa: E402
 
 SECONDS, MEGABYTES = 10, 300  # what one input may take; by how much the process may grow
 PEAK = 1000  # MB that it may hold at any time more than at the start
@@ -171,16 +174,21 @@ def readers(folder: Path) -> dict[str, Callable[[random.Random], Any]]:
         found = datasets.read_idx(content, "fuzz")
         assert found.size == len(content) - 4 - 4 * found.ndim
 
-    return {
-        "safetensors": read_tensors,
-        "safetensors, hash made right": read_resealed_tensors,
-        "manifest": read_manifest,
-        "manifest, hash made right": read_resealed_manifest,
-        "manifest of other values": read_other_manifest,
-        "training records": read_records,
-        "checkpoint's seal": read_checkpoint,
-        "IDX": read_idx,
-    } | users_readers(folder / "users")
+    return (
+        {
+            "safetensors": read_tensors,
+            "safetensors, hash made right": read_resealed_tensors,
+            "manifest": read_manifest,
+            "manifest, hash made right": read_resealed_manifest,
+            "manifest of other values": read_other_manifest,
+            "training records": read_records,
+            "checkpoint's seal": read_checkpoint,
+            "IDX": read_idx,
+        }
+        | users_readers(folder / "users")
+        | configurations(folder / "presets")
+        | {"texts in outputs": write_text}
+    )
 
 
 def encoded(kind: str) -> bytes:
@@ -270,6 +278,73 @@ def users_readers(folder: Path) -> dict[str, Callable[[random.Random], Any]]:
     }
 
 
+PRESET = b"""\
+title: A small one
+data: &d {kind: digits, test_share: 0.2}
+network: {kind: mlp, width: 32}
+schedule: {steps: 1000}
+targets: {count: 4096, shards: 2}
+methods: {cm: {objective: consistency_distillation}, direct: &m {objective: direct, loss: {kind: mse}}, ct: {objective: consistency_training}}
+evaluation: {count: 100, sampling_steps: [1, 2]}
+runs:
+  - {solver: [ddim, heun], n_steps: [10, 50], guidance: [1, 4.5], seed: [0, 1]}
+  - {method: ct, seed: 0}
+claims: [A1]
+"""
+IN_YAML = [b"&a ", b"*a", b"*d", b"<<: *m", b"[*m, *m, *m]", b"!!python/object:os.system ", b"!!binary ", b"!!set ", b"? ", b"---\n",
+           b"base: p\n", b"suite: [p]\n", b"\t", b"{", b"]", b"{a: " * 2000, b"&t [*t]", b"1:1:1:1", b"0x" + b"f" * 300, b".inf",
+           b"2026-02-31", b"~", b"'", b'"\\0"', b"\xe2\x80\xae", b"#"]  # fmt: skip
+
+
+def configurations(folder: Path) -> dict[str, Callable[[random.Random], Any]]:
+    """As `readers`, of presets and of what overrides them."""
+    folder.mkdir()
+    preset, base = folder / "p.yaml", folder / "base.yaml"
+    base.write_bytes(PRESET)
+    whole = config.load_experiment("base", presets=folder).model_dump()
+
+    def load(name: str, changes: Any = None) -> None:
+        overrides = {} if changes is None else {"overrides": {name: changes}}
+        settings, experiments = config.load({"experiments": [name]} | overrides, folder)
+        for experiment in experiments.values():
+            assert len(config.expand(name, experiment)) <= config.LARGEST_TABLE
+        for line in config.warnings(settings, experiments):
+            assert "\n" not in line
+
+    def read_preset(rng: random.Random) -> None:
+        content = mutate(PRESET, rng)
+        for _ in range(rng.choice((0, 1, 1, 2)) if mutate is MUTATE else 0):
+            at = rng.randrange(len(content) + 1)
+            content = content[:at] + rng.choice(IN_YAML) + content[at:]
+        preset.write_bytes(content)
+        load("p")
+
+    def override(rng: random.Random) -> None:
+        key = rng.choice(list(whole))
+        load("base", {key: mutated(whole[key], rng)} if mutate is MUTATE else {"title": "another"})
+
+    return {"presets": read_preset, "overrides": override}
+
+
+def write_text(rng: random.Random) -> None:
+    """Check a text in every format, with the format's own reader."""
+    text = "".join(rng.choice(SIGNS) for _ in range(rng.randrange(60)))
+    if rng.random() < 0.3:
+        text = rng.choice(list(hostile.TEXTS.values()))[:200] + text
+    for check in CHECKS:
+        check(text)
+
+
+SIGNS = [
+    *"<>&;\"'\\{}$#^~%_*`|[]()!:/=+-.12 ab\n\t\x00\u2028\u202e\ud800–±",
+    "</script>",
+    "<!--",
+    "](",
+    "www.",
+    "&#",
+    "\r\n",
+    "漢",
+]
 MUTATE = mutate  # which a test replaces
 
 
@@ -372,4 +447,4 @@ def run(inputs: int, seed: int = 0) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(*(int(word) for word in sys.argv[1:3] or ["150000"])), indent=2))
+    print(json.dumps(run(*(int(word) for word in sys.argv[1:3] or ["180000"])), indent=2))

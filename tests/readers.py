@@ -1,10 +1,12 @@
 """Readers of the formats of outputs, for tests: what a browser, TeX or a Markdown viewer would make of them. Each fails
 where there is more than text in what ought to be text."""
 
+import json
 import re
 from html.parser import HTMLParser
 
 import markdown as python_markdown
+from consistency import escape
 from markdown_it import MarkdownIt
 
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -113,3 +115,53 @@ def common_mark(text):
 
 def python_dialect(text):
     return python_markdown.markdown(text, extensions=["tables"])
+
+
+# Each function of `escape` by the reader of its format.
+
+
+def check_html(text):
+    escaped = escape.html(text)
+    page = Page(f'<p title="{escaped}">{escaped}</p>')
+    assert page.names == ["p"]
+    assert page.of("p") == [words(text)]
+    [(name, value)] = page.attributes
+    assert (name, words(value)) == ("title", words(text))
+
+
+def check_script(text):
+    value = {"title": text, text: [text, 1, None]}
+    written = escape.script(value)
+    assert not re.search("[<>&]", written), f"left: {written[:200]!r}"
+    assert not UNSEEN.search(written), f"left: {written[:200]!r}"
+    page = Page(f"<script>var title = {written};</script><p>after</p>")
+    assert page.names == ["script", "p"]
+    assert json.loads(page.scripts[0].removeprefix("var title = ").removesuffix(";")) == value
+    written.encode()  # a file can hold it
+
+
+def check_markdown(text):
+    note, cell = escape.markdown(f"{text}. And more."), escape.markdown(text)
+    for render in (common_mark, python_dialect):
+        page = Page(render(note))
+        assert page.names == ["p"], f"more than a paragraph: {page.names}"
+        assert page.of("p") == [f"{words(text + '. And more.')}"]
+        page = Page(render(f"| {cell} | b |\n|---|---|\n| {cell} | d |"))
+        assert page.names == ["table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td"]
+        assert page.of("th") == [words(text), "b"]
+        assert page.of("td") == [words(text), "d"]
+
+
+def check_tex(text):
+    escaped = escape.tex(text)
+    assert read_tex(escaped) == in_tex(text)
+    assert not escaped.startswith(("[", "*", " "))
+
+
+def check_tex_comment(text):
+    comment = escape.tex_comment(text)
+    assert not UNSEEN.search(comment), f"the comment ends before its text: {comment[:200]!r}"
+    assert not COMMAND.search(comment), f"a command: {comment[:200]!r}"
+
+
+CHECKS = (check_html, check_script, check_markdown, check_tex, check_tex_comment)

@@ -184,7 +184,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--kills", type=int, default=3, help="in each stage")
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--fuzz", type=int, default=150_000, help="inputs of the fuzz")
+    options.add_argument("--fuzz", type=int, default=180_000, help="inputs of the fuzz")
     given = options.parse_args()
 
     import fuzz

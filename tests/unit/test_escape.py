@@ -27,13 +27,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from readers import (
-    COMMAND,
+    CHECKS,
     UNSEEN,
     Page,
     common_mark,
     in_tex,
     python_dialect,
-    read_tex,
     tex_rows,
     without_handlers,
     words,
@@ -44,53 +43,6 @@ PAGES = ROOT / "workflow/consistency/pages"
 
 
 # The functions by themselves.
-
-
-def check_html(text):
-    escaped = escape.html(text)
-    page = Page(f'<p title="{escaped}">{escaped}</p>')
-    assert page.names == ["p"]
-    assert page.of("p") == [words(text)]
-    [(name, value)] = page.attributes
-    assert (name, words(value)) == ("title", words(text))
-
-
-def check_script(text):
-    value = {"title": text, text: [text, 1, None]}
-    written = escape.script(value)
-    assert not re.search("[<>&]", written), f"left: {written[:200]!r}"
-    assert not UNSEEN.search(written), f"left: {written[:200]!r}"
-    page = Page(f"<script>var title = {written};</script><p>after</p>")
-    assert page.names == ["script", "p"]
-    assert json.loads(page.scripts[0].removeprefix("var title = ").removesuffix(";")) == value
-    written.encode()  # a file can hold it
-
-
-def check_markdown(text):
-    note, cell = escape.markdown(f"{text}. And more."), escape.markdown(text)
-    for render in (common_mark, python_dialect):
-        page = Page(render(note))
-        assert page.names == ["p"], f"more than a paragraph: {page.names}"
-        assert page.of("p") == [f"{words(text + '. And more.')}"]
-        page = Page(render(f"| {cell} | b |\n|---|---|\n| {cell} | d |"))
-        assert page.names == ["table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td"]
-        assert page.of("th") == [words(text), "b"]
-        assert page.of("td") == [words(text), "d"]
-
-
-def check_tex(text):
-    escaped = escape.tex(text)
-    assert read_tex(escaped) == in_tex(text)
-    assert not escaped.startswith(("[", "*", " "))
-
-
-def check_tex_comment(text):
-    comment = escape.tex_comment(text)
-    assert not UNSEEN.search(comment), f"the comment ends before its text: {comment[:200]!r}"
-    assert not COMMAND.search(comment), f"a command: {comment[:200]!r}"
-
-
-CHECKS = (check_html, check_script, check_markdown, check_tex, check_tex_comment)
 
 
 @each

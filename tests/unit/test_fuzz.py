@@ -6,11 +6,12 @@ import pytest
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # sums of junk
 def test_nothing_but_the_documented_errors():
-    found = fuzz.run(7_500, 1)["readers"]
-    assert len(found) == 15
+    found = fuzz.run(9_000, 1)["readers"]
+    assert len(found) == 18
     for name, (inputs, refused, read) in found.items():
         assert inputs == refused + read == 500
-        assert refused > 120, f"{name}: {refused} of 500 refused, more than 120 expected"
+        least = 0 if name == "texts in outputs" else 120  # of texts nothing is refused
+        assert refused >= least, f"{name}: {refused} of 500 refused, at least {least} expected"
 
 
 def test_no_false_alarm(tmp_path):
@@ -18,7 +19,7 @@ def test_no_false_alarm(tmp_path):
     unchanged = fuzz.mutate
     try:
         fuzz.mutate = lambda content, rng: content
-        found = fuzz.run(150)["readers"]
+        found = fuzz.run(180)["readers"]
     finally:
         fuzz.mutate = unchanged
     others = {name for name in found if name == "manifest of other values" or name.endswith("that declare more")}

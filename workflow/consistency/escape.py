@@ -34,7 +34,7 @@ _MARKDOWN = re.compile(
     r"""[\\`*|$~]                                                 # escapes, code, emphasis, cells, formulas, deletions
       | (?<![^\W_])_ | _(?![^\W_])                                # emphasis too; inside a word it is none
       | ^\# | ^[-+](?!\d) | ^\d(?=\d*[.)](?:\s|$))                # headings, lists; a number is none
-      | ^> | <(?=[A-Za-z/!?]) | &(?=\#?\w+;)                      # quotations, HTML
+      | ^> | <(?=[A-Za-z/!?]) | &(?=[\#\w])                        # quotations, HTML
       | \](?=[(\[:]) | :(?=//) | (?<=www)\.                       # links""",
     re.VERBOSE,
 )
