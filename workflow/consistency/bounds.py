@@ -27,9 +27,8 @@ UNPACKED, RATIO = 1000 * MB, 100  # what an archive may unpack to: that, and 100
 LINKED = 20_000  # folders that are reached through links: links to folders of links multiply
 IDX = 16 + 60_000 * 28 * 28  # the largest file of Fashion-MNIST
 ARRAY = 512 * MB  # an array of ImageNet at 32×32: 128,117 images of 3,072 bytes
-RECORDS = (
-    64 * MB
-)  # JSON, JSON lines and CSV of this pipeline, of a few MB: JSON takes up to 24 times its size in memory
+RECORDS = 64 * MB  # JSON and JSON lines of this pipeline, of a few MB: JSON takes up to 24 times its size in memory
+RESULTS = 1000 * MB  # a CSV of this pipeline: 50 KB for each of 20,000 runs
 CAPTIONS = 256 * MB  # the captions of a data set: 200 bytes for each of 1.2 million images
 HEADER = 16 * MB  # a safetensors file's list of tensors: 100 bytes for each of thousands
 CONFIG = 1 * MB  # a network's configuration from elsewhere, of a few KB
