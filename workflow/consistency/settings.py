@@ -324,7 +324,7 @@ class Analysis(Strict):
 class Experiment(Strict):
     """One preset: everything that its results depend on."""
 
-    title: Annotated[str, Field(max_length=300), AfterValidator(_one_line)] = Field(
+    title: Annotated[str, Field(max_length=1000), AfterValidator(_one_line)] = Field(
         description="one line for tables and the report"
     )
     data: Data = Field(description="the data set, by its kind")
