@@ -62,7 +62,7 @@ PRESETS = {
     "turned_around": f'{BASE}title: "a\\u202eb"\n',
     "escape": f'{BASE}title: "\\e[2J"\n',
     "surrogate": f'{BASE}title: "\\ud800"\n',
-    "long_title": f"{BASE}title: {'x' * 390_000}\n",
+    "long_title": f"{BASE}title: {'x' * 190_000}\n",
     "latin": b"base: digits\ntitle: \xff\xfe\n",
     "utf_16": "base: digits\ntitle: x\n".encode("utf-16"),
     "bell": b"base: digits\ntitle: a\x07b\n",
@@ -75,9 +75,9 @@ PRESETS = {
     "two_documents": f"{BASE}---\n{BASE}",
     "scalar": "just text\n",
     "empty": "",
-    "big_file": BASE + "# " + "x" * 400_000 + "\n",
-    "many_keys": BASE + "".join(f"k{n}: 1\n" for n in range(35_000)),
-    "many_values": BASE + f"runs: [{{seed: [{', '.join(map(str, range(49_000)))}]}}]\n",
+    "big_file": BASE + "# " + "x" * 200_000 + "\n",
+    "many_keys": BASE + "".join(f"k{n}: 1\n" for n in range(16_000)),
+    "many_values": BASE + f"runs: [{{seed: [{', '.join(map(str, range(30_000)))}]}}]\n",
 }  # fmt: skip
 
 OVERRIDES = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 from typing import BinaryIO
 
 from .errors import StorageError
@@ -90,11 +89,3 @@ def check_linked(folder: str | os.PathLike, count: int) -> None:
         raise StorageError(
             f"{folder}: more than {LINKED:,} folders in it are reached through links, allowed: at most that"
         )
-
-
-def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
-    """Whether a path, links followed, lies in the folder."""
-    try:
-        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-    except ValueError:  # a zero byte
-        return False
