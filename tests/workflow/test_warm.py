@@ -289,6 +289,23 @@ def test_silent_connections_do_not_keep_the_server_from_work(tmp_path):
     assert done.stdout == "done\ndone\ndone\nNone\n", done.stdout + done.stderr
 
 
+def test_a_server_with_hardly_a_descriptor_left_goes_on(tmp_path):
+    """Whatever it has none for, a connection or the watch on a fork: each job then gets a fork, or starts afresh."""
+    body = """
+    import resource
+    server = _warm._kept[1].pid
+    subprocess.run(job, check=True, timeout=30)
+    wait_for(lambda: len(os.listdir(f"/proc/{server}/fd")) < 12, "the first fork's descriptors to be closed")
+    used = max(map(int, os.listdir(f"/proc/{server}/fd"))) + 1
+    for spare in (1, 2, 3):  # with none a connection waits until another ends
+        resource.prlimit(server, resource.RLIMIT_NOFILE, (used + spare, used + 100))
+        subprocess.run(job, check=True, timeout=30)
+    print(_warm._kept[1].poll())
+    """
+    done = harness(tmp_path, body, "import os\nprint('done', flush=True)\n")
+    assert done.stdout == "done\n" * 4 + "None\n", done.stdout + done.stderr
+
+
 def test_a_fork_or_a_connection_that_fails_ends_neither_server_nor_jobs(tmp_path):
     """As where a machine has no process or no descriptor left: that job starts afresh, the one in progress goes on."""
     (tmp_path / "failing.py").write_text(

@@ -180,8 +180,9 @@ def _knows(connection: socket.socket, secret: bytes) -> bool:
 
 
 def _fork() -> int | None:
-    """As os.fork; None where the machine has no process left."""
+    """As os.fork; None where the machine has no process left, or this one no descriptor to watch the fork by."""
     try:
+        os.close(os.dup(0))
         return os.fork()
     except OSError:
         return None
