@@ -88,4 +88,4 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         command = [sys.executable, "-c", code, str(tmp_path / f"{rows}.safetensors"), str(rows)]
         environment = {"PYTHONPATH": str(ROOT / "workflow")}
         held.append(int(subprocess.run(command, capture_output=True, check=True, env=environment).stdout) / 1024)
-    assert held[1] - held[0] < 20, held
+    assert held[1] - held[0] < 80, held  # MB; half of what the larger file has more
