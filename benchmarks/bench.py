@@ -30,8 +30,8 @@ import networks  # noqa: E402
 import pandas as pd  # noqa: E402
 import sdxl  # noqa: E402
 import torch  # noqa: E402
-from consistency.allocation import keep_freed_memory  # noqa: E402
-from consistency.storage import atomic, write_table, write_text  # noqa: E402
+from consistency.files.storage import atomic, write_table, write_text  # noqa: E402
+from consistency.runtime.allocation import keep_freed_memory  # noqa: E402
 from networks import Case, Row  # noqa: E402
 from timing import machine  # noqa: E402
 
@@ -138,7 +138,7 @@ def text(table: pd.DataFrame, about: dict[str, str], seconds: float, command: st
 
 def figure(table: pd.DataFrame, stem: Path) -> None:
     """Step times with and without cached targets; shares of the network's own rate."""
-    from consistency.figures.style import WIDTH, plt
+    from consistency.report.figures.style import WIDTH, plt
 
     drawing, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.9), gridspec_kw={"width_ratios": [3, 2]})
     steps = table[(table.section == "Direct CM step") & (table.unit == "ms")]

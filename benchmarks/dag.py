@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from consistency import storage
+from consistency.files import storage
 from networks import Row, row
 from timing import ROOT, Spread, paired
 

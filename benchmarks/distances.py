@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from consistency.metrics.distances import FeatureSet, frechet_distance
+from consistency.evaluate.distances import FeatureSet, frechet_distance
 from networks import Row, row
 from timing import Spread, paired, ratio
 
@@ -55,13 +55,13 @@ def frechet(count: int, width: int, rounds: int) -> Iterator[Row]:
 def features(count: int, rounds: int) -> Iterator[Row]:
     """Images a second through Inception-v3 (of full size, random weights): ours, clean-fid's own from PNG files, and
     the network alone; features must agree."""
-    from consistency.compat import ensure_torchvision
+    from consistency.runtime.compat import ensure_torchvision
 
     ensure_torchvision()
     from cleanfid import fid
     from cleanfid.inception_torchscript import InceptionV3W
-    from consistency.metrics import extractors
-    from consistency.storage import sha256
+    from consistency.evaluate import extractors
+    from consistency.files.storage import sha256
     from PIL import Image
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,7 +16,7 @@ SIDE = 8
 # Each stage in a process of its own, on a network that costs little: what is asked is the memory.
 STAGES = {
     "solve_targets": """
-        teacher = Teacher(models.build(network, (1, 8, 8), 10, 1000, 0).eval(), VPSchedule())
+        teacher = Teacher(networks.build(network, (1, 8, 8), 10, 1000, 0).eval(), VPSchedule())
         images = torch.randint(0, 256, (512, 1, 8, 8), dtype=torch.uint8)
         targets.solve_shard(folder / "shard-0.safetensors", teacher, images, torch.zeros(512, dtype=torch.int64),
                             range(count), "paper", "ddim", 2, 1.0, 0, 4096)
@@ -31,7 +31,7 @@ STAGES = {
             reader(step)
     """,
     "sample_student": """
-        student = students.ConsistencyFunction(models.build(network, (1, 8, 8), 10, 1000, 0).eval(), VPSchedule())
+        student = maps.ConsistencyFunction(networks.build(network, (1, 8, 8), 10, 1000, 0).eval(), VPSchedule())
         noise = torch.randn(1).expand(count, 1, 8, 8)
         save_tensors(folder / "t.safetensors", {"points": torch.zeros(0, count, 1, 8, 8), "times": torch.zeros(0)})
         labels = torch.zeros(1, dtype=torch.int64).expand(count)
@@ -42,11 +42,13 @@ STAGES = {
 HEAD = """
 import logging, sys, torch
 from pathlib import Path
-from consistency import manifest, models, sampling, students, targets
-from consistency.allocation import keep_freed_memory
-from consistency.schedules import VPSchedule
-from consistency.storage import save_tensors
-from consistency.teachers import Teacher
+from consistency import networks
+from consistency.files.storage import save_tensors
+from consistency.flow.schedules import VPSchedule
+from consistency.runtime.allocation import keep_freed_memory
+from consistency.students import maps, sampling
+from consistency.teachers import manifest, targets
+from consistency.teachers.protocol import Teacher
 torch.set_num_threads(1)
 keep_freed_memory()
 folder, count = Path(sys.argv[1]), int(sys.argv[2])

@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from consistency import config, distances, estimates, manifest, models, objectives, students, targets, training
-from consistency.data import as_float
-from consistency.devices import autocast, pick_device, send
-from consistency.graphs import Graphed
-from consistency.optimizers import make_optimizer
-from consistency.sampling import few_step_times, sample_student
-from consistency.schedules import VPSchedule
-from consistency.storage import load_tensors, save_tensors
-from consistency.streams import generator
-from consistency.teachers import Teacher, network_time
+from consistency import config, networks
+from consistency.config.shapes import shape_of
+from consistency.data.prepare import as_float
+from consistency.files.storage import load_tensors, save_tensors
+from consistency.flow.schedules import VPSchedule
+from consistency.flow.streams import generator
+from consistency.runtime.devices import autocast, pick_device, send
+from consistency.students import losses, maps, objectives
+from consistency.students.sampling import few_step_times, sample_student
+from consistency.teachers import manifest, targets
+from consistency.teachers.protocol import Teacher, network_time
+from consistency.training import loop
+from consistency.training.graphs import Graphed
+from consistency.training.optimizers import make_optimizer
 from timing import Spread, clock, paired, ratio, synchronise
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,7 +53,7 @@ class Case:
         """The case of a preset."""
         _, experiments = config.load({"experiments": [preset]})
         e = experiments[preset]
-        shape, _, classes = estimates.shape_of(e)
+        shape, _, classes = shape_of(e)
         sizes = e.student.training.batch_size, e.targets.batch_size, e.student.training.steps, e.targets.count
         network = e.network.model_dump()
         network |= {"dropout": 0.0} if "dropout" in network else {}  # students of a teacher have none
@@ -67,7 +71,7 @@ class Case:
 
     def build(self) -> torch.nn.Module:
         """The network with random weights, its last layer too."""
-        network = models.build(self.network, self.shape, self.classes, 1000, 0)
+        network = networks.build(self.network, self.shape, self.classes, 1000, 0)
         for parameter in network.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.01)
@@ -172,7 +176,7 @@ class Student:
 
     def __init__(self, case: Case, objective: Callable[..., Any] = objectives.direct, graphs: bool = True):
         self.device, self.precision, self.objective = pick_device(), case.precision, objective
-        self.model = students.ConsistencyFunction(case.build(), VPSchedule()).to(self.device).train()
+        self.model = maps.ConsistencyFunction(case.build(), VPSchedule()).to(self.device).train()
         self.optimizer = make_optimizer("adamw", list(self.model.parameters()), 1e-4, 0.0)
         graphs = graphs and self.device.type == "cuda"
         self.replayed = Graphed(self.compute, "bench", self.optimizer.zero_grad) if graphs else None
@@ -181,7 +185,7 @@ class Student:
         """Forward, loss, backward."""
         with autocast(self.device, self.precision):
             prediction, target = self.objective(self.model, batch)
-        loss = distances.mse(prediction.float(), target).mean()
+        loss = losses.mse(prediction.float(), target).mean()
         loss.backward()
         return loss.detach()
 
@@ -330,7 +334,7 @@ def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
         bare = Student(case)
         batch = {name: value.to(bare.device) for name, value in reader(0).items()}
 
-        def loop(name: str, ema: float | None) -> None:
+        def ours(name: str, ema: float | None) -> None:
             ends: list[tuple[float, float]] = []  # of the bare steps, one amid each step of the loop
 
             def objective(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -341,18 +345,18 @@ def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
                 ends.append((began, time.perf_counter()))
                 return objectives.direct(*args)
 
-            options = training.Settings(steps + 3, case.train_batch, 1e-4, ema_decay=ema, precision=case.precision)
+            options = loop.Settings(steps + 3, case.train_batch, 1e-4, ema_decay=ema, precision=case.precision)
             side = Path(folder) / name.replace(" ", "-")
-            model = students.ConsistencyFunction(case.build(), VPSchedule())
-            training.train(model, objective, distances.mse, reader, options, 0, side, {"": name})
-            training.finish(side)
+            model = maps.ConsistencyFunction(case.build(), VPSchedule())
+            loop.train(model, objective, losses.mse, reader, options, 0, side, {"": name})
+            loop.finish(side)
             # The first ones make the optimiser's state. Means, as not every step makes a batch or writes a record.
             own = statistics.fmean([b[0] - a[1] for a, b in itertools.pairwise(ends)][2:])
             beside = statistics.fmean([done - began for began, done in ends][2:-1])
             loops[name].append([own, own / beside])
             bares.append(beside)
 
-        paired({"loop": lambda: loop("loop", None), "loop with EMA": lambda: loop("loop with EMA", 0.999)}, rounds)
+        paired({"loop": lambda: ours("loop", None), "loop with EMA": lambda: ours("loop with EMA", 0.999)}, rounds)
     section, setting = "Training step", f"Direct CM, batch {case.train_batch}"
     yield row(
         section, case.name, setting, "forward, backward, AdamW", "ms", Spread.of([1e3 * value for value in bares[2:]])
@@ -374,12 +378,12 @@ def training_on_gpu(case: Case, rounds: int, steps: int) -> Iterator[Row]:
         batch = {name: value.to(device) for name, value in reader(0).items()}
         bares = {"bare step": Student(case, graphs=False), "bare step as a CUDA graph": Student(case)}
 
-        def loop(name: str, ema: float | None) -> float:
+        def ours(name: str, ema: float | None) -> float:
             sizes = {"steps": steps + 8, "batch_size": case.train_batch, "log_every": 8}
-            options = training.Settings(**sizes, learning_rate=1e-4, ema_decay=ema, precision=case.precision)
-            model, side = students.ConsistencyFunction(case.build(), VPSchedule()), Path(folder) / name
-            records = training.train(model, objectives.direct, distances.mse, reader, options, 0, side, {"": name})
-            training.finish(side)
+            options = loop.Settings(**sizes, learning_rate=1e-4, ema_decay=ema, precision=case.precision)
+            model, side = maps.ConsistencyFunction(case.build(), VPSchedule()), Path(folder) / name
+            records = loop.train(model, objectives.direct, losses.mse, reader, options, 0, side, {"": name})
+            loop.finish(side)
             # the first eight warm up and are captured
             return (records[-1]["seconds"] - records[0]["seconds"]) / steps
 
@@ -392,8 +396,8 @@ def training_on_gpu(case: Case, rounds: int, steps: int) -> Iterator[Row]:
         for _ in range(rounds):
             for name, student in bares.items():
                 found.setdefault(name, []).append(bare(student))
-            found.setdefault("loop", []).append(loop("loop", None))
-            found.setdefault("loop with EMA", []).append(loop("loop with EMA", 0.999))
+            found.setdefault("loop", []).append(ours("loop", None))
+            found.setdefault("loop with EMA", []).append(ours("loop with EMA", 0.999))
     section, setting = "Training step", f"Direct CM, batch {case.train_batch}, {case.precision}"
     for name, values in found.items():
         yield row(section, case.name, setting, name, "ms", Spread.of([1e3 * value for value in values]))
@@ -471,7 +475,7 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
 
 def sampling(case: Case, rounds: int) -> Iterator[Row]:
     """Student samples, against the network's own rate."""
-    count, student = 2 * case.solve_batch, students.ConsistencyFunction(case.build(), VPSchedule()).eval()
+    count, student = 2 * case.solve_batch, maps.ConsistencyFunction(case.build(), VPSchedule()).eval()
     noise, labels = torch.randn(count, *case.shape), torch.randint(0, case.classes, (count,))
     passes, device = 1 + 2 + 4, pick_device()
     x, cond = noise[: case.solve_batch].to(device), labels[: case.solve_batch].to(device)

@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from consistency import distances, estimates, objectives, students, targets
-from consistency.compat import ensure_torchvision
-from consistency.devices import autocast, place
-from consistency.models.sdxl import SDXLUNet
-from consistency.optimizers import make_optimizer
-from consistency.schedules import VPSchedule
-from consistency.storage import save_tensors
-from consistency.teachers import Teacher
+from consistency.files.storage import save_tensors
+from consistency.flow.schedules import VPSchedule
+from consistency.networks.sdxl import SDXLUNet
+from consistency.plan import estimates
+from consistency.runtime.compat import ensure_torchvision
+from consistency.runtime.devices import autocast, place
+from consistency.students import losses, maps, objectives
+from consistency.teachers import targets
+from consistency.teachers.protocol import Teacher
+from consistency.training.optimizers import make_optimizer
 from networks import Row, row
 from timing import Spread, paired, synchronise
 
@@ -141,7 +143,7 @@ def student(unet: SDXLUNet, batch: int, rounds: int, case: str) -> Iterator[Row]
     device = next(unet.parameters()).device
     unet.add_lora(64)
     unet.enable_gradient_checkpointing()
-    model = students.ConsistencyFunction(unet.train(), VPSchedule())
+    model = maps.ConsistencyFunction(unet.train(), VPSchedule())
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer("adamw", weights, 1e-4, 0.01)
     times = torch.tensor(model.schedule.grid(10), device=device)
@@ -155,7 +157,7 @@ def student(unet: SDXLUNet, batch: int, rounds: int, case: str) -> Iterator[Row]
     def step() -> None:
         with autocast(device, "bf16"):
             prediction, target = objectives.direct(model, given)
-        distances.mse(prediction.float(), target).mean().backward()
+        losses.mse(prediction.float(), target).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -28,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "wor
 
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
-from consistency.config import _merge as merged  # noqa: E402
+from consistency.config.resolve import _merge as merged  # noqa: E402
 from helpers import ROOT, Project  # noqa: E402
 from PIL import Image  # noqa: E402
 from soak import processes  # noqa: E402

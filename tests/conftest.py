@@ -105,23 +105,23 @@ def moments(request):
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """The prepared digits file."""
-    from consistency import data
+    from consistency.data import prepare
 
     path = tmp_path_factory.mktemp("data") / "data.safetensors"
-    data.prepare(path, {"kind": "digits", "test_share": 0.2, "seed": 0})
+    prepare.prepare(path, {"kind": "digits", "test_share": 0.2, "seed": 0})
     return path
 
 
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory, digits):
     """A small teacher, trained a little so that its prediction depends on time, label and input."""
-    from consistency import fitting
-    from consistency.settings import Training
+    from consistency.config.settings import Training
+    from consistency.training import recipes
 
     folder = tmp_path_factory.mktemp("teacher")
     settings = Training(steps=60, batch_size=64, learning_rate=3e-3, warmup_steps=5).model_dump()
     network = {"kind": "mlp", "width": 32, "depth": 1}
-    fitting.fit_teacher(
+    recipes.fit_teacher(
         folder / "model", folder / "stats.jsonl", folder / "side", digits, network, {"steps": 1000}, 0.1, settings, 0
     )
     return folder / "model"
@@ -130,8 +130,8 @@ def teacher_folder(tmp_path_factory, digits):
 @pytest.fixture
 def teacher(teacher_folder):
     """That teacher, loaded."""
-    from consistency.schedules import VPSchedule
-    from consistency.teachers import Teacher
+    from consistency.flow.schedules import VPSchedule
+    from consistency.teachers.protocol import Teacher
 
     return Teacher.load(teacher_folder, VPSchedule())
 

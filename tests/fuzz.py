@@ -37,10 +37,13 @@ if __name__ == "__main__":
 
 import bombs  # noqa: E402
 import hostile  # noqa: E402
-from consistency import archives, config, datasets, hashes, images, manifest, models, storage  # noqa: E402
-from consistency.account import Account  # noqa: E402
+from consistency import config, networks  # noqa: E402
+from consistency.data import archives, datasets, images  # noqa: E402
+from consistency.data.account import Account  # noqa: E402
 from consistency.errors import ConsistencyError  # noqa: E402
-from consistency.hashes import ZEROS  # noqa: E402
+from consistency.files import hashes, storage  # noqa: E402
+from consistency.files.hashes import ZEROS  # noqa: E402
+from consistency.teachers import manifest  # noqa: E402
 from helpers import ROOT, write_any_json  # noqa: E402
 from readers import CHECKS  # noqa: E402
 
@@ -213,7 +216,7 @@ def users_readers(folder: Path) -> dict[str, Callable[[random.Random], Any]]:
     place.mkdir()
     for name in ("0.png", "1.png"):
         (place / name).write_bytes(pictures[0])
-    models.save(models.build({"kind": "mlp", "width": 4, "depth": 1}, (1, 2, 2), 2, 10, 0), network)
+    networks.save(networks.build({"kind": "mlp", "width": 4, "depth": 1}, (1, 2, 2), 2, 10, 0), network)
     sums = (network / hashes.SUMS).read_bytes()
     config = (network / "config.json").read_bytes()
 
@@ -265,7 +268,7 @@ def users_readers(folder: Path) -> dict[str, Callable[[random.Random], Any]]:
             stated[key] = rng.choice((size, -size, [size, size], [size] * 1000, {"a": size}, None, "x", 1e300))
         (network / "config.json").write_bytes(mutate(json.dumps(stated).encode(), rng))
         try:
-            models.load(network)
+            networks.load(network)
         finally:
             (network / "config.json").write_bytes(config)
             (network / hashes.SUMS).write_bytes(sums)

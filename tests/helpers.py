@@ -138,14 +138,14 @@ class Project:
 
     def configure(self, changes: dict, **keys) -> None:
         """Write config.yaml: the small experiment with changes laid over it."""
-        from consistency.config import _merge
+        from consistency.config.resolve import _merge
 
         settings = {"experiments": ["digits"], "results": "results", "overrides": {"digits": _merge(SMALL, changes)}}
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings | keys))
 
     def configure_exact(self, changes: dict) -> None:
         """Write config.yaml: the small experiment on two modes with changes laid over it."""
-        from consistency.config import _merge
+        from consistency.config.resolve import _merge
 
         settings = {"experiments": ["gaussians-modes"], "overrides": {"gaussians-modes": _merge(SMALL_EXACT, changes)}}
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -167,11 +167,13 @@ class Project:
 
 def solved_targets(folder: Path, digits: Path, teacher_folder: Path, count: int) -> Path:
     """The manifest of so many draws, N = 10, in one shard in `folder`."""
-    from consistency import data, manifest, storage, targets
-    from consistency.schedules import VPSchedule
-    from consistency.teachers import Teacher
+    from consistency.data import prepare
+    from consistency.files import storage
+    from consistency.flow.schedules import VPSchedule
+    from consistency.teachers import manifest, targets
+    from consistency.teachers.protocol import Teacher
 
-    tensors, _ = data.load(digits)
+    tensors, _ = prepare.load(digits)
     shard, path = folder / "shard-0.safetensors", folder / "manifest.json"
     pool = tensors["train_images"], tensors["train_labels"]
     teacher = Teacher.load(teacher_folder, VPSchedule())
@@ -183,7 +185,7 @@ def solved_targets(folder: Path, digits: Path, teacher_folder: Path, count: int)
 
 def write_any_json(path: Path, value: dict) -> None:
     """A JSON file as `storage.write_json` writes it, also of values that are not finite, which it refuses."""
-    from consistency.hashes import ZEROS
+    from consistency.files.hashes import ZEROS
 
     text = json.dumps(value | {"sha256": ZEROS}, indent=2, sort_keys=True) + "\n"
     sealed = json.dumps(value | {"sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=2, sort_keys=True) + "\n"

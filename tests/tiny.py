@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from consistency.compat import ensure_torchvision
+from consistency.runtime.compat import ensure_torchvision
 from PIL import Image
 from torch.nn import functional as F
 

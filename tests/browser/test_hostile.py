@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from consistency.pages import samples, tradeoff
-from consistency.storage import save_tensors, write_json, write_table
+from consistency.files.storage import save_tensors, write_json, write_table
+from consistency.report.pages import samples, tradeoff
 from helpers import ROOT
 from hostile import TEXTS
 
-PAGES = ROOT / "workflow/consistency/pages"
+PAGES = ROOT / "workflow/consistency/report/pages"
 BREAKING = ("end of script", "image", "drawing", "comment", "attribute", "end of title", "entities", "template")
 TITLE = " ".join(TEXTS[name] for name in BREAKING)
 # What a text would leave behind that became an element. Our pages and Snakemake's report have no such elements.

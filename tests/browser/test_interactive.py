@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from consistency.storage import load_tensors
+from consistency.files.storage import load_tensors
 
 
 def samples(project, experiment, source, name):

@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 import pytest
-from consistency.figures.style import plt
+from consistency.report.figures.style import plt
 from matplotlib.font_manager import FontProperties
 from PIL import Image
 
@@ -100,7 +100,7 @@ def see_page(page, file):
 
 def test_claims_read_as_text(finished, opened):
     """Every verdict stands beside its claim's sentence with its numbers, and what the words mean above them."""
-    from consistency.claims import CLAIMS, is_overall
+    from consistency.config.claims import CLAIMS, is_overall
 
     claims = pd.read_csv(finished.folder / "results/claims.csv")
     overall = claims[claims.condition.map(is_overall).astype(bool)]

@@ -4,13 +4,13 @@ import subprocess
 import sys
 
 import pytest
-from consistency import allocation
+from consistency.runtime import allocation
 from helpers import ROOT
 
 TEXT = """
 import resource, sys
 import numpy as np
-from consistency.allocation import keep_freed_memory
+from consistency.runtime.allocation import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 

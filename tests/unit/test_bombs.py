@@ -16,11 +16,15 @@ from pathlib import Path
 import bombs
 import pytest
 import torch
-from consistency import archives, bounds, datasets, hashes, latents, models, storage, students
+from consistency import networks
+from consistency.data import archives, datasets
 from consistency.errors import ConsistencyError
-from consistency.metrics import classifier, extractors
-from consistency.provenance import own_files
-from consistency.schedules import VPSchedule
+from consistency.evaluate import extractors
+from consistency.files import bounds, hashes, storage
+from consistency.flow.schedules import VPSchedule
+from consistency.networks import classifier, latents
+from consistency.runtime.provenance import own_files
+from consistency.students import maps
 from test_datasets import encoded, noise, write
 
 WORKFLOW = Path(datasets.__file__).parents[1]
@@ -198,8 +202,8 @@ def test_metadata(tmp_path):
 
 def decode(data):
     archive = Path("x.zip")
-    from consistency.account import Account
-    from consistency.images import decode
+    from consistency.data.account import Account
+    from consistency.data.images import decode
 
     return decode(data, archive, "a", 12, None, Account("x"))
 
@@ -253,8 +257,8 @@ def test_a_photograph_of_100_megapixels_is_read_in_little_more_than_its_pixels()
     code = """if True:
         import io, resource, sys, warnings
         import bombs
-        from consistency.account import Account
-        from consistency.images import decode
+        from consistency.data.account import Account
+        from consistency.data.images import decode
         from pathlib import Path
         warnings.simplefilter("error")
         row = bytes([0]) + bytes([10, 20, 30]) * 11_656
@@ -343,7 +347,7 @@ UNET = {"kind": "unet", "channels": [8, 8], "layers_per_block": 1}
 
 
 def network(folder, kind):
-    models.save(models.build(kind, (1, 8, 8), 2, 1000, 0), folder)
+    networks.save(networks.build(kind, (1, 8, 8), 2, 1000, 0), folder)
     (folder / "SHA256SUMS").unlink()
     return folder / "config.json"
 
@@ -364,7 +368,7 @@ def network(folder, kind):
 )
 def test_an_mlp_that_asks_for_more_than_its_weights(tmp_path, key, value, size):
     bombs.changed(network(tmp_path, MLP), **{key: value})
-    refused(rf"/config\.json: {key} is .*, but its weights have {size}$", models.load, tmp_path)
+    refused(rf"/config\.json: {key} is .*, but its weights have {size}$", networks.load, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +387,7 @@ def test_an_mlp_that_asks_for_more_than_its_weights(tmp_path, key, value, size):
 )
 def test_a_unet_that_asks_for_more_than_its_weights(tmp_path, changes, pattern):
     bombs.changed(network(tmp_path, UNET), **changes)
-    refused(rf"/config\.json: .*{pattern}", models.load, tmp_path)
+    refused(rf"/config\.json: .*{pattern}", networks.load, tmp_path)
 
 
 def test_a_pipelines_other_models(tmp_path):
@@ -391,7 +395,7 @@ def test_a_pipelines_other_models(tmp_path):
 
     pipeline = tiny.sdxl(tmp_path / "sdxl")
     bombs.changed(pipeline / "unet" / "config.json", transformer_layers_per_block=[10, 900])
-    refused("ask for 1,800 layers", models.load, pipeline / "unet")
+    refused("ask for 1,800 layers", networks.load, pipeline / "unet")
     bombs.changed(pipeline / "vae" / "config.json", latent_channels=10**6)
     cpu = torch.device("cpu")
     refused("vae/config.json: asks for a network of", latents._vae, pipeline / "vae", cpu, "no")
@@ -440,14 +444,14 @@ def test_extractors_and_classifiers(tmp_path):
 def test_adapters(tmp_path):
     network(tmp_path / "teacher", MLP)
     schedule = VPSchedule(steps=1000, kind="linear", beta_start=1e-4, beta_end=0.02)
-    students.save(students.create(tmp_path / "teacher", schedule, -1, "lora", 4), tmp_path / "student", {"name": "x"})
+    maps.save(maps.create(tmp_path / "teacher", schedule, -1, "lora", 4), tmp_path / "student", {"name": "x"})
     (tmp_path / "student" / "SHA256SUMS").unlink()
     told = (tmp_path / "student", tmp_path / "teacher", schedule, -1)
-    students.load(*told)
+    maps.load(*told)
     for changes in ({"r": 10**9}, {"r": 10**5}, {"rank_pattern": {"inward": 10**9}}):
         text = (tmp_path / "student" / "adapter_config.json").read_text()
         bombs.changed(tmp_path / "student" / "adapter_config.json", **changes)
-        refused(r"adapter_config\.json: .* is 10+, but no side of its weights is above 64", students.load, *told)
+        refused(r"adapter_config\.json: .* is 10+, but no side of its weights is above 64", maps.load, *told)
         (tmp_path / "student" / "adapter_config.json").write_text(text)
 
 
@@ -457,7 +461,7 @@ def test_weights_of_torch_that_unpack_to_more(tmp_path):
     with zipfile.ZipFile(tmp_path / "diffusion_pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(1_000_000))
     assert config.is_file()
-    refused("diffusion_pytorch_model.bin: has compressed members", models.load, tmp_path)
+    refused("diffusion_pytorch_model.bin: has compressed members", networks.load, tmp_path)
     state = {"layers.0.weight": torch.zeros(1, 1).expand(1024, 10**7)}
     torch.save(state, tmp_path / "a.pth")
     refused("layers.0.weight is larger than the file", extractors.load, "aesthetic", tmp_path)
@@ -487,7 +491,7 @@ def test_files_that_would_be_waited_for(teacher, name, kind):
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(f"/proc/self/fd/{there}/{name}")
         os.close(there)
-    refused(rf"{name}: (a FIFO, a device or a socket; allowed: a regular file|cannot be read)", models.load, teacher)
+    refused(rf"{name}: (a FIFO, a device or a socket; allowed: a regular file|cannot be read)", networks.load, teacher)
 
 
 def test_fifos_elsewhere(tmp_path):
@@ -511,7 +515,7 @@ def test_sums_that_name_files_elsewhere(teacher, name):
         f"{hashes.sha256(file)}  {file.name}\n" for file in (teacher / "config.json", teacher / "model.safetensors")
     ]
     (teacher / "SHA256SUMS").write_text("".join(lines) + f"{'0' * 64}  {name}\n")
-    refused(r"SHA256SUMS: names '.*', which lies elsewhere; allowed: files in", models.load, teacher)
+    refused(r"SHA256SUMS: names '.*', which lies elsewhere; allowed: files in", networks.load, teacher)
 
 
 def test_links_as_snakemakes_cache_leaves_them_are_followed(teacher, tmp_path):
@@ -531,11 +535,11 @@ def test_links_as_snakemakes_cache_leaves_them_are_followed(teacher, tmp_path):
 def test_sums_that_name_folders(teacher, name):
     (teacher / "sub").mkdir()
     (teacher / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
-    refused("SHA256SUMS: damaged|no such file, which SHA256SUMS names", models.load, teacher)
+    refused("SHA256SUMS: damaged|no such file, which SHA256SUMS names", networks.load, teacher)
     with open(teacher / "SHA256SUMS", "a") as sums:
         for file in {path for path in teacher.iterdir() if path.is_file()} - {teacher / "SHA256SUMS"}:
             sums.write(f"{hashes.sha256(file)}  {file.name}\n")
-    refused("no such file, which SHA256SUMS names", models.load, teacher)
+    refused("no such file, which SHA256SUMS names", networks.load, teacher)
 
 
 def test_an_index_that_names_files_elsewhere(tmp_path):
@@ -544,13 +548,13 @@ def test_an_index_that_names_files_elsewhere(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name in ("../pipe", "/etc/hostname", "x.safetensors", 1):
         file.write_text(json.dumps({"weight_map": {"a": name}}))
-        refused(r"index\.json: names .*, allowed: files beside it", models.load, tmp_path / "teacher")
+        refused(r"index\.json: names .*, allowed: files beside it", networks.load, tmp_path / "teacher")
 
 
 def test_texts_of_a_models_folder(teacher):
     with open(teacher / "tokenizer.json", "wb") as file:
         file.truncate(10**12)
-    refused(r"tokenizer\.json: 1,000,000 MB, allowed: at most 64 MB", models.load, teacher)
+    refused(r"tokenizer\.json: 1,000,000 MB, allowed: at most 64 MB", networks.load, teacher)
 
 
 def test_links_to_folders_of_links(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 import pytest
-from consistency import claims
+from consistency.config import claims
 from consistency.errors import MismatchError
 
 
@@ -93,7 +93,7 @@ def test_pooling_takes_seeds_that_every_condition_has():
 
 
 def test_a_table_without_claims_is_still_a_table(tmp_path):
-    from consistency.tables import claims as write
+    from consistency.report.tables import claims as write
 
     path = tmp_path / "claims.csv"
     pd.DataFrame([], columns=claims.COLUMNS).to_csv(path, index=False)

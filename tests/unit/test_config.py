@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from consistency import config, names, objectives, settings, solvers, sources, strict
+from consistency import config
+from consistency.config import names, settings, sources, strict
 from consistency.errors import ConfigError
+from consistency.flow import solvers
+from consistency.students import objectives
 from pydantic import BaseModel
 
 PRESETS = sorted(path.stem for path in config.PRESETS.glob("*.yaml") if "suite:" not in path.read_text())

@@ -5,10 +5,13 @@ import math
 
 import pytest
 import torch
-from consistency import data, fitting, mixtures, pairs, students, transport
-from consistency.metrics import couplings
-from consistency.schedules import VESchedule
-from consistency.settings import ConsistencyTraining
+from consistency.config.settings import ConsistencyTraining
+from consistency.data import mixtures, prepare
+from consistency.evaluate import velocity_gap
+from consistency.flow import transport
+from consistency.flow.schedules import VESchedule
+from consistency.students import maps, pairs
+from consistency.training import recipes
 from torch import nn
 
 DOUBLE = torch.float64
@@ -43,7 +46,7 @@ def test_closed_limits_of_the_exact_consistency_function():
         s = torch.full((count,), level, dtype=DOUBLE)
         x_s = x + level * z
         v = level * (x_s - torch.tensor(MEAN, dtype=DOUBLE)) / (variance + level**2)
-        found = couplings._limits(Exact(), x_s, s, torch.zeros(count), z, v)
+        found = velocity_gap._limits(Exact(), x_s, s, torch.zeros(count), z, v)
         total = variance + level**2
         expected = 2 * (variance + SCHEDULE.sigma_min**2) / total * variance / total
         assert found["cd"] < 1e-20
@@ -64,13 +67,13 @@ def test_exact_transport_cost_is_the_closed_form():
 def measured(tmp_path_factory):
     """A small student of the Gaussian, trained along the true velocity, and everything measured of it."""
     folder = tmp_path_factory.mktemp("measured")
-    data.prepare(folder / "data.safetensors", GAUSSIAN)
+    prepare.prepare(folder / "data.safetensors", GAUSSIAN)
     mixtures.write_teacher(folder / "teacher", GAUSSIAN)
     training = {"steps": 500, "batch_size": 64, "learning_rate": 2e-3, "ema_decay": 0.95}
     options = ConsistencyTraining.model_validate(
         {"edm": {"sigma_min": 0.01, "sigma_max": 5}, "training": training, "budgets": [0.125]}
     ).model_dump()
-    fitting.fit_pairs_student(
+    recipes.fit_pairs_student(
         folder / "student",
         folder / "stats.jsonl",
         folder / "side",
@@ -85,7 +88,7 @@ def measured(tmp_path_factory):
         -1,
         folder / "teacher",
     )
-    couplings.measure_couplings(
+    velocity_gap.measure_couplings(
         folder / "rows.json",
         folder / "curves.safetensors",
         {"run": "cd-s0", "seed": 0},
@@ -99,7 +102,7 @@ def measured(tmp_path_factory):
     )
     rows = json.loads((folder / "rows.json").read_text())["rows"]
     found = {(row["metric"], row["reference"]): row["value"] for row in rows}
-    return found | {"student": students.load_edm(folder / "student", SCHEDULE).double()}
+    return found | {"student": maps.load_edm(folder / "student", SCHEDULE).double()}
 
 
 def test_a_trained_student_is_the_closed_form_consistency_function(measured):
@@ -119,7 +122,7 @@ def test_a_trained_student_is_the_closed_form_consistency_function(measured):
 def test_measured_losses_reach_their_closed_limits(measured):
     for reference in ("ct independent", "cd", "ct generator_induced"):
         assert measured["loss@steps=1280", reference] == pytest.approx(measured["loss@limit", reference], rel=0.05)
-    for name in couplings.COUPLINGS:
+    for name in velocity_gap.COUPLINGS:
         assert measured["velocity_gap@steps=1280", name] == pytest.approx(
             measured["velocity_gap@limit", name], rel=0.05
         )
@@ -138,7 +141,7 @@ def test_measured_transport_costs(measured):
     independent, optimal = measured["transport_cost", "independent"], measured["transport_cost", "optimal_transport"]
     closed = sum(m**2 for m in MEAN) + 2 * (1 + DEVIATION**2)
     assert independent == pytest.approx(closed, abs=4.5 * math.sqrt(8) / math.sqrt(512))
-    assert measured["transport_cost", couplings.EXACT] <= optimal < independent
+    assert measured["transport_cost", velocity_gap.EXACT] <= optimal < independent
     at_low, at_high = (measured[f"transport_cost@sigma={s}", "generator_induced"] for s in ("0.01", "5"))
     assert at_low == pytest.approx(independent, rel=0.02)  # x̂ = x where there is no noise
     assert at_high < 0.7 * independent
@@ -151,12 +154,12 @@ class Stop(Exception):
 @pytest.mark.parametrize("generator", ["ema", "online"])
 def test_interrupted_training_from_pairs_ends_with_the_same_bits(tmp_path, monkeypatch, generator):
     """Resumed between checkpoints, with the generator's weights in the loop: final weights and snapshots."""
-    data.prepare(tmp_path / "data.safetensors", GAUSSIAN)
+    prepare.prepare(tmp_path / "data.safetensors", GAUSSIAN)
     training = {"steps": 40, "batch_size": 16, "ema_decay": 0.9, "checkpoint_every": 10, "warmup_steps": 5}
     options = ConsistencyTraining.model_validate({"training": training, "budgets": [0.25, 0.7]}).model_dump()
 
     def fit(name):
-        fitting.fit_pairs_student(
+        recipes.fit_pairs_student(
             tmp_path / name,
             tmp_path / f"{name}.jsonl",
             tmp_path / "side" / name,

@@ -1,11 +1,11 @@
 """The data file: real digits, scaled, split without overlap, the same every time."""
 
 import torch
-from consistency import data
+from consistency.data import prepare
 
 
 def test_digits(tmp_path, digits):
-    tensors, classes = data.load(digits)
+    tensors, classes = prepare.load(digits)
     assert classes == 10
     assert tensors["train_images"].shape == (1438, 1, 8, 8)
     assert tensors["test_images"].shape == (359, 1, 8, 8)
@@ -16,7 +16,7 @@ def test_digits(tmp_path, digits):
     theirs = sorted(map(tuple, (load_digits().data / 8 - 1).tolist()))
     assert sorted(map(tuple, images.flatten(1).double().tolist())) == theirs
     settings = {"kind": "digits", "test_share": 0.2, "seed": 0}
-    data.prepare(tmp_path / "again", settings)
+    prepare.prepare(tmp_path / "again", settings)
     assert (tmp_path / "again").read_bytes() == digits.read_bytes()
-    data.prepare(tmp_path / "other", settings | {"seed": 1})
+    prepare.prepare(tmp_path / "other", settings | {"seed": 1})
     assert (tmp_path / "other").read_bytes() != digits.read_bytes()

@@ -13,7 +13,7 @@ from pathlib import Path
 import needs
 import numpy as np
 import pytest
-from consistency import archives, datasets
+from consistency.data import archives, datasets
 from consistency.errors import ConfigError, MismatchError, StorageError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

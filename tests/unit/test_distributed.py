@@ -9,8 +9,9 @@ import sys
 import psutil
 import pytest
 import torch
-from consistency import config, parallel
+from consistency import config
 from consistency.errors import ConfigError
+from consistency.runtime import parallel
 from helpers import ROOT, ended, solved_targets, wait_for
 from safetensors.torch import load_file
 
@@ -20,9 +21,11 @@ import json, os, sys
 from pathlib import Path
 
 import torch
-from consistency import distances, fitting, objectives, parallel
-from consistency import training as loop
-from consistency.settings import ConsistencyTraining, Coupling, Training
+from consistency.students import losses, objectives
+from consistency.training import recipes
+from consistency.runtime import parallel
+from consistency.training import loop
+from consistency.config.settings import ConsistencyTraining, Coupling, Training
 
 torch.set_num_threads(1)
 parallel.parent_follower()()
@@ -37,7 +40,7 @@ def places(name):
 
 def student(name, objective, accumulate=1):
     settings = training.model_copy(update={"accumulate": accumulate}).model_dump()
-    fitting.fit_student(
+    recipes.fit_student(
         *places(name), teacher, manifest, {"run": name, "seed": 3}, objective, {"kind": "mse"}, "full", None,
         {"steps": 1000}, -1, settings,
     )
@@ -46,7 +49,7 @@ def student(name, objective, accumulate=1):
 def pairs(name, kind):
     options = ConsistencyTraining(budgets=[0.25]).model_dump()
     options["training"] = training.model_dump() | {"ema_decay": 0.9}
-    fitting.fit_pairs_student(
+    recipes.fit_pairs_student(
         *places(name), digits, {"run": name, "seed": 3}, "consistency_training",
         Coupling(kind=kind, share=0.5).model_dump(), "pair", {"kind": "mlp", "width": 32, "depth": 1}, options,
     )
@@ -54,7 +57,7 @@ def pairs(name, kind):
 
 def classifier(name):  # has dropout
     settings = training.model_copy(update={"ema_decay": 0.9}).model_dump()
-    fitting.fit_classifier(*places(name), digits, name, 8, 32, settings, 0)
+    recipes.fit_classifier(*places(name), digits, name, 8, 32, settings, 0)
 
 
 class Student(torch.nn.Sequential):
@@ -77,7 +80,7 @@ def replay(name):
         return {"x_s": x, "x_n": x, "s": x[:, 0], "n": x[:, 0], "cond": x[:, 0]}
 
     model = Student(torch.nn.Linear(16, 16), torch.nn.Dropout(0.5))
-    loop.train(model, objective, distances.mse, batch_at, loop.Settings(3, 24, 1e-3, device="cpu"), 0, folder, {})
+    loop.train(model, objective, losses.mse, batch_at, loop.Settings(3, 24, 1e-3, device="cpu"), 0, folder, {})
     (places(name)[0].parent / f"masks-{os.environ['RANK']}.json").write_text(json.dumps(seen))
 
 
@@ -93,7 +96,7 @@ def root(name):
         return {"x": torch.ones(24, 16), "z": z}
 
     settings = loop.Settings(8, 24, 1e-3, device="cpu", checkpoint_every=1)
-    loop.train(Student(torch.nn.Linear(16, 16)), objective, distances.mse, batch_at, settings, 0, places(name)[2], {})
+    loop.train(Student(torch.nn.Linear(16, 16)), objective, losses.mse, batch_at, settings, 0, places(name)[2], {})
 
 
 every = {
@@ -129,7 +132,7 @@ def start(tmp_path, inputs):
     def go(folder, processes, *names, steps=30):
         command = [sys.executable]
         if processes > 1:
-            command += ["-m", "consistency.parallel", "--multi_gpu", "--num_machines", "1", "--gpu_ids", "all"]
+            command += ["-m", "consistency.runtime.parallel", "--multi_gpu", "--num_machines", "1", "--gpu_ids", "all"]
             command += ["--num_processes", str(processes), "--main_process_port", "0"]
             command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
         command += [str(script), str(tmp_path / folder), *inputs, str(steps), *names]

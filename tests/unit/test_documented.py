@@ -5,9 +5,12 @@ import re
 
 import pytest
 import yaml
-from consistency import downloads, feed, hub, optimizers, settings, truth
-from consistency.metrics import distances, measure
-from consistency.pages import samples
+from consistency.config import settings
+from consistency.data.fetch import downloads, hub
+from consistency.evaluate import distances, measure
+from consistency.report.pages import samples
+from consistency.teachers import truth
+from consistency.training import feed, optimizers
 from helpers import ROOT
 
 # page, words with the number in brackets, what the code has

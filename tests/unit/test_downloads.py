@@ -15,10 +15,11 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 from certificates import KEY, VALID
-from consistency import downloads, hub, storage
-from consistency.downloads import DownloadError, fetch
+from consistency.data.fetch import downloads, hub
+from consistency.data.fetch.downloads import DownloadError, fetch
+from consistency.data.fetch.network import unreachable
 from consistency.errors import StorageError
-from consistency.network import unreachable
+from consistency.files import storage
 from helpers import wait_for
 from hubserver import COMMIT, SIGNATURE, HubServer
 
@@ -157,7 +158,7 @@ def test_only_tries_that_bring_nothing_count(server):
 
 def test_a_killed_download_goes_on(server, cache):
     server.fail("x.bin", cut=1_000_000, hang=True, times=1)
-    code = f"from consistency.downloads import fetch; fetch('{server.url}/x.bin', 'x.bin')"
+    code = f"from consistency.data.fetch.downloads import fetch; fetch('{server.url}/x.bin', 'x.bin')"
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": "workflow"})
     part = cache / "files" / "x.bin.part"
     wait_for(lambda: part.exists() and part.stat().st_size > 500_000, "more than 500 kB of the file", process=process)
@@ -308,7 +309,7 @@ def test_unwritable_cache(server, monkeypatch):
 
 def test_two_processes_download_once(server, cache):
     server.fail("x.bin", delay=0.5)
-    code = f"from consistency.downloads import fetch; print(fetch('{server.url}/x.bin', 'x.bin'))"
+    code = f"from consistency.data.fetch.downloads import fetch; print(fetch('{server.url}/x.bin', 'x.bin'))"
     run = [sys.executable, "-c", code]
     environment = {**os.environ, "PYTHONPATH": "workflow"}
     pair = [subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -382,7 +383,7 @@ def test_a_large_file_goes_on_after_a_kill_in_the_clients_own_cache(client, serv
     server.token = TOKEN
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     server.fail("big.safetensors", cut=1_000_000, hang=True, times=1)
-    code = f"from consistency import hub; hub.LARGE = 1000; hub.download('out', {REPO!r}, {COMMIT!r}, {FILES!r})"
+    code = f"from consistency.data.fetch import hub; hub.LARGE = 1000; hub.download('out', {REPO!r}, {COMMIT!r}, {FILES!r})"
     environment = {**os.environ, "PYTHONPATH": str(Path("workflow").resolve())}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path)
     home = Path(os.environ["HF_HOME"])
@@ -620,7 +621,7 @@ def test_two_processes_of_the_real_client(server, tmp_path):
     """The environment as a job has it; each blob comes once, and offline is taken from the environment."""
     server.fail("big.safetensors", delay=0.5)
     environment = {**os.environ, "PYTHONPATH": "workflow", "HF_ENDPOINT": server.url}
-    code = f"from consistency import hub; import sys; hub.download(sys.argv[1], '{REPO}', '{COMMIT}', {FILES}); print('torch' in sys.modules)"
+    code = f"from consistency.data.fetch import hub; import sys; hub.download(sys.argv[1], '{REPO}', '{COMMIT}', {FILES}); print('torch' in sys.modules)"
 
     def start(name, **more):
         command = [sys.executable, "-c", code, str(tmp_path / name)]

@@ -9,18 +9,20 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from consistency import claims, escape, tables
-from consistency.config import load_experiment
+from consistency import escape
+from consistency.config import claims
+from consistency.config.limits import check_names
+from consistency.config.resolve import load_experiment
+from consistency.config.settings import ClassifierConfig
+from consistency.config.sources import Captions, Images
 from consistency.errors import ConfigError
-from consistency.figures import samples as samples_figure
-from consistency.figures import style, tradeoff
-from consistency.limits import check_names
-from consistency.pages import samples as samples_page
-from consistency.pages import shell
-from consistency.pages import tradeoff as tradeoff_page
-from consistency.settings import ClassifierConfig
-from consistency.sources import Captions, Images
-from consistency.storage import read_table, save_tensors, write_json, write_table
+from consistency.files.storage import read_table, save_tensors, write_json, write_table
+from consistency.report import tables
+from consistency.report.figures import samples as samples_figure
+from consistency.report.figures import style, tradeoff
+from consistency.report.pages import samples as samples_page
+from consistency.report.pages import shell
+from consistency.report.pages import tradeoff as tradeoff_page
 from helpers import ROOT
 from hostile import TEXTS
 from hypothesis import given, settings
@@ -39,7 +41,7 @@ from readers import (
 )
 
 each = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-PAGES = ROOT / "workflow/consistency/pages"
+PAGES = ROOT / "workflow/consistency/report/pages"
 
 
 # The functions by themselves.
@@ -280,7 +282,7 @@ def test_figures(tmp_path, name):
 
 def test_figures_take_names_from_their_style():
     """There they are escaped; a figure that took them from the tables would show `$` as the beginning of a formula."""
-    for path in (ROOT / "workflow/consistency/figures").glob("*.py"):
+    for path in (ROOT / "workflow/consistency/report/figures").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module == "tables":
                 names = {alias.name for alias in node.names}

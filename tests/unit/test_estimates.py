@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from consistency import config, estimates, scaling, settings
+from consistency import config
+from consistency.config import settings
+from consistency.plan import estimates, scaling
 from helpers import ROOT
 
 PRESETS = sorted(path.stem for path in config.PRESETS.glob("*.yaml") if "suite:" not in path.read_text())
@@ -38,8 +40,8 @@ def needed(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_presets_networks_are_counted(name):
-    """Fails when a preset's network is changed without `python -m consistency.estimates` (in workflow/)."""
-    assert needed(name) <= set(KNOWN), "run `python -m consistency.estimates` in workflow/"
+    """Fails when a preset's network is changed without `python -m consistency.plan.estimates` (in workflow/)."""
+    assert needed(name) <= set(KNOWN), "run `python -m consistency.plan.estimates` in workflow/"
 
 
 def test_nothing_else_is_kept():
@@ -69,7 +71,8 @@ def test_a_changed_network_has_another_key(preset, network, same):
 COUNTED = """
 import dataclasses
 import json
-from consistency import config, estimates
+from consistency import config
+from consistency.plan import estimates
 estimates.HUB = {}
 presets = [config.load_experiment(name) for name in ("digits", "fashion-small", "digits-long")]
 print(json.dumps(estimates.count_flops(presets)))
@@ -362,15 +365,16 @@ def test_ten_million_targets_by_hand():
 
 
 def test_the_pages_tables_are_what_the_model_says():
-    """docs/scaling.md holds what `python -m consistency.scaling` prints."""
+    """docs/scaling.md holds what `python -m consistency.plan.scaling` prints."""
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     for table in scaling.tables().split("\n\n"):
-        assert table.strip() in page, "run `python -m consistency.scaling` in workflow/ and copy its tables"
+        assert table.strip() in page, "run `python -m consistency.plan.scaling` in workflow/ and copy its tables"
 
 
 def test_solver_calls_are_those_of_the_solvers():
-    from consistency import solvers, targets
-    from consistency.schedules import VPSchedule
+    from consistency.flow import solvers
+    from consistency.flow.schedules import VPSchedule
+    from consistency.teachers import targets
 
     for name in settings.SOLVERS:
         assert estimates.CALLS.get(name, 1) == targets.calls_of(getattr(solvers, name), VPSchedule())
@@ -378,7 +382,7 @@ def test_solver_calls_are_those_of_the_solvers():
 
 def test_a_dry_run_imports_nothing_heavy():
     code = (
-        "import sys; from consistency import config, estimates\n"
+        "import sys; from consistency import config; from consistency.plan import estimates\n"
         "e = config.load_experiment('sdxl'); estimates.table('sdxl', e, config.expand('sdxl', e))\n"
         "print([m for m in ('torch', 'numpy', 'diffusers', 'safetensors') if m in sys.modules])"
     )

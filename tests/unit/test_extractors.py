@@ -8,12 +8,12 @@ import pytest
 import tiny
 import torch
 from consistency import config
-from consistency.compat import ensure_torchvision
+from consistency.config.sources import INCEPTION_SHA256, Inception
 from consistency.errors import ConfigError, MismatchError, StorageError
-from consistency.metrics import extractors
-from consistency.metrics.extractors import load, to_uint8
-from consistency.sources import INCEPTION_SHA256, Inception
-from consistency.storage import sha256
+from consistency.evaluate import extractors
+from consistency.evaluate.extractors import load, to_uint8
+from consistency.files.storage import sha256
+from consistency.runtime.compat import ensure_torchvision
 from PIL import Image
 from torch.nn import functional as F
 
@@ -94,9 +94,9 @@ def test_lite0_recognises_photographs(lite0):
 
 
 def test_lite0_is_deterministic_and_independent_of_the_batch(lite0, digits):
-    from consistency import data
+    from consistency.data import prepare
 
-    images = to_uint8(data.load(digits)[0]["test_images"][:4])
+    images = to_uint8(prepare.load(digits)[0]["test_images"][:4])
     together = lite0(images)
     assert torch.equal(lite0(images), together)
     torch.testing.assert_close(torch.cat([lite0(image[None]) for image in images]), together, rtol=1e-4, atol=1e-6)
@@ -159,7 +159,7 @@ def test_inception_equals_clean_fid_on_pngs(inception_folder, tmp_path, offline)
     """Features, and the distance on 24 of them: clean-fid's own takes a minute on all 2,048."""
     from cleanfid import fid
     from cleanfid.inception_torchscript import InceptionV3W
-    from consistency.metrics.distances import FeatureSet, frechet_distance
+    from consistency.evaluate.distances import FeatureSet, frechet_distance
 
     sets = [pictures(40, 24, seed, smooth) for seed, smooth in ((1, 6), (2, 9))]
     folders = [str(write_pngs(tmp_path / f"set{i}", images)) for i, images in enumerate(sets)]

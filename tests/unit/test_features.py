@@ -5,11 +5,13 @@ import json
 import pytest
 import tiny
 import torch
-from consistency import data, fitting, latents
-from consistency.metrics import classifier, extractors, features
-from consistency.metrics.extractors import to_uint8
-from consistency.settings import Training
-from consistency.storage import load_tensors, save_tensors, sha256, write_json
+from consistency.config.settings import Training
+from consistency.data import prepare
+from consistency.evaluate import extractors, features
+from consistency.evaluate.extractors import to_uint8
+from consistency.files.storage import load_tensors, save_tensors, sha256, write_json
+from consistency.networks import classifier, latents
+from consistency.training import recipes
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -45,14 +47,14 @@ def judge(tmp_path_factory, digits):
     """A classifier of digits, a little trained."""
     folder = tmp_path_factory.mktemp("judge")
     settings = Training(steps=30, batch_size=32, learning_rate=3e-3, warmup_steps=5).model_dump()
-    fitting.fit_classifier(folder / "model", folder / "stats", folder / "side", digits, "judge", 8, 16, settings, 0)
+    recipes.fit_classifier(folder / "model", folder / "stats", folder / "side", digits, "judge", 8, 16, settings, 0)
     return {"kind": "classifier", "folder": str(folder / "model")}
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory, digits):
     """Two sets of samples as a student writes them, beyond [−1, 1] in places, and something else."""
-    images = data.load(digits)[0]["test_images"][:14]
+    images = prepare.load(digits)[0]["test_images"][:14]
     path = tmp_path_factory.mktemp("samples") / "samples.safetensors"
     sets = {"steps_1": images[:7] * 1.5, "steps_2": images[7:].clone(), "from_1000": images[:3].clone()}
     save_tensors(path, sets)
@@ -111,7 +113,7 @@ def test_sets_by_name_and_by_prefix(tmp_path, samples, judge):
 def test_bytes_are_the_numbers_that_they_stand_for(tmp_path, judge, samples):
     levels = to_uint8(samples[1]["steps_2"])[:, :1].contiguous()
     found = []
-    for name, images in (("uint8", levels), ("float", data.as_float(levels))):
+    for name, images in (("uint8", levels), ("float", prepare.as_float(levels))):
         save_tensors(tmp_path / name, {"train_images": images})
         features.extract(tmp_path / f"{name}.out", tmp_path / name, ["train_images"], 4, [judge, LITE0])
         found.append(load_tensors(tmp_path / f"{name}.out")[0])
@@ -144,7 +146,7 @@ def asked(monkeypatch):
 @pytest.fixture
 def source(tmp_path, digits):
     path = tmp_path / "data.safetensors"
-    tensors = data.load(digits)[0]
+    tensors = prepare.load(digits)[0]
     save_tensors(path, {"train_images": tensors["train_images"][:6], "test_images": tensors["test_images"][:5]})
     return path
 
@@ -229,7 +231,7 @@ def test_the_fingerprint_is_of_weights_and_protocol(lite0):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    from consistency.compat import ensure_torchvision
+    from consistency.runtime.compat import ensure_torchvision
 
     ensure_torchvision()
     folder = tmp_path_factory.mktemp("clip")

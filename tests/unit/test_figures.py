@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from consistency.figures import (
+from consistency.evaluate.measure import COLUMNS
+from consistency.files.storage import save_tensors, write_records
+from consistency.report.figures import (
     convergence,
     discrepancy,
     orders,
@@ -19,9 +21,7 @@ from consistency.figures import (
     trajectories,
     transport,
 )
-from consistency.figures import samples as samples_figure
-from consistency.metrics.measure import COLUMNS
-from consistency.storage import save_tensors, write_records
+from consistency.report.figures import samples as samples_figure
 from scipy import stats
 
 SEEDS = (0, 1, 2)
@@ -357,7 +357,10 @@ def test_points(tmp_path, drawn):
 def test_every_figure_has_a_test():
     from helpers import ROOT
 
-    modules = {path.stem for path in (ROOT / "workflow/consistency/figures").glob("*.py")} - {"__init__", "style"}
+    modules = {path.stem for path in (ROOT / "workflow/consistency/report/figures").glob("*.py")} - {
+        "__init__",
+        "style",
+    }
     assert modules == {name.removeprefix("test_") for name in globals() if name.startswith("test_")} - {
         "every_figure_has_a_test"
     }

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from consistency import filesystems, storage
 from consistency.errors import StorageError
-from consistency.writers import tensor_file
+from consistency.files import filesystems, storage
+from consistency.files.writers import tensor_file
 
 REFUSED = [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.EISDIR]
 

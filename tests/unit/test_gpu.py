@@ -3,13 +3,16 @@
 import pytest
 import tiny
 import torch
-from consistency import distances, models, objectives, students, targets, training
+from consistency import networks
 from consistency.errors import TrainingError
-from consistency.graphs import WARM, Graphed
-from consistency.pairs import PairSource, Steps
-from consistency.schedules import VESchedule, VPSchedule
-from consistency.storage import save_tensors
-from consistency.teachers import Teacher
+from consistency.files.storage import save_tensors
+from consistency.flow.schedules import VESchedule, VPSchedule
+from consistency.students import losses, maps, objectives
+from consistency.students.pairs import PairSource, Steps
+from consistency.teachers import targets
+from consistency.teachers.protocol import Teacher
+from consistency.training import loop
+from consistency.training.graphs import WARM, Graphed
 
 pytestmark = pytest.mark.needs("gpu")
 DEVICE = torch.device("cuda")
@@ -26,9 +29,9 @@ def batches(step):
 
 
 def fit(folder, objective=objectives.direct, steps=20, network=None, **settings):
-    model = students.ConsistencyFunction(models.build(NETWORK | (network or {}), SHAPE, 10, 1000, 0), VPSchedule())
-    options = training.Settings(steps, 32, 1e-3, **{"precision": "bf16", "ema_decay": 0.9, **settings})
-    records = training.train(model, objective, distances.mse, batches, options, 0, folder, {})
+    model = maps.ConsistencyFunction(networks.build(NETWORK | (network or {}), SHAPE, 10, 1000, 0), VPSchedule())
+    options = loop.Settings(steps, 32, 1e-3, **{"precision": "bf16", "ema_decay": 0.9, **settings})
+    records = loop.train(model, objective, losses.mse, batches, options, 0, folder, {})
     return model.state_dict(), records
 
 
@@ -40,7 +43,7 @@ def captures(monkeypatch):
             super()._capture(inputs)
             seen.append(self.graph is not None)
 
-    monkeypatch.setattr(training, "Graphed", Watched)
+    monkeypatch.setattr(loop, "Graphed", Watched)
     return seen
 
 
@@ -57,7 +60,7 @@ def test_a_captured_training_is_the_plain_one(tmp_path, monkeypatch, objective, 
     seen = captures(monkeypatch)
     graph, records = fit(tmp_path / "a", objective, precision=precision, log_every=5)
     assert seen == [True]
-    monkeypatch.setattr(training, "capturable", lambda model, objective: False)
+    monkeypatch.setattr(loop, "capturable", lambda model, objective: False)
     plain, others = fit(tmp_path / "b", objective, precision=precision, log_every=5)
     for name, value in plain.items():
         torch.testing.assert_close(graph[name], value, rtol=2e-3, atol=2e-4)
@@ -132,7 +135,7 @@ def test_batches_of_other_shapes_after_the_capture(tmp_path, monkeypatch):
     monkeypatch.setitem(fit.__globals__, "batches", fewer)
     for folder in ("a", "b"):
         found.append(fit(tmp_path / folder)[0])
-        monkeypatch.setattr(training, "capturable", lambda model, objective: False)
+        monkeypatch.setattr(loop, "capturable", lambda model, objective: False)
     for name, value in found[1].items():
         torch.testing.assert_close(found[0][name], value, rtol=2e-3, atol=2e-4)
 
@@ -168,7 +171,7 @@ def test_gradients_that_are_not_finite_do_not_reach_the_weights(tmp_path, monkey
 
     monkeypatch.setitem(fit.__globals__, "batches", with_root)
     if way == "plain":
-        monkeypatch.setattr(training, "capturable", lambda model, objective: False)
+        monkeypatch.setattr(loop, "capturable", lambda model, objective: False)
     if way == "fp16":
         weights, records = fit(tmp_path, rooted, precision="fp16", log_every=1)
         assert all(value.isfinite().all() for value in weights.values())
@@ -189,13 +192,13 @@ def test_consistency_training_from_pairs(tmp_path, monkeypatch, coupling, dropou
     for graphs in (True, False):
         seen = captures(monkeypatch)
         if not graphs:
-            monkeypatch.setattr(training, "capturable", lambda model, objective: False)
-        network = models.build(NETWORK | {"dropout": dropout}, SHAPE, 10, 1000, 0)
-        student = students.EDMConsistencyFunction(network, VESchedule())
-        options = training.Settings(16, 32, 1e-3, optimizer="radam", ema_decay=0.9, precision="bf16", log_every=4)
+            monkeypatch.setattr(loop, "capturable", lambda model, objective: False)
+        network = networks.build(NETWORK | {"dropout": dropout}, SHAPE, 10, 1000, 0)
+        student = maps.EDMConsistencyFunction(network, VESchedule())
+        options = loop.Settings(16, 32, 1e-3, optimizer="radam", ema_decay=0.9, precision="bf16", log_every=4)
         source = PairSource(images, labels, VESchedule(), Steps(), 16, 32, 0, coupling, 0.5)
-        records = training.train(
-            student, objectives.consistency_training, distances.pseudo_huber_norm, source, options, 0,
+        records = loop.train(
+            student, objectives.consistency_training, losses.pseudo_huber_norm, source, options, 0,
             tmp_path / str(graphs), {}, "ct", source.prepare, {}, source.together,
         )  # fmt: skip
         found.append(records)
@@ -210,7 +213,7 @@ def test_targets_of_gpu_and_cpu(tmp_path, monkeypatch, solver):
     images = torch.randint(0, 256, (50, *SHAPE), dtype=torch.uint8)
     labels, found = torch.arange(50) % 10, {}
     for place in ("cuda", "cpu"):
-        network = models.build(NETWORK, SHAPE, 10, 1000, 0)
+        network = networks.build(NETWORK, SHAPE, 10, 1000, 0)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))
         monkeypatch.setattr(targets, "pick_device", lambda place=place: torch.device(place))
@@ -223,7 +226,7 @@ def test_targets_of_gpu_and_cpu(tmp_path, monkeypatch, solver):
 
 
 def test_compiled_blocks_of_sdxl(tmp_path):
-    unet = models.load(tiny.sdxl(tmp_path / "sdxl") / "unet")
+    unet = networks.load(tiny.sdxl(tmp_path / "sdxl") / "unet")
     config = unet.net.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     embeddings = {"embeddings": torch.randn(4, 77, config.cross_attention_dim), "pooled": torch.randn(4, pooled)}

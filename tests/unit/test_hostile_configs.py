@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import yaml
-from consistency import config, strict
+from consistency import config
+from consistency.config import strict
 from consistency.errors import ConfigError
 from helpers import ROOT, surroundings
 

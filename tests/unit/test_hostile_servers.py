@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 from certificates import KEY, VALID
-from consistency import addresses, config, downloads, storage
-from consistency.downloads import DownloadError, fetch, receive
+from consistency import addresses, config
+from consistency.data.fetch import downloads
+from consistency.data.fetch.downloads import DownloadError, fetch, receive
+from consistency.data.fetch.session import Session
 from consistency.errors import ConfigError
-from consistency.session import Session
+from consistency.files import storage
 from helpers import Project
 from hubserver import HubServer
 

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from consistency import distances, fitting, latents, models, objectives, students, targets
-from consistency import manifest as manifests
+from consistency import networks
+from consistency.config.settings import Training
 from consistency.errors import ConfigError, MismatchError, StorageError
-from consistency.models.sdxl import LORA_MODULES, SDXLUNet
-from consistency.schedules import VPSchedule
-from consistency.settings import Training
-from consistency.storage import load_tensors, save_tensors, weights_sha256, write_json
-from consistency.teachers import Teacher
+from consistency.files.storage import load_tensors, save_tensors, weights_sha256, write_json
+from consistency.flow.schedules import VPSchedule
+from consistency.networks import latents
+from consistency.networks.sdxl import LORA_MODULES, SDXLUNet
+from consistency.students import losses, maps, objectives
+from consistency.teachers import manifest as manifests
+from consistency.teachers import targets
+from consistency.teachers.protocol import Teacher
+from consistency.training import recipes
 from safetensors.torch import load_file, save_file
 
 CAPTIONS = [*tiny.CAPTIONS, "a cat and a dog", "dogs"]
@@ -39,7 +43,7 @@ def given(tmp_path_factory):
     save_tensors(found.images, {"train_images": images}, {"name": "tiny"})
     latents.encode_prompts(found.prompts, found.captions, found.pipeline, SIDE, 4, "no")
     latents.encode_images(found.data, found.images, found.pipeline / "vae", 4, "no")
-    fitting.import_teacher(found.teacher, found.pipeline, found.data, {"steps": 1000}, "unet", found.prompts)
+    recipes.import_teacher(found.teacher, found.pipeline, found.data, {"steps": 1000}, "unet", found.prompts)
     return found
 
 
@@ -63,7 +67,7 @@ def teacher_of(given):
 
 
 def student_of(given, parameters="lora", seed=0, **options):
-    return students.create(
+    return maps.create(
         given.teacher, VPSchedule(), -1, parameters, RANK, seed, options.pop("prompts", given.prompts), **options
     )
 
@@ -184,7 +188,7 @@ def test_targets_student_and_losses_are_the_papers(tmp_path, given, plain, w):
             prediction, found = getattr(objectives, objective)(student, batch)
         near(prediction, expected["f_s"][place])
         near(found, expected[target][place])
-        assert distances.mse(prediction, found).mean().item() == pytest.approx(expected[loss].item(), rel=1e-5)
+        assert losses.mse(prediction, found).mean().item() == pytest.approx(expected[loss].item(), rel=1e-5)
 
 
 def test_the_student_is_the_papers_at_every_time(given, plain):
@@ -216,7 +220,7 @@ def test_gradients_are_the_papers(tmp_path, given, plain):
     batch = targets.TargetReader(manifest, VPSchedule(), COUNT, 0)(0)
     for objective, loss in (("consistency_distillation", "cm"), ("direct", "direct")):
         student = student_of(given, "full")
-        distances.mse(*getattr(objectives, objective)(student, batch)).mean().backward()
+        losses.mse(*getattr(objectives, objective)(student, batch)).mean().backward()
         unet = type(plain.unet).from_pretrained(given.pipeline / "unet")
         by_hand(given, plain, unet, 9.0)[0][loss].backward()
         found = dict(student.network.net.named_parameters())
@@ -275,7 +279,7 @@ def fit(folder, given, manifest, objective="direct", **changes):
     settings = Training(
         **{"steps": 3, "batch_size": COUNT, "learning_rate": 1e-2, "warmup_steps": 0, "log_every": 1} | changes
     ).model_dump()
-    fitting.fit_student(
+    recipes.fit_student(
         folder / "student",
         folder / "stats.jsonl",
         folder / "side",
@@ -347,8 +351,8 @@ def test_training_moves_the_adapters_alone(tmp_path, given, plain):
 def test_saved_and_merged_adapters_are_the_unmerged_ones(tmp_path, given, plain):
     student = student_of(given)
     shake(student)
-    students.save(student, tmp_path / "student", {})
-    loaded = students.load(tmp_path / "student", given.teacher, VPSchedule(), -1, given.prompts)
+    maps.save(student, tmp_path / "student", {})
+    loaded = maps.load(tmp_path / "student", given.teacher, VPSchedule(), -1, given.prompts)
     assert not any("lora" in name for name, _ in loaded.named_modules())
     unet, names = merged_by_hand(given, tmp_path / "student" / "pytorch_lora_weights.safetensors")
     for module in LORA_MODULES:
@@ -389,17 +393,17 @@ def another(given, folder, **changes):
 def test_adapters_of_another_network(tmp_path, given, changes, expected):
     torch.manual_seed(0)
     folder = another(given, tmp_path / "other", **changes)
-    student = students.create(folder, VPSchedule(), -1, "lora", RANK, 0, given.prompts)
-    students.save(student, tmp_path / "student", {})
+    student = maps.create(folder, VPSchedule(), -1, "lora", RANK, 0, given.prompts)
+    maps.save(student, tmp_path / "student", {})
     with pytest.raises((MismatchError, StorageError)) as caught:
-        students.load(tmp_path / "student", given.teacher, VPSchedule(), -1, given.prompts)
+        maps.load(tmp_path / "student", given.teacher, VPSchedule(), -1, given.prompts)
     assert expected in one_line(caught)
     assert str(tmp_path / "student") in one_line(caught)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "no adapters"])
 def test_damaged_adapters(tmp_path, given, damage):
-    students.save(student_of(given), tmp_path / "student", {})
+    maps.save(student_of(given), tmp_path / "student", {})
     file = tmp_path / "student" / "pytorch_lora_weights.safetensors"
     content = file.read_bytes()
     if damage == "no adapters":
@@ -407,7 +411,7 @@ def test_damaged_adapters(tmp_path, given, damage):
     else:
         file.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"x" * 500, "empty": b""}[damage])
     with pytest.raises((MismatchError, StorageError)) as caught:
-        students.load(tmp_path / "student", given.teacher, VPSchedule(), -1, given.prompts)
+        maps.load(tmp_path / "student", given.teacher, VPSchedule(), -1, given.prompts)
     assert str(tmp_path / "student") in one_line(caught)
 
 
@@ -475,10 +479,10 @@ def test_embeddings_of_another_width(tmp_path, given):
     prompts, metadata = load_tensors(given.prompts)
     save_tensors(tmp_path / "p", prompts | {"embeddings": prompts["embeddings"][..., :32]}, metadata)
     with pytest.raises(MismatchError) as caught:
-        models.load(given.teacher, prompts=tmp_path / "p")
+        networks.load(given.teacher, prompts=tmp_path / "p")
     assert "embeddings of width 32, the network takes 64" in one_line(caught)
     with pytest.raises(MismatchError):
-        fitting.import_teacher(tmp_path / "t", given.pipeline, given.data, {"steps": 1000}, "unet", tmp_path / "p")
+        recipes.import_teacher(tmp_path / "t", given.pipeline, given.data, {"steps": 1000}, "unet", tmp_path / "p")
 
 
 def test_pooled_embeddings_of_another_width(tmp_path, given):
@@ -486,7 +490,7 @@ def test_pooled_embeddings_of_another_width(tmp_path, given):
     prompts, metadata = load_tensors(given.prompts)
     save_tensors(tmp_path / "p", prompts | {"pooled": prompts["pooled"][:, :16]}, metadata)
     with pytest.raises(MismatchError) as caught:
-        models.load(given.teacher, prompts=tmp_path / "p")
+        networks.load(given.teacher, prompts=tmp_path / "p")
     one_line(caught)
 
 
@@ -496,7 +500,7 @@ def test_another_number_of_prompts_than_latents(tmp_path, given, number):
     some = {name: torch.cat([value, value])[:number] for name, value in prompts.items()}
     save_tensors(tmp_path / "p", some, metadata)
     with pytest.raises(MismatchError, match=f"{number} classes, the data has {COUNT}"):
-        fitting.import_teacher(tmp_path / "t", given.pipeline, given.data, {"steps": 1000}, "unet", tmp_path / "p")
+        recipes.import_teacher(tmp_path / "t", given.pipeline, given.data, {"steps": 1000}, "unet", tmp_path / "p")
 
 
 def test_prompts_do_not_depend_on_the_batch(tmp_path, given, plain):
@@ -549,7 +553,7 @@ def test_folders_of_half_precision(tmp_path, given, plain, halves):
     folder, pipe = halves
     latents.encode_prompts(tmp_path / "prompts", given.captions, folder, SIDE, 4, "no")
     latents.encode_images(tmp_path / "data", given.images, folder / "vae", 4, "no")
-    fitting.import_teacher(
+    recipes.import_teacher(
         tmp_path / "teacher", folder, tmp_path / "data", {"steps": 1000}, "unet", tmp_path / "prompts"
     )
     assert [path.name for path in (tmp_path / "teacher").glob("*.safetensors")] == [
@@ -573,10 +577,10 @@ def test_folders_of_half_precision(tmp_path, given, plain, halves):
     assert {p.dtype for p in teacher.network.parameters()} == {torch.float32}
     prompted = {"prompts": tmp_path / "prompts"}
     for parameters in ("full", "lora"):
-        student = students.create(tmp_path / "teacher", VPSchedule(), -1, parameters, RANK, 0, **prompted)
+        student = maps.create(tmp_path / "teacher", VPSchedule(), -1, parameters, RANK, 0, **prompted)
         assert {p.dtype for p in student.parameters()} == {torch.float32}
-    students.save(student, tmp_path / "student", {})
-    loaded = students.load(tmp_path / "student", tmp_path / "teacher", VPSchedule(), -1, **prompted)
+    maps.save(student, tmp_path / "student", {})
+    loaded = maps.load(tmp_path / "student", tmp_path / "teacher", VPSchedule(), -1, **prompted)
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     near(loaded.network(x, torch.full((2,), 699), torch.tensor([0, 1])), eps)
 
@@ -625,7 +629,7 @@ def test_a_weight_is_missing(tmp_path, given, part):
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(StorageError) as caught:
         if part == "unet":
-            models.load(folder / "unet")
+            networks.load(folder / "unet")
         elif part == "vae":
             latents.encode_images(tmp_path / "d", given.images, folder / "vae", 4, "no")
         else:

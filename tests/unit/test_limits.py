@@ -6,8 +6,11 @@ import math
 import pytest
 import torch
 import yaml
-from consistency import config, curricula, limits, models, schedules, settings, sources, targets
+from consistency import config, networks
+from consistency.config import limits, settings, sources
 from consistency.errors import ConfigError
+from consistency.flow import curricula, schedules
+from consistency.teachers import targets
 from pydantic import TypeAdapter, ValidationError
 
 
@@ -64,8 +67,8 @@ def test_a_seed_out_of_range(seed):
 
 def test_the_largest_seed_comes_back_from_a_table(tmp_path):
     """Beside rows without a seed, where pandas keeps whole numbers as float64; one more would not."""
-    from consistency import storage
-    from consistency.metrics import measure
+    from consistency.evaluate import measure
+    from consistency.files import storage
 
     largest = config.load_experiment("digits", PLAIN | {"runs": [{"seed": 2**53 - 1}]}).runs[0].seed[0]
     row = {"metric": "m", "extractor": "e", "reference": "r", "sampling_steps": 1, "n_samples": 1, "value": 1.0}
@@ -97,7 +100,7 @@ def images(folder, side, **network):
 
 @pytest.mark.parametrize("side", range(2, 17))
 def test_a_side_is_refused_exactly_where_the_network_fails(tmp_path, side):
-    network = models.build(UNET, (3, side, side), 1, 1000, 0)
+    network = networks.build(UNET, (3, side, side), 1, 1000, 0)
     try:
         network(torch.zeros(1, 3, side, side), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
         works = True
@@ -152,7 +155,7 @@ def test_fewer_targets_than_a_batch():
 
 
 def test_the_reader_of_targets_agrees(tmp_path):
-    from consistency import storage
+    from consistency.files import storage
 
     entries = [{"file": f"{n}", "count": 16, "sha256": "0" * 64} for n in range(4)]
     given = {"mode": "paper", "n_steps": 10, "shards": entries, "teacher_sha256": "0" * 64, "count": 64}

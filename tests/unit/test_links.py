@@ -6,8 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from consistency import atomic, downloads, filesystems, locks, storage, training
+from consistency.data.fetch import downloads
 from consistency.errors import StorageError
+from consistency.files import atomic, filesystems, locks, storage
+from consistency.training import loop
 from helpers import ROOT
 
 
@@ -94,7 +96,7 @@ def test_locks_are_not_opened_through_links(link):
 
 def test_statistics_are_not_appended_through_links(link):
     with pytest.raises(StorageError, match="linked: is a link, and nothing is written through links; remove it"):
-        training.write_stats(link, [{"step": 1}], append=True)
+        loop.write_stats(link, [{"step": 1}], append=True)
 
 
 def test_the_caches_locks_are_not_opened_through_links(tmp_path, victim, monkeypatch):
@@ -117,7 +119,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     with pytest.raises(OSError, match="No such device or address"):
         filesystems.no_link(str(pipe), os.O_WRONLY | os.O_APPEND)
     with pytest.raises(StorageError, match="pipe: cannot be written"):
-        training.write_stats(pipe, [{"step": 1}], append=True)
+        loop.write_stats(pipe, [{"step": 1}], append=True)
 
 
 JOB = """

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 from consistency.errors import LockedError
-from consistency.locks import hold, hold_for, release
+from consistency.files.locks import hold, hold_for, release
 from helpers import ROOT
 
-HOLDER = "import sys; sys.path.insert(0, 'workflow'); from consistency.locks import hold; "
+HOLDER = "import sys; sys.path.insert(0, 'workflow'); from consistency.files.locks import hold; "
 
 
 @pytest.fixture

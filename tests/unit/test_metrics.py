@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from consistency.compat import ensure_torchvision
 from consistency.errors import MismatchError
-from consistency.metrics.distances import FeatureSet, frechet, frechet_distance, kernel_distance, precision_recall
+from consistency.evaluate.distances import FeatureSet, frechet, frechet_distance, kernel_distance, precision_recall
+from consistency.runtime.compat import ensure_torchvision
 
 ensure_torchvision()
 
@@ -86,8 +86,8 @@ def test_precision_and_recall_at_the_extremes():
 
 @pytest.fixture(scope="module")
 def classifier_folder(tmp_path_factory, digits):
-    from consistency.fitting import fit_classifier
-    from consistency.settings import Training
+    from consistency.config.settings import Training
+    from consistency.training.recipes import fit_classifier
 
     folder = tmp_path_factory.mktemp("classifier")
     settings = Training(steps=150, batch_size=64, learning_rate=2e-3).model_dump()
@@ -96,11 +96,11 @@ def classifier_folder(tmp_path_factory, digits):
 
 
 def test_classifier_is_better_than_chance_and_its_card_is_true(classifier_folder, digits):
-    from consistency import data
-    from consistency.metrics import classifier
+    from consistency.data import prepare
+    from consistency.networks import classifier
 
     network, card = classifier.load(classifier_folder)
-    tensors, _ = data.load(digits)
+    tensors, _ = prepare.load(digits)
     with torch.no_grad():
         predicted = network(tensors["test_images"]).argmax(1)
     share = (predicted == tensors["test_labels"]).float().mean().item()
@@ -110,8 +110,9 @@ def test_classifier_is_better_than_chance_and_its_card_is_true(classifier_folder
 
 
 def test_extracted_statistics_belong_to_clipped_images(tmp_path, classifier_folder):
-    from consistency.metrics import classifier, features
-    from consistency.storage import load_tensors, save_tensors
+    from consistency.evaluate import features
+    from consistency.files.storage import load_tensors, save_tensors
+    from consistency.networks import classifier
 
     images = 3 * torch.randn(50, 1, 8, 8)
     save_tensors(tmp_path / "s.safetensors", {"steps_1": images, "steps_2": images / 2, "from_900": images + 1})
@@ -129,8 +130,8 @@ def test_extracted_statistics_belong_to_clipped_images(tmp_path, classifier_fold
 
 
 def test_few_step_times_lie_on_the_grid():
-    from consistency.sampling import few_step_times, start_indices
-    from consistency.schedules import VPSchedule
+    from consistency.flow.schedules import VPSchedule
+    from consistency.students.sampling import few_step_times, start_indices
 
     assert few_step_times(VPSchedule().grid(10), 1) == [1000]
     assert few_step_times(VPSchedule().grid(10), 4) == [1000, 800, 500, 300]
@@ -141,8 +142,8 @@ def test_few_step_times_lie_on_the_grid():
 
 def test_few_step_sampling_of_an_exact_student_stays_exact(tmp_path):
     """For point-mass data f is constant: every number of steps gives the point, batch by batch."""
-    from consistency.sampling import few_step
-    from consistency.schedules import VPSchedule
+    from consistency.flow.schedules import VPSchedule
+    from consistency.students.sampling import few_step
 
     class Exact:
         schedule = VPSchedule()
@@ -162,8 +163,8 @@ def test_few_step_sampling_of_an_exact_student_stays_exact(tmp_path):
 
 def test_noise_file_of_another_length_or_shape(tmp_path):
     from consistency.errors import StorageError
-    from consistency.sampling import load_noise
-    from consistency.storage import save_tensors
+    from consistency.files.storage import save_tensors
+    from consistency.students.sampling import load_noise
 
     path = tmp_path / "noise.safetensors"
     with pytest.raises(StorageError, match="no such file"):
@@ -176,8 +177,8 @@ def test_noise_file_of_another_length_or_shape(tmp_path):
 
 
 def test_collected_rows_have_the_contracts_columns(tmp_path):
-    from consistency.metrics.measure import COLUMNS, collect
-    from consistency.storage import write_json
+    from consistency.evaluate.measure import COLUMNS, collect
+    from consistency.files.storage import write_json
 
     row = {"metric": "m", "extractor": "e", "reference": "r", "sampling_steps": 1, "n_samples": 5, "value": 0.1}
     run = {"run": "a-s0", "method": "a", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0}
@@ -210,7 +211,7 @@ RUN = {"run": "cm-s0", "method": "cm", "solver": "ddim", "n_steps": 5, "guidance
 @pytest.fixture
 def measured_files(tmp_path):
     """What `measure_student` reads, of 20 samples."""
-    from consistency.storage import save_tensors
+    from consistency.files.storage import save_tensors
 
     rng = np.random.default_rng(0)
     points = rng.standard_normal((20, 1, 2, 2)).astype(np.float32)
@@ -238,8 +239,8 @@ def measured_files(tmp_path):
 @pytest.mark.parametrize("name", ["samples", "features", "teacher_samples", "teacher_features", "data_features"])
 def test_files_that_are_not_finite_are_not_measured(tmp_path, monkeypatch, measured_files, name):
     """None is written by this pipeline; one from elsewhere is named, and nothing is measured."""
-    from consistency import storage
-    from consistency.metrics.measure import measure_student
+    from consistency.evaluate.measure import measure_student
+    from consistency.files import storage
 
     files = {key: tmp_path / key for key in measured_files}
     cards = [{"name": "c"}]
@@ -261,8 +262,8 @@ def test_files_that_are_not_finite_are_not_measured(tmp_path, monkeypatch, measu
 
 def test_a_metric_that_overflows_is_not_written(tmp_path, measured_files):
     """Samples and features are finite, their squares are not."""
-    from consistency.metrics.measure import measure_student
-    from consistency.storage import save_tensors
+    from consistency.evaluate.measure import measure_student
+    from consistency.files.storage import save_tensors
 
     huge = {key: value.astype(np.float64) * 1e200 for key, value in measured_files["samples"].items()}
     save_tensors(tmp_path / "samples", huge)
@@ -277,7 +278,7 @@ def test_a_metric_that_overflows_is_not_written(tmp_path, measured_files):
 @pytest.mark.parametrize("where", ["run", "row"])
 def test_rows_that_are_not_finite_do_not_get_into_the_table(tmp_path, where):
     """`where`: a row names its run itself where a file holds several."""
-    from consistency.metrics.measure import collect
+    from consistency.evaluate.measure import collect
     from helpers import write_any_json
 
     row = {"metric": "recall", "extractor": "e", "reference": "data", "sampling_steps": 1, "n_samples": 5}

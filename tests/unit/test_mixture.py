@@ -5,13 +5,16 @@ import math
 
 import pytest
 import torch
-from consistency import mixtures, models, solvers, truth
+from consistency import networks
+from consistency.data import mixtures
 from consistency.errors import ConfigError, MismatchError, StorageError
-from consistency.models.mixture import Mixture
-from consistency.schedules import VESchedule, VPSchedule
-from consistency.storage import load_tensors
-from consistency.targets import trajectory
-from consistency.teachers import AnalyticTeacher, Teacher
+from consistency.files.storage import load_tensors
+from consistency.flow import solvers
+from consistency.flow.schedules import VESchedule, VPSchedule
+from consistency.networks.mixture import Mixture
+from consistency.teachers import truth
+from consistency.teachers.protocol import AnalyticTeacher, Teacher
+from consistency.teachers.targets import trajectory
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
 DOUBLE = torch.float64
@@ -184,7 +187,7 @@ def test_save_and_load(tmp_path):
     loaded = Mixture.load(tmp_path / "teacher")
     for name in ("weights", "means", "covariances"):
         assert torch.equal(getattr(loaded, name), getattr(mixture, name))
-    assert models.is_mixture(tmp_path / "teacher")
+    assert networks.is_mixture(tmp_path / "teacher")
     teacher = Teacher.load(tmp_path / "teacher", VPSchedule())
     x = normal(4, 3)
     assert torch.equal(teacher.velocity(x, torch.full((4,), 0.7, dtype=DOUBLE), None), mixture.eps(x, 1.0, 0.7))

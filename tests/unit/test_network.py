@@ -5,8 +5,8 @@ import errno
 import certificates
 import huggingface_hub
 import pytest
-from consistency import downloads, hub, network
-from consistency.downloads import DownloadError, fetch
+from consistency.data.fetch import downloads, hub, network
+from consistency.data.fetch.downloads import DownloadError, fetch
 from consistency.errors import StorageError
 from hubserver import COMMIT, HubServer
 

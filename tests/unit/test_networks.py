@@ -4,15 +4,16 @@ import json
 
 import pytest
 import torch
-from consistency import fitting, models
-from consistency.compat import ensure_torchvision
+from consistency import networks
 from consistency.errors import MismatchError, StorageError
-from consistency.metrics.classifier import Classifier
-from consistency.metrics.classifier import load as load_classifier
-from consistency.noise import normal
-from consistency.schedules import VPSchedule
-from consistency.storage import save_tensors, weights_sha256, write_json
-from consistency.teachers import Teacher
+from consistency.files.storage import save_tensors, weights_sha256, write_json
+from consistency.flow.noise import normal
+from consistency.flow.schedules import VPSchedule
+from consistency.networks.classifier import Classifier
+from consistency.networks.classifier import load as load_classifier
+from consistency.runtime.compat import ensure_torchvision
+from consistency.teachers.protocol import Teacher
+from consistency.training import recipes
 from safetensors.torch import load_file, save_file
 
 ensure_torchvision()
@@ -74,7 +75,7 @@ def inputs():
 
 
 def test_an_unconditional_network_has_one_class(folder, plain):
-    network = models.load(folder, SHAPE, 1)
+    network = networks.load(folder, SHAPE, 1)
     assert (network.classes, network.timesteps, network.sample_shape) == (1, 1000, SHAPE)
     assert not network.training
     x, t = inputs()
@@ -85,19 +86,19 @@ def test_an_unconditional_network_has_one_class(folder, plain):
 
 
 def test_it_is_imported_as_safetensors(tmp_path, folder, plain, data_file):
-    fitting.import_teacher(tmp_path / "teacher", folder, data_file(), SCHEDULE)
+    recipes.import_teacher(tmp_path / "teacher", folder, data_file(), SCHEDULE)
     made = sorted(path.name for path in (tmp_path / "teacher").iterdir())
     assert made == ["SHA256SUMS", "config.json", "diffusion_pytorch_model.safetensors"]
     assert len(weights_sha256(tmp_path / "teacher")) == 64
     x, t = inputs()
-    assert torch.equal(models.load(tmp_path / "teacher", SHAPE, 1)(x, t, torch.zeros(3).long()), plain(x, t).sample)
+    assert torch.equal(networks.load(tmp_path / "teacher", SHAPE, 1)(x, t, torch.zeros(3).long()), plain(x, t).sample)
 
 
 def test_in_a_pipelines_folder(tmp_path, folder, plain, data_file):
     folder.rename(tmp_path / "unet")
-    fitting.import_teacher(tmp_path / "teacher", tmp_path, data_file(), SCHEDULE, "unet")
+    recipes.import_teacher(tmp_path / "teacher", tmp_path, data_file(), SCHEDULE, "unet")
     x, t = inputs()
-    assert torch.equal(models.load(tmp_path / "teacher")(x, t, torch.zeros(3).long()), plain(x, t).sample)
+    assert torch.equal(networks.load(tmp_path / "teacher")(x, t, torch.zeros(3).long()), plain(x, t).sample)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_in_a_pipelines_folder(tmp_path, folder, plain, data_file):
 )
 def test_what_does_not_fit_is_refused(tmp_path, folder, data_file, shape, classes, timesteps, expected):
     with pytest.raises(MismatchError) as caught:
-        fitting.import_teacher(tmp_path / "teacher", folder, data_file(shape, classes), {"steps": timesteps})
+        recipes.import_teacher(tmp_path / "teacher", folder, data_file(shape, classes), {"steps": timesteps})
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "teacher").exists()
@@ -133,7 +134,7 @@ def test_damaged_weights(tmp_path, folder, plain, damage):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"block_out_channels": [8, 16]}))
     with pytest.raises(StorageError) as caught:
-        models.load(folder)
+        networks.load(folder)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -152,7 +153,7 @@ class Attack:
 def test_a_missing_weight_of_our_own_networks(tmp_path, kind):
     """Not left at its random start."""
     if kind == "teacher":
-        models.save(models.build({"kind": "mlp", "width": 8, "depth": 1}, SHAPE, 2, 1000, 0), tmp_path / "n")
+        networks.save(networks.build({"kind": "mlp", "width": 8, "depth": 1}, SHAPE, 2, 1000, 0), tmp_path / "n")
     else:
         Classifier(list(SHAPE), 2, 4, 4).save_pretrained(tmp_path / "n")
         write_json(tmp_path / "n" / "card.json", {"name": "x"})
@@ -161,7 +162,7 @@ def test_a_missing_weight_of_our_own_networks(tmp_path, kind):
     weights.pop("outward.weight" if kind == "teacher" else "hidden.weight")
     save_file(weights, file)
     with pytest.raises(StorageError) as caught:
-        (models.load if kind == "teacher" else load_classifier)(tmp_path / "n")
+        (networks.load if kind == "teacher" else load_classifier)(tmp_path / "n")
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "n") in str(caught.value)
 
@@ -172,7 +173,7 @@ def test_weights_that_run_code_are_refused(tmp_path, plain):
     weights = torch.zeros(200_000)  # as many as the network has
     torch.save({"x": Attack(tmp_path / "ran"), "w": weights}, tmp_path / "published" / "diffusion_pytorch_model.bin")
     with pytest.raises(StorageError) as caught:
-        models.load(tmp_path / "published")
+        networks.load(tmp_path / "published")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
@@ -181,7 +182,7 @@ def test_a_conditional_network_counts_its_null_class(tmp_path):
     from diffusers import UNet2DModel
 
     UNet2DModel(**CONFIG | {"num_class_embeds": 11, "num_train_timesteps": 500}).save_pretrained(tmp_path / "n")
-    network = models.load(tmp_path / "n", SHAPE, 10)
+    network = networks.load(tmp_path / "n", SHAPE, 10)
     assert (network.classes, network.timesteps) == (10, 500)
     x, t = inputs()
     a, null = (network(x, t.clamp(max=499), torch.full((3,), label)) for label in (4, 10))
@@ -193,7 +194,7 @@ def test_a_conditional_network_counts_its_null_class(tmp_path):
 
 def build(shape=(1, 32, 32), **changes):
     settings = {"kind": "unet", "channels": [8, 16, 16], "layers_per_block": 1} | changes
-    return models.build(settings, shape, 2, 1000, 0).eval()
+    return networks.build(settings, shape, 2, 1000, 0).eval()
 
 
 def attending(network, shape=(1, 32, 32)):
@@ -251,8 +252,8 @@ def test_eight_groups_are_the_default():
 
 def test_options_survive_saving(tmp_path):
     network = build(attention=[8, 16], norm_groups=4, layers_per_block=2)
-    models.save(network, tmp_path / "n")
-    loaded = models.load(tmp_path / "n", (1, 32, 32), 2)
+    networks.save(network, tmp_path / "n")
+    loaded = networks.load(tmp_path / "n", (1, 32, 32), 2)
     x, t, cond = normal(0, "noise", range(2), (1, 32, 32)), torch.tensor([999, 5]), torch.tensor([0, 2])
     assert torch.equal(loaded(x, t, cond), network(x, t, cond))
     assert attending(loaded) == attending(network)
@@ -287,7 +288,7 @@ def test_gradient_checkpointing_of_the_unet():
 def test_the_input_is_taken_in_the_precision_of_the_weights(kind):
     """In double precision times are told apart that are one in single precision; in half precision none are lost."""
     settings = {"mlp": {"width": 16, "depth": 1}, "unet": {"channels": [8], "layers_per_block": 1}}[kind]
-    network = models.build({"kind": kind, **settings}, (1, 8, 8), 10, 1000, 0).eval().requires_grad_(False)
+    network = networks.build({"kind": kind, **settings}, (1, 8, 8), 10, 1000, 0).eval().requires_grad_(False)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
     x, cond = normal(0, "noise", range(2), (1, 8, 8)), torch.tensor([1, 10])

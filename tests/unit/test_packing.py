@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
-from consistency import manifest as manifests
-from consistency import solvers, targets
-from consistency.noise import normal
-from consistency.schedules import VPSchedule
-from consistency.storage import load_tensors, weights_sha256
+from consistency.config.shards import shard_range
+from consistency.files.storage import load_tensors, weights_sha256
+from consistency.flow import solvers
+from consistency.flow.noise import normal
+from consistency.flow.schedules import VPSchedule
+from consistency.teachers import manifest as manifests
+from consistency.teachers import targets
 
 SCHEDULE = VPSchedule()
 CPU = torch.device("cpu")
@@ -178,7 +180,7 @@ def test_the_manifest_adds_the_shards_up(tmp_path, teacher, teacher_folder, pool
     """Shards solved by one teacher, one after the other, each count their own calls."""
     sizes, paths = watched(teacher), [tmp_path / f"shard-{i}.safetensors" for i in range(3)]
     for i, path in enumerate(paths):
-        targets.solve_shard(path, teacher, *pool, manifests.shard_range(40, 3, i), "paper", "heun", N, 4.0, 5, 8)
+        targets.solve_shard(path, teacher, *pool, shard_range(40, 3, i), "paper", "heun", N, 4.0, 5, 8)
     chosen = {"mode": "paper", "solver": "heun", "n_steps": N, "guidance": 4.0, "seed": 5, "count": 40}
     manifests.gather(tmp_path / "manifest.json", paths, chosen, weights_sha256(teacher_folder))
     manifest = json.loads((tmp_path / "manifest.json").read_text())

@@ -7,11 +7,11 @@ import re
 
 import numpy as np
 import pytest
-from consistency.pages import samples, shell
-from consistency.storage import save_tensors, write_json
+from consistency.files.storage import save_tensors, write_json
+from consistency.report.pages import samples, shell
 from PIL import Image
 
-TEMPLATE = "workflow/consistency/pages/samples.html"
+TEMPLATE = "workflow/consistency/report/pages/samples.html"
 
 
 def data_of(path):

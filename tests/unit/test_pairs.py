@@ -6,14 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from consistency import couplings, distances, models, objectives, optimizers, pairs, training, transport
-from consistency.curricula import curriculum
+from consistency import networks
 from consistency.errors import ConfigError
-from consistency.models.mixture import Mixture
-from consistency.pairs import PairSource, Steps
-from consistency.schedules import VESchedule, step_probabilities
-from consistency.students import EDMConsistencyFunction
-from consistency.teachers import AnalyticTeacher
+from consistency.flow import transport
+from consistency.flow.curricula import curriculum
+from consistency.flow.schedules import VESchedule, step_probabilities
+from consistency.networks.mixture import Mixture
+from consistency.students import couplings, losses, objectives, pairs
+from consistency.students.maps import EDMConsistencyFunction
+from consistency.students.pairs import PairSource, Steps
+from consistency.teachers.protocol import AnalyticTeacher
+from consistency.training import loop, optimizers
 
 DOUBLE = torch.float64
 MEAN, VARIANCE = 0.3, 0.25  # of every coordinate, where the data are one Gaussian
@@ -100,7 +103,7 @@ def test_scalings():
     "sigma", [0.002, torch.full((6,), 0.002), VESchedule().grid(11)[0], VESchedule().grid(1281)[:1]]
 )
 def test_f_at_sigma_min_is_the_identity(sigma):
-    network = models.build({"kind": "mlp", "width": 16, "depth": 1}, (1, 2, 3), 3, 1000, 0)
+    network = networks.build({"kind": "mlp", "width": 16, "depth": 1}, (1, 2, 3), 3, 1000, 0)
     with torch.no_grad():
         for p in network.parameters():
             p.add_(normal(*p.shape))  # a fresh network's output is 0
@@ -238,10 +241,10 @@ def test_pseudo_huber_norm():
     target[1, 0, 0, 0], target[2], target[3, 2, 1, 1] = 3.0, 0.5, 1e-5
     constant = 0.00054 * math.sqrt(12)
     expected = [0, math.sqrt(9 + constant**2) - constant, math.sqrt(3 + constant**2) - constant]
-    found = distances.pseudo_huber_norm(prediction, target).tolist()
+    found = losses.pseudo_huber_norm(prediction, target).tolist()
     assert found[:3] == pytest.approx(expected, rel=1e-12)
     assert found[3] == pytest.approx(1e-10 / (2 * constant), rel=1e-4)  # a parabola near 0
-    found = distances.pseudo_huber_norm(prediction, target, c=2.0)
+    found = losses.pseudo_huber_norm(prediction, target, c=2.0)
     assert found[2].item() == pytest.approx(math.sqrt(3 + 48) - math.sqrt(48), rel=1e-12)
 
 
@@ -392,13 +395,13 @@ def test_gap_between_training_and_distillation_in_the_limit():
         grid = schedule.grid(steps + 1)
         s, n = grid[steps // 4].expand(count), grid[steps // 4 - 1].expand(count)  # σ = 0.17 in every grid
         x_s = schedule.add_noise(x, z, s)
-        losses = []
+        gaps = []
         for u in (z, velocity(x_s, s)):
             batch = {"x_s": x_s, "x_n": pairs.partner(x_s, s, n, u), "s": s, "n": n, "cond": torch.zeros(count)}
             prediction, target = objectives.consistency_training(exact, batch)
-            losses.append((prediction - target).square().sum(1) / (s - n) ** 2)
-        cd.append(losses[1].mean().item())
-    ct, sigma = losses[0], s[0].item()
+            gaps.append((prediction - target).square().sum(1) / (s - n) ** 2)
+        cd.append(gaps[1].mean().item())
+    ct, sigma = gaps[0], s[0].item()
     assert sigma == pytest.approx((0.75 * 0.002 ** (1 / 7) + 0.25 * 80 ** (1 / 7)) ** 7)
     limit = dimension * (VARIANCE + 0.002**2) * VARIANCE / (VARIANCE + sigma**2) ** 2
     assert limit > 1
@@ -449,9 +452,9 @@ def test_every_step_drops_anew_and_reproducibly(tmp_path):
             found.append(target != 0)
             return prediction, target
 
-        settings = training.Settings(steps=2, batch_size=8, learning_rate=0.0, device="cpu")
-        distance = distances.pseudo_huber_norm
-        training.train(Dropped(), objective, distance, lambda step: SAME, settings, seed, tmp_path / name, {"a": name})
+        settings = loop.Settings(steps=2, batch_size=8, learning_rate=0.0, device="cpu")
+        distance = losses.pseudo_huber_norm
+        loop.train(Dropped(), objective, distance, lambda step: SAME, settings, seed, tmp_path / name, {"a": name})
         return found
 
     first, second = masks("a", 1)

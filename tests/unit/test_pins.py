@@ -124,7 +124,7 @@ def test_environments_hold_what_their_scripts_import(name):
     files = {SCRIPTS / re.search(r"scripts/(\w+\.py)", rule)[1] for rule in rules if f"envs/{name}.yaml" in rule}
     files |= {SCRIPTS / "_job.py", SCRIPTS / "_warm.py", SCRIPTS / "_start.py"}
     if name == "paper":
-        files |= set((LIBRARY / "figures").glob("*.py"))  # figure.py imports the one of its rule
+        files |= set((LIBRARY / "report/figures").glob("*.py"))  # figure.py imports the one of its rule
     if name == "report":
         files |= {ROOT / "workflow/rules/common.smk"}  # it starts a Snakemake
     assert len(files) > 1

@@ -6,14 +6,18 @@ from types import ModuleType
 
 import pytest
 import torch
-from consistency import data, distances, fitting, models, optimizers, sampling, students, targets, training
+from consistency import networks
+from consistency.config.settings import ConsistencyTraining, Training
+from consistency.data import prepare
 from consistency.errors import ConfigError
-from consistency.metrics import classifier
-from consistency.noise import normal
-from consistency.schedules import VPSchedule
-from consistency.settings import ConsistencyTraining, Training
-from consistency.storage import load_tensors, save_tensors
-from consistency.teachers import Teacher
+from consistency.files.storage import load_tensors, save_tensors
+from consistency.flow.noise import normal
+from consistency.flow.schedules import VPSchedule
+from consistency.networks import classifier
+from consistency.students import losses, maps, sampling
+from consistency.teachers import targets
+from consistency.teachers.protocol import Teacher
+from consistency.training import loop, optimizers, recipes
 from safetensors.torch import load_file
 
 CPU = torch.device("cpu")
@@ -47,7 +51,7 @@ UNET = {"kind": "unet", "channels": [16, 32], "layers_per_block": 1, "attention"
 
 
 def teacher_in(precision, settings=MLP):
-    network = models.build(settings, (1, 8, 8), 10, 1000, 0)
+    network = networks.build(settings, (1, 8, 8), 10, 1000, 0)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():  # what starts at zero shall count too
@@ -92,7 +96,7 @@ def test_samples_of_a_student_in_bf16(tmp_path, teacher_folder):
     labels, found = torch.arange(12) % 10, {}
     save_tensors(tmp_path / "t", {"points": noise[None].clone(), "times": torch.tensor([1000])})
     for precision in ("no", "bf16"):
-        student = students.create(teacher_folder, schedule, -1).eval()
+        student = maps.create(teacher_folder, schedule, -1).eval()
         path = tmp_path / precision
         sampling.sample_student(path, student, noise, labels, 10, [1, 2], tmp_path / "t", 0, 5, precision)
         found[precision], _ = load_tensors(path)
@@ -109,12 +113,12 @@ def test_fp16_on_the_cpu_is_refused(tmp_path, teacher_folder):
     with pytest.raises(ConfigError) as caught:
         teacher_in("fp16")
     one_line(caught, words)
-    settings = training.Settings(2, 8, 1e-2, precision="fp16")
+    settings = loop.Settings(2, 8, 1e-2, precision="fp16")
     with pytest.raises(ConfigError) as caught:
-        training.train(Net(), objective, distances.mse, batch_at, settings, 0, tmp_path / "side", {})
+        loop.train(Net(), objective, losses.mse, batch_at, settings, 0, tmp_path / "side", {})
     one_line(caught, words)
     save_tensors(tmp_path / "t", {"points": torch.zeros(1, 2, 1, 8, 8), "times": torch.tensor([1000])})
-    student = students.create(teacher_folder, VPSchedule(), -1)
+    student = maps.create(teacher_folder, VPSchedule(), -1)
     with pytest.raises(ConfigError) as caught:
         sampling.sample_student(
             tmp_path / "s",
@@ -161,7 +165,7 @@ def objective(model, batch):
 def fit(side, batches=batch_at, objective=objective, **changes):
     settings = {"steps": 30, "batch_size": 8, "learning_rate": 1e-2, "log_every": 1, "clip_norm": 1.0} | changes
     model = Net()
-    records = training.train(model, objective, distances.mse, batches, training.Settings(**settings), 7, side, {})
+    records = loop.train(model, objective, losses.mse, batches, loop.Settings(**settings), 7, side, {})
     return {name: value.clone() for name, value in model.state_dict().items()}, records
 
 
@@ -181,9 +185,9 @@ def test_training_in_bf16_is_near_training_in_float32(tmp_path, ema_decay):
     half, rounded = fit(tmp_path / "b", objective=watch, precision="bf16", ema_decay=ema_decay)
     assert {value.dtype for value in half.values()} == {torch.float32}
     assert seen[0][0] == torch.float32  # so that the loss is
-    losses = [[record["loss"] for record in records] for records in (rounded, exact)]
-    assert losses[0] != losses[1]
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    recorded = [[record["loss"] for record in records] for records in (rounded, exact)]
+    assert recorded[0] != recorded[1]
+    assert recorded[0] == pytest.approx(recorded[1], rel=0.05)
     for name, value in whole.items():
         assert 0 < apart(half[name], value) < 0.05, name
 
@@ -217,8 +221,8 @@ def test_what_prepare_is_given_are_model_and_average(tmp_path, precision, frozen
             return batch_at(step) | {"step": torch.full((8,), step)}
 
         settings = {"steps": 20, "batch_size": 8, "learning_rate": 1e-2, "checkpoint_every": 10, "ema_decay": 0.9}
-        settings = training.Settings(**settings, precision=precision)
-        training.train(model, objective, distances.mse, batches, settings, 7, tmp_path, {}, "", prepare, snapshots)
+        settings = loop.Settings(**settings, precision=precision)
+        loop.train(model, objective, losses.mse, batches, settings, 7, tmp_path, {}, "", prepare, snapshots)
 
     with pytest.raises(KeyboardInterrupt):
         go()
@@ -304,17 +308,17 @@ def test_8_bit_adamw_where_it_is_installed(monkeypatch, caplog):
 
 
 def test_bytes_as_numbers():
-    found = data.as_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    found = prepare.as_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
     assert found.dtype == torch.float32
     assert found.tolist() == pytest.approx([-1.0, -0.6, 1.0], abs=1e-7)
     images = torch.rand(2, 3)
-    assert data.as_float(images) is images
+    assert prepare.as_float(images) is images
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, digits):
     """The same data as bytes and as float32."""
-    tensors, classes = data.load(digits)
+    tensors, classes = prepare.load(digits)
     folder, parts = tmp_path_factory.mktemp("bytes"), ("train_images", "test_images")
     levels = tensors | {name: ((tensors[name] + 1) * 127.5).round().to(torch.uint8) for name in parts}
     save_tensors(folder / "uint8", levels, {"name": "digits", "classes": classes})
@@ -342,8 +346,8 @@ def test_teachers_and_classifiers_of_bytes(tmp_path, both):
     for path in both:
         teacher, judge = places(tmp_path, f"teacher-{path.name}"), places(tmp_path, f"judge-{path.name}")
         network = {"kind": "mlp", "width": 32, "depth": 1}
-        fitting.fit_teacher(*teacher, path, network, {"steps": 1000}, 0.1, settings, 0)
-        fitting.fit_classifier(*judge, path, "judge", 8, 16, settings, 0)
+        recipes.fit_teacher(*teacher, path, network, {"steps": 1000}, 0.1, settings, 0)
+        recipes.fit_classifier(*judge, path, "judge", 8, 16, settings, 0)
         found.append((weights_of(teacher[0]), weights_of(judge[0]), classifier.load(judge[0])))
     assert equal(found[0][0], found[1][0])
     assert equal(found[0][1], found[1][1])
@@ -352,7 +356,7 @@ def test_teachers_and_classifiers_of_bytes(tmp_path, both):
     assert card["held_out_accuracy"] > 0.5  # learned, so that it says something
     accuracies = []
     for path in both:
-        tensors, _ = data.load(path)
+        tensors, _ = prepare.load(path)
         accuracies.append(classifier.accuracy(network, tensors["test_images"], tensors["test_labels"]))
     assert accuracies == [card["held_out_accuracy"]] * 2
 
@@ -367,7 +371,7 @@ def test_pairs_students_of_bytes(tmp_path, both):
         made = places(tmp_path, path.name)
         network = {"kind": "mlp", "width": 32, "depth": 1}
         run = {"run": "x", "seed": 0}
-        fitting.fit_pairs_student(*made, path, run, "consistency_training", coupling, "pair", network, options)
+        recipes.fit_pairs_student(*made, path, run, "consistency_training", coupling, "pair", network, options)
         found.append(weights_of(made[0]))
     assert equal(*found)
 
@@ -375,7 +379,7 @@ def test_pairs_students_of_bytes(tmp_path, both):
 def test_draws_of_bytes(both):
     drawn = []
     for path in both:
-        tensors, _ = data.load(path)
+        tensors, _ = prepare.load(path)
         drawn.append(targets.draw(tensors["train_images"], tensors["train_labels"], range(20), 10, 0))
     assert equal(*drawn)
     assert drawn[0]["x"].dtype == torch.float32

@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from consistency import distances, errors, fitting, status, training
+from consistency import errors
+from consistency.config.settings import ConsistencyTraining, Coupling, Training
 from consistency.errors import MemoryShortage, Preempted
-from consistency.preemption import SIGNALS
-from consistency.settings import ConsistencyTraining, Coupling, Training
+from consistency.runtime import status
+from consistency.runtime.preemption import SIGNALS
+from consistency.students import losses
+from consistency.training import loop, recipes
 from helpers import ROOT, ended, solved_targets, wait_for
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1"}
@@ -28,7 +31,7 @@ def manifest(tmp_path_factory, digits, teacher_folder):
 
 
 def call(kind, digits, teacher, manifest, steps=800):
-    """The function of `fitting` for a kind of training, and its arguments after the first three."""
+    """The function of `recipes` for a kind of training, and its arguments after the first three."""
     settings = Training(steps=steps, batch_size=16, checkpoint_every=10_000, log_every=10).model_dump()
     if kind == "classifier":
         return "fit_classifier", [str(digits), "digits-classifier", 4, 16, settings, 0]
@@ -49,11 +52,12 @@ def call(kind, digits, teacher, manifest, steps=800):
 CALL = """
 import json, sys
 import torch
-from consistency import errors, fitting
+from consistency import errors
+from consistency.training import recipes
 torch.set_num_threads(1)
 name, arguments = json.loads(sys.argv[1])
 try:
-    getattr(fitting, name)(*arguments)
+    getattr(recipes, name)(*arguments)
 except errors.ConsistencyError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
@@ -101,9 +105,9 @@ def test_a_signal_at_a_random_moment(tmp_path, digits, teacher_folder, manifest,
     assert stopped.step == step // 10 * 10
     assert not os.path.exists(output)
 
-    getattr(fitting, function)(output, stats, side, *arguments)
+    getattr(recipes, function)(output, stats, side, *arguments)
     whole = places(tmp_path / "whole", kind)
-    getattr(fitting, function)(*whole, *arguments)
+    getattr(recipes, function)(*whole, *arguments)
     names = sorted(str(p.relative_to(output)) for p in (tmp_path / "cut").glob(f"digits/out/{kind}/**/*.safetensors"))
     assert len(names) == (3 if kind == "pairs" else 1)
     for file in names:
@@ -126,8 +130,8 @@ def fit(side, at=None, number=None, steps=20, thread=False):
             os.kill(os.getpid(), number)
         return network(batch["x"]), batch["y"]
 
-    settings = training.Settings(steps, 8, 1e-2, checkpoint_every=1000, log_every=5)
-    training.train(model, objective, distances.mse, batch_at, settings, 0, side, {}, "train it")
+    settings = loop.Settings(steps, 8, 1e-2, checkpoint_every=1000, log_every=5)
+    loop.train(model, objective, losses.mse, batch_at, settings, 0, side, {}, "train it")
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
@@ -177,10 +181,12 @@ def test_training_outside_the_main_thread(tmp_path):
 SHORT = """
 import json, resource, sys
 import torch
-from consistency import errors, fitting, targets
-from consistency.data import load
-from consistency.schedules import VPSchedule
-from consistency.teachers import Teacher
+from consistency import errors
+from consistency.training import recipes
+from consistency.teachers import targets
+from consistency.data.prepare import load
+from consistency.flow.schedules import VPSchedule
+from consistency.teachers.protocol import Teacher
 
 torch.set_num_threads(1)
 name, arguments = json.loads(sys.argv[1])
@@ -192,7 +198,7 @@ if name == "solve_shard":
     function = targets.solve_shard
 else:
     from accelerate import Accelerator  # what training imports shall not be what there is no memory for
-    function = getattr(fitting, name)
+    function = getattr(recipes, name)
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + 100_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -214,7 +220,7 @@ def test_no_memory_is_one_line_that_names_the_keys(tmp_path, digits, teacher_fol
         wide = tmp_path / "wide"
         settings = Training(steps=1, batch_size=16).model_dump()
         network = {"kind": "mlp", "width": 2048, "depth": 1}
-        fitting.fit_teacher(wide, tmp_path / "s", tmp_path / "side", digits, network, {"steps": 1000}, 0.1, settings, 0)
+        recipes.fit_teacher(wide, tmp_path / "s", tmp_path / "side", digits, network, {"steps": 1000}, 0.1, settings, 0)
         name = "solve_shard"
         arguments = [str(tmp_path / "shard"), str(wide), str(digits), "paper", "ddim", 5, 4.0, 0, 4000]
     command = [sys.executable, "-c", SHORT, json.dumps([name, arguments])]

@@ -4,8 +4,11 @@ import socket
 from pathlib import Path
 
 import pytest
-from consistency import config, datasets, downloads, network, preflight
+from consistency import config
+from consistency.data import datasets
+from consistency.data.fetch import downloads, network
 from consistency.errors import StorageError
+from consistency.plan import preflight
 
 PRESETS = sorted(path.stem for path in config.PRESETS.glob("*.yaml") if "suite:" not in path.read_text())
 COMMIT = "267b167dc01f0e4e61923ea244e8b988f84deb80"

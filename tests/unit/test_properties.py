@@ -7,9 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from consistency import config, manifest, storage
-from consistency.config import _merge
+from consistency import config
+from consistency.config.resolve import _merge
+from consistency.config.shards import shard_range
 from consistency.errors import ConfigError, ConsistencyError, MismatchError, StorageError
+from consistency.files import storage
+from consistency.teachers import manifest
 from helpers import write_any_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -203,15 +206,15 @@ def test_shards_are_gathered_or_refused(tmp_path, count, shards, data):
     """Any cover of the draws is gathered; any other set or order of shards is refused."""
     paths = []
     for number in range(shards):
-        numbers = manifest.shard_range(count, shards, number)
+        numbers = shard_range(count, shards, number)
         paths.append(tmp_path / f"shard-{number}.safetensors")
         told = {"first": numbers.start, "count": len(numbers), "teacher_calls": 1, "teacher_calls_minimum": 1}
         storage.save_tensors(paths[-1], {"x_0": np.zeros((len(numbers), 2), np.float32)}, told)
     settings_ = {"mode": "paper", "n_steps": 5, "count": count}
     chosen = data.draw(st.permutations(paths)) if data.draw(st.booleans()) else paths
     chosen = chosen[: data.draw(st.integers(1, shards))] if data.draw(st.booleans()) else chosen
-    sizes = [len(manifest.shard_range(count, shards, int(p.stem.split("-")[1]))) for p in chosen]
-    starts = [manifest.shard_range(count, shards, int(p.stem.split("-")[1])).start for p in chosen]
+    sizes = [len(shard_range(count, shards, int(p.stem.split("-")[1]))) for p in chosen]
+    starts = [shard_range(count, shards, int(p.stem.split("-")[1])).start for p in chosen]
     whole = sum(sizes) == count and starts == [sum(sizes[:i]) for i in range(len(sizes))]
     try:
         manifest.gather(tmp_path / "manifest.json", chosen, settings_, "0" * 64)

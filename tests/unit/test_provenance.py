@@ -8,7 +8,7 @@ import sys
 import pytest
 from helpers import ROOT
 
-ASK = "import sys; sys.path.insert(0, 'workflow'); from consistency import provenance; print(provenance.git_commit())"
+ASK = "import sys; sys.path.insert(0, 'workflow'); from consistency.runtime import provenance; print(provenance.git_commit())"
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_another_owner_of_the_checkout(repository):
     if "dubious ownership" not in refused.stderr:
         pytest.skip("this git takes the repositories of others, or is told to")
     assert repository.told() == head
-    os.chown(repository.folder / "workflow/consistency/provenance.py", 0, 0)
+    os.chown(repository.folder / "workflow/consistency/runtime/provenance.py", 0, 0)
     assert repository.told() == "None"
 
 

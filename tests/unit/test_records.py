@@ -4,8 +4,8 @@ import json
 import os
 
 import pytest
-from consistency import records
 from consistency.errors import StorageError
+from consistency.files import records
 
 SETTINGS = {"training": {"steps": 10, "rate": 0.1}, "name": None}
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from consistency import solvers
 from consistency.errors import ConfigError
-from consistency.schedules import VPSchedule
-from consistency.targets import trajectory
+from consistency.flow import solvers
+from consistency.flow.schedules import VPSchedule
+from consistency.teachers.targets import trajectory
 
 DOUBLE = torch.float64
 
@@ -56,7 +56,7 @@ def test_ddim_is_exact_in_one_step_for_a_point_mass():
 
 
 def test_ddim_equals_diffusers():
-    from consistency.compat import ensure_torchvision
+    from consistency.runtime.compat import ensure_torchvision
 
     ensure_torchvision()
     from diffusers import DDIMScheduler
@@ -116,7 +116,7 @@ def test_guidance(teacher):
 
 
 def test_timestep_offset_reaches_the_network(teacher_folder):
-    from consistency.teachers import Teacher
+    from consistency.teachers.protocol import Teacher
 
     x, cond = torch.randn(2, 1, 8, 8), torch.tensor([3, 4])
     trained, reference = (Teacher.load(teacher_folder, VPSchedule(), offset) for offset in (-1, 0))

@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from consistency import distances, status, training
+from consistency.runtime import status
+from consistency.students import losses
+from consistency.training import loop
 from helpers import ROOT
 
 RECORD = {"step": 50, "loss": 0.25, "grad_norm": 1.5, "lr": 1e-3, "samples_per_s": 640.0, "seconds": 10.0}
@@ -55,7 +57,7 @@ def test_a_training_that_says_nothing_is_stale(tmp_path, monkeypatch, lines, age
     begin(tmp_path, "digits", "teacher", lines, age=age)
     (found,) = status.trainings(tmp_path, now=1_000_000.0)
     assert found.stale == stale
-    monkeypatch.setattr("consistency.status.time.time", lambda: 1_000_000.0)
+    monkeypatch.setattr("consistency.runtime.status.time.time", lambda: 1_000_000.0)
     assert (", stale" in status.table(tmp_path)) == stale
 
 
@@ -127,8 +129,8 @@ def fit(side, steps, stop=None):
         x = torch.from_numpy(np.random.default_rng(step).standard_normal((8, 4), dtype="float32"))
         return {"x": x, "y": x.flip(1)}
 
-    settings = training.Settings(steps, 8, 1e-2, checkpoint_every=10, log_every=2)
-    return training.train(model, lambda m, b: (m(b["x"]), b["y"]), distances.mse, batch_at, settings, 0, side, {})
+    settings = loop.Settings(steps, 8, 1e-2, checkpoint_every=10, log_every=2)
+    return loop.train(model, lambda m, b: (m(b["x"]), b["y"]), losses.mse, batch_at, settings, 0, side, {})
 
 
 def test_tensorboard_holds_the_records(tmp_path, monkeypatch):
@@ -137,11 +139,11 @@ def test_tensorboard_holds_the_records(tmp_path, monkeypatch):
     side = tmp_path / "digits" / "checkpoints" / "teacher"
     fit(side, 4)
     assert not (tmp_path / "digits" / "tensorboard").exists()  # nobody asked
-    training.finish(side)
+    loop.finish(side)
     monkeypatch.setenv("CONSISTENCY_TENSORBOARD", "1")
     fit(tmp_path / "digits" / "checkpoints" / "another", 4)
     fit(side, 6)
-    training.finish(side)  # a finished training; the next one with its name begins anew
+    loop.finish(side)  # a finished training; the next one with its name begins anew
     with pytest.raises(KeyboardInterrupt):
         fit(side, 30, stop=17)
     records = fit(side, 30)

@@ -8,9 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from consistency import checkpoints, data, storage, targets
-from consistency.compat import ensure_torchvision
+from consistency.data import prepare
 from consistency.errors import MismatchError, StorageError
+from consistency.files import storage
+from consistency.runtime.compat import ensure_torchvision
+from consistency.teachers import targets
+from consistency.training import checkpoints
 from helpers import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -80,13 +83,13 @@ def test_any_damage_is_a_storage_error(tmp_path, data):
     storage.save_tensors(path, {"x": torch.arange(32.0), "k": torch.arange(4)}, {"first": 0})
     content = bytearray(path.read_bytes())
     recorded = storage.sha256(path)
-    kind = data.draw(st.sampled_from(["flip", "cut", "junk"]))
+    kind = prepare.draw(st.sampled_from(["flip", "cut", "junk"]))
     if kind == "flip":
-        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        content[prepare.draw(st.integers(0, len(content) - 1))] ^= 1 << prepare.draw(st.integers(0, 7))
     elif kind == "cut":
-        content = content[: data.draw(st.integers(0, len(content) - 1))]
+        content = content[: prepare.draw(st.integers(0, len(content) - 1))]
     else:
-        content = bytearray(data.draw(st.binary(max_size=200)))
+        content = bytearray(prepare.draw(st.binary(max_size=200)))
     path.write_bytes(content)
     for expected in (recorded, None):
         with pytest.raises(StorageError) as caught:
@@ -134,7 +137,7 @@ def test_missing_data_file(monkeypatch):
 
     monkeypatch.setattr(sklearn.datasets, "load_digits", missing)
     with pytest.raises(StorageError, match="digits.csv.gz"):
-        data.digits()
+        prepare.digits()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -166,9 +169,9 @@ def test_json_holds_finite_numbers_only(tmp_path, bad):
 def test_nan_in_data(tmp_path, monkeypatch):
     images = np.zeros((20, 1, 8, 8), np.float32)
     images[7, 0, 3, 3] = np.nan
-    monkeypatch.setattr(data, "digits", lambda: (images, np.arange(20) % 10))
+    monkeypatch.setattr(prepare, "digits", lambda: (images, np.arange(20) % 10))
     with pytest.raises(MismatchError, match=r"data: not written: (test|train)_images is not finite in 1 of \d+ rows"):
-        data.prepare(tmp_path / "data", {"kind": "digits", "test_share": 0.2, "seed": 0})
+        prepare.prepare(tmp_path / "data", {"kind": "digits", "test_share": 0.2, "seed": 0})
 
 
 def test_nan_in_targets(tmp_path, teacher):
@@ -236,7 +239,7 @@ def test_what_is_not_ours_is_refused_or_read_as_it_is(tmp_path):
 
 def test_what_a_killed_writer_left_is_swept(tmp_path):
     code = (
-        "import os, sys; from consistency import storage\n"
+        "import os, sys; from consistency.files import storage\n"
         "with storage.atomic(sys.argv[1]) as t: t.write_text('half'); os.kill(os.getpid(), 9)"
     )
     environment = {**os.environ, "PYTHONPATH": "workflow"}

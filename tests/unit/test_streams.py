@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from consistency.noise import normal_array
-from consistency.streams import generator, generators
+from consistency.flow.noise import normal_array
+from consistency.flow.streams import generator, generators
 
 
 def values(random):

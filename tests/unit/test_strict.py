@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from consistency import config, strict
+from consistency import config
+from consistency.config import strict
 from consistency.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

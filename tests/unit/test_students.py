@@ -2,16 +2,17 @@
 
 import pytest
 import torch
-from consistency import models, students
+from consistency import networks
 from consistency.errors import ConsistencyError, MismatchError, StorageError
-from consistency.schedules import VPSchedule, boundary
+from consistency.flow.schedules import VPSchedule, boundary
+from consistency.students import maps
 
 SCHEDULE = VPSchedule()
 
 
 @pytest.mark.parametrize("parameters", ["full", "lora"])
 def test_f_at_time_zero_is_the_identity(teacher_folder, parameters):
-    student = students.create(teacher_folder, SCHEDULE, -1, parameters, 4, 0)
+    student = maps.create(teacher_folder, SCHEDULE, -1, parameters, 4, 0)
     x = torch.randn(5, 1, 8, 8)
     assert torch.equal(student(x, 0, torch.arange(5)), x)
 
@@ -26,7 +27,7 @@ def test_boundary_follows_the_formula():
 
 
 def test_f_is_the_parameterisation_of_the_paper(teacher_folder, teacher):
-    student = students.create(teacher_folder, SCHEDULE, -1)
+    student = maps.create(teacher_folder, SCHEDULE, -1)
     x, cond, s = torch.randn(4, 1, 8, 8), torch.arange(4), torch.tensor([1000, 700, 300, 1])
     eps = teacher.network(x, s - 1, cond)
     alpha, sigma = (v[s].float()[:, None, None, None] for v in (SCHEDULE.alpha, SCHEDULE.sigma))
@@ -37,7 +38,7 @@ def test_f_is_the_parameterisation_of_the_paper(teacher_folder, teacher):
 
 @pytest.mark.parametrize("parameters", ["full", "lora"])
 def test_students_start_at_the_teacher_and_survive_saving(tmp_path, teacher_folder, teacher, parameters):
-    student = students.create(teacher_folder, SCHEDULE, -1, parameters, 4, 0)
+    student = maps.create(teacher_folder, SCHEDULE, -1, parameters, 4, 0)
     x, cond = torch.randn(4, 1, 8, 8), torch.arange(4)
     torch.testing.assert_close(
         student.network(x, torch.full((4,), 99), cond), teacher.network(x, torch.full((4,), 99), cond)
@@ -47,10 +48,10 @@ def test_students_start_at_the_teacher_and_survive_saving(tmp_path, teacher_fold
         for p in trainable:
             p.add_(0.05 * torch.randn_like(p))
     before = student(x, 500, cond)
-    students.save(student, tmp_path / "student", {"note": "test"})
-    loaded = students.load(tmp_path / "student", teacher_folder, SCHEDULE, -1)
+    maps.save(student, tmp_path / "student", {"note": "test"})
+    loaded = maps.load(tmp_path / "student", teacher_folder, SCHEDULE, -1)
     torch.testing.assert_close(loaded(x, 500, cond), before, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(before, students.create(teacher_folder, SCHEDULE, -1)(x, 500, cond), atol=1e-3)
+    assert not torch.allclose(before, maps.create(teacher_folder, SCHEDULE, -1)(x, 500, cond), atol=1e-3)
     if parameters == "lora":
         total = sum(p.numel() for p in teacher.network.parameters())
         assert sum(p.numel() for p in trainable) < total
@@ -59,7 +60,7 @@ def test_students_start_at_the_teacher_and_survive_saving(tmp_path, teacher_fold
 
 
 def test_lora_seed_changes_only_the_adapters(teacher_folder):
-    a, b = (students.create(teacher_folder, SCHEDULE, -1, "lora", 4, seed) for seed in (0, 1))
+    a, b = (maps.create(teacher_folder, SCHEDULE, -1, "lora", 4, seed) for seed in (0, 1))
     differing = {name for (name, p), q in zip(a.named_parameters(), b.parameters()) if not torch.equal(p, q)}
     assert differing
     assert all("lora_A" in name for name in differing)
@@ -67,9 +68,9 @@ def test_lora_seed_changes_only_the_adapters(teacher_folder):
 
 def test_teacher_of_another_shape(teacher_folder):
     with pytest.raises(MismatchError, match=r"\(1, 8, 8\), the data has \(3, 32, 32\)"):
-        models.load(teacher_folder, (3, 32, 32))
+        networks.load(teacher_folder, (3, 32, 32))
     with pytest.raises(MismatchError, match="10 classes, the data has 100"):
-        models.load(teacher_folder, (1, 8, 8), 100)
+        networks.load(teacher_folder, (1, 8, 8), 100)
 
 
 @pytest.mark.parametrize("damage", ["no weights", "no config", "truncated"])
@@ -85,29 +86,32 @@ def test_damaged_teacher(tmp_path, teacher_folder, damage):
     else:
         weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(StorageError) as caught:
-        models.load(folder)
+        networks.load(folder)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_unet_trains_through_the_same_interface(tmp_path, digits):
     """diffusers' UNet2DModel as teacher and as student: fit, save, solve, distil a few steps."""
-    from consistency import data, fitting, storage, targets
-    from consistency import manifest as manifests
-    from consistency.settings import Training
-    from consistency.teachers import Teacher
+    from consistency.config.settings import Training
+    from consistency.data import prepare
+    from consistency.files import storage
+    from consistency.teachers import manifest as manifests
+    from consistency.teachers import targets
+    from consistency.teachers.protocol import Teacher
+    from consistency.training import recipes
 
     network = {"kind": "unet", "channels": [8, 16], "layers_per_block": 1, "dropout": 0.0}
     settings = Training(steps=4, batch_size=16, warmup_steps=1, log_every=1).model_dump()
     folder = tmp_path / "teacher"
-    fitting.fit_teacher(
+    recipes.fit_teacher(
         folder, tmp_path / "t.jsonl", tmp_path / "side-t", digits, network, {"steps": 1000}, 0.1, settings, 0
     )
     assert (folder / "diffusion_pytorch_model.safetensors").is_file()
     from diffusers import UNet2DModel
 
     assert UNet2DModel.from_pretrained(folder).config.num_class_embeds == 11
-    tensors, classes = data.load(digits)
+    tensors, classes = prepare.load(digits)
     teacher = Teacher.load(folder, SCHEDULE, -1, (1, 8, 8), classes)
     shard, manifest = tmp_path / "shard-0.safetensors", tmp_path / "manifest.json"
     pool = tensors["train_images"], tensors["train_labels"]
@@ -115,7 +119,7 @@ def test_unet_trains_through_the_same_interface(tmp_path, digits):
     chosen = {"mode": "paper", "solver": "heun", "n_steps": 5, "guidance": 2.0, "seed": 0, "count": 64}
     manifests.gather(manifest, [shard], chosen, storage.weights_sha256(folder))
     for parameters in ("full", "lora"):
-        fitting.fit_student(
+        recipes.fit_student(
             tmp_path / parameters,
             tmp_path / "s.jsonl",
             tmp_path / "side-s",
@@ -130,10 +134,10 @@ def test_unet_trains_through_the_same_interface(tmp_path, digits):
             -1,
             settings,
         )
-        loaded = students.load(tmp_path / parameters, folder, SCHEDULE, -1)
+        loaded = maps.load(tmp_path / parameters, folder, SCHEDULE, -1)
         trained, start = (
             loaded(torch.ones(2, 1, 8, 8), 900, torch.tensor([1, 2])),
-            students.create(folder, SCHEDULE, -1),
+            maps.create(folder, SCHEDULE, -1),
         )
         assert trained.shape == (2, 1, 8, 8)
         assert not torch.allclose(trained, start(torch.ones(2, 1, 8, 8), 900, torch.tensor([1, 2])), atol=1e-6)
@@ -142,4 +146,4 @@ def test_unet_trains_through_the_same_interface(tmp_path, digits):
 def test_adapters_that_are_not_there(tmp_path, teacher_folder):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConsistencyError, match="one .safetensors file expected, found 0"):
-        students.load(tmp_path, teacher_folder, SCHEDULE, -1)
+        maps.load(tmp_path, teacher_folder, SCHEDULE, -1)

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from consistency import tables
+from consistency.report import tables
 
 
 @pytest.fixture
@@ -39,6 +39,6 @@ def test_couplings_with_the_papers_values_only_on_its_data(metrics, data):
 
 
 def test_every_data_set_of_paper_b_has_a_preset_whose_table_shows_its_values():
-    from consistency.config import load_experiment
+    from consistency.config.resolve import load_experiment
 
     assert {load_experiment(name).data_set for name in tables.PAPER_B} == set(tables.PAPER_B)

@@ -6,17 +6,20 @@ import sys
 
 import pytest
 import torch
-from consistency import data, storage, targets
-from consistency import manifest as manifests
+from consistency.config.shards import shard_range
+from consistency.data import prepare
 from consistency.errors import ConfigError, ConsistencyError, MismatchError, StorageError
-from consistency.noise import draw_noise, normal
-from consistency.schedules import VPSchedule
-from consistency.storage import load_tensors
+from consistency.files import storage
+from consistency.files.storage import load_tensors
+from consistency.flow.noise import draw_noise, normal
+from consistency.flow.schedules import VPSchedule
+from consistency.teachers import manifest as manifests
+from consistency.teachers import targets
 
 
 @pytest.fixture
 def images(digits):
-    tensors, _ = data.load(digits)
+    tensors, _ = prepare.load(digits)
     return tensors["train_images"], tensors["train_labels"]
 
 
@@ -24,7 +27,7 @@ def solve(folder, teacher, images, count=96, shards=1, batch=96, mode="paper", s
     paths = [folder / f"shard-{i}.safetensors" for i in range(shards)]
     for i, path in enumerate(paths):
         teacher.calls = 0
-        numbers = manifests.shard_range(count, shards, i)
+        numbers = shard_range(count, shards, i)
         targets.solve_shard(path, teacher, *images, numbers, mode, solver, n_steps, w, 5, batch)
     return paths
 
@@ -196,14 +199,14 @@ def test_batch_larger_than_a_shard(tmp_path, teacher, teacher_folder, images):
 
 
 def test_targets_of_another_teacher(tmp_path, teacher, teacher_folder, images):
-    from consistency import fitting
-    from consistency.settings import Training
+    from consistency.config.settings import Training
+    from consistency.training import recipes
 
     paths = solve(tmp_path, teacher, images)
     path = manifest(tmp_path, paths, teacher_folder)
     storage.write_json(path, storage.read_json(path) | {"teacher_sha256": "0" * 64})
     with pytest.raises(MismatchError, match="targets of teacher 000000000000"):
-        fitting.fit_student(
+        recipes.fit_student(
             tmp_path / "out",
             tmp_path / "stats",
             tmp_path / "side",
@@ -223,7 +226,7 @@ def test_targets_of_another_teacher(tmp_path, teacher, teacher_folder, images):
 @pytest.mark.needs("linux")
 def test_readers_memory_does_not_grow_with_the_number_of_targets(tmp_path):
     """Four times the shards, the same peak: one is open at a time, and its pages are mapped."""
-    from consistency.storage import save_tensors, sha256, write_json
+    from consistency.files.storage import save_tensors, sha256, write_json
 
     def build(folder, shards):
         entries = []
@@ -238,7 +241,7 @@ def test_readers_memory_does_not_grow_with_the_number_of_targets(tmp_path):
         return folder / "manifest.json"
 
     code = (
-        "import sys; from consistency.targets import TargetReader; from consistency.schedules import VPSchedule\n"
+        "import sys; from consistency.teachers.targets import TargetReader; from consistency.flow.schedules import VPSchedule\n"
         "reader = TargetReader(sys.argv[1], VPSchedule(), 128, 0)\n"
         "for step in range(int(sys.argv[2])): reader(step)\n"
         # ru_maxrss would be the peak of the process that started this one, where that was larger

@@ -5,16 +5,18 @@ import shutil
 
 import pytest
 import torch
-from consistency import fitting, models, students
-from consistency.compat import ensure_torchvision
+from consistency import networks
 from consistency.errors import MismatchError, StorageError
-from consistency.latents import variant
-from consistency.noise import normal
-from consistency.schedules import VPSchedule
-from consistency.solvers import ddim
-from consistency.storage import load_tensors, save_tensors
-from consistency.targets import trajectory
-from consistency.teachers import Teacher
+from consistency.files.storage import load_tensors, save_tensors
+from consistency.flow.noise import normal
+from consistency.flow.schedules import VPSchedule
+from consistency.flow.solvers import ddim
+from consistency.networks.pretrained import variant
+from consistency.runtime.compat import ensure_torchvision
+from consistency.students import maps
+from consistency.teachers.protocol import Teacher
+from consistency.teachers.targets import trajectory
+from consistency.training import recipes
 
 ensure_torchvision()
 from diffusers import (  # noqa: E402 (the line above comes first)
@@ -63,7 +65,7 @@ def data_file(tmp_path_factory):
 
 
 def import_from(source, data_file, out, schedule=None, subfolder="unet"):
-    fitting.import_teacher(out, source, data_file, schedule or KIND, subfolder)
+    recipes.import_teacher(out, source, data_file, schedule or KIND, subfolder)
     return out
 
 
@@ -115,7 +117,7 @@ def test_noise_and_data_follow_from_what_is_predicted(prediction, guidance):
     t = torch.tensor([1000, 700, 200, 20])
     x, cond = SCHEDULE.add_noise(clean, noise, t), torch.arange(4)
     network = Exact(prediction, clean, noise)
-    teacher, student = Teacher(network, SCHEDULE), students.ConsistencyFunction(network, SCHEDULE)
+    teacher, student = Teacher(network, SCHEDULE), maps.ConsistencyFunction(network, SCHEDULE)
     torch.testing.assert_close(teacher.eps(cond, guidance)(x, t), noise, rtol=1e-3, atol=2e-3)
     # at these times c_skip is below 1e-4: f is the estimate of the data, to α's rounding where that is small
     torch.testing.assert_close(student(x, t, cond), clean, rtol=1e-3, atol=2e-3)
@@ -129,7 +131,7 @@ def test_a_student_predicts_what_its_teacher_does_and_survives_saving(tmp_path, 
     source = pipeline(tmp_path / "source", DDPMScheduler(prediction_type=prediction))
     folder = import_from(source, data_file, tmp_path / "teacher")
     x, cond = inputs()
-    student, teacher = students.create(folder, SCHEDULE, -1, parameters, 4, 0), Teacher.load(folder, SCHEDULE)
+    student, teacher = maps.create(folder, SCHEDULE, -1, parameters, 4, 0), Teacher.load(folder, SCHEDULE)
     assert teacher.prediction == prediction
     alpha, sigma = SCHEDULE.alpha[700].float(), SCHEDULE.sigma[700].float()
     clean = (x - sigma * teacher.eps(cond, 1.0)(x, 700)) / alpha  # at 700 f is the teacher's estimate of x_0
@@ -140,8 +142,8 @@ def test_a_student_predicts_what_its_teacher_does_and_survives_saving(tmp_path, 
                 parameter.add_(0.02 * torch.randn_like(parameter))
     expected = student.eval()(x, 700, cond)
     assert not torch.allclose(expected, clean, atol=1e-2)
-    students.save(student, tmp_path / "student", {})
-    loaded = students.load(tmp_path / "student", folder, SCHEDULE, -1)
+    maps.save(student, tmp_path / "student", {})
+    loaded = maps.load(tmp_path / "student", folder, SCHEDULE, -1)
     torch.testing.assert_close(loaded(x, 700, cond), expected, rtol=1e-4, atol=1e-4)
     if parameters == "full":  # diffusers' schedulers can be made of the folder too
         assert DDPMScheduler.from_pretrained(tmp_path / "student").config.prediction_type == prediction
@@ -169,7 +171,7 @@ def test_where_the_scheduler_may_lie(tmp_path, data_file, place):
     unet().save_pretrained(source)
     DDPMScheduler(prediction_type="sample").save_pretrained(source / place)
     folder = import_from(source, data_file, tmp_path / "teacher", subfolder=None)
-    assert models.load(folder).prediction == "sample"
+    assert networks.load(folder).prediction == "sample"
 
 
 def test_without_a_scheduler_a_warning_says_what_is_assumed(tmp_path, data_file, caplog):
@@ -179,7 +181,7 @@ def test_without_a_scheduler_a_warning_says_what_is_assumed(tmp_path, data_file,
     assert str(tmp_path / "source") in record.getMessage()
     assert "ε on the preset's schedule is assumed" in record.getMessage()
     assert not (folder / "scheduler_config.json").exists()
-    assert models.load(folder).prediction == "epsilon"
+    assert networks.load(folder).prediction == "epsilon"
 
 
 REFUSED = {
@@ -259,19 +261,19 @@ def test_keys_that_the_file_leaves_out_are_the_classes_defaults(tmp_path, data_f
 def test_trained_betas_that_are_the_presets(tmp_path, data_file):
     betas = torch.linspace(0.0001, 0.02, 1000).tolist()
     source = pipeline(tmp_path / "source", DDPMScheduler(trained_betas=betas, beta_schedule="scaled_linear"))
-    assert models.load(import_from(source, data_file, tmp_path / "teacher")).prediction == "epsilon"
+    assert networks.load(import_from(source, data_file, tmp_path / "teacher")).prediction == "epsilon"
 
 
 def test_the_schedulers_number_of_timesteps_counts_where_the_network_states_none(tmp_path, data_file):
     source = pipeline(tmp_path / "source", DDPMScheduler(num_train_timesteps=500))
     folder = import_from(source, data_file, tmp_path / "teacher", KIND | {"steps": 500})
-    assert models.load(folder).timesteps == 500
+    assert networks.load(folder).timesteps == 500
 
 
 def test_of_a_learned_variance_the_mean_is_taken(tmp_path, data_file):
     net = unet(out_channels=2)
     source = pipeline(tmp_path / "source", DDPMScheduler(variance_type="learned_range"), net)
-    network = models.load(import_from(source, data_file, tmp_path / "teacher"), SHAPE, 10)
+    network = networks.load(import_from(source, data_file, tmp_path / "teacher"), SHAPE, 10)
     x, cond = inputs()
     t = torch.tensor([999, 300, 0])
     assert torch.equal(network(x, t, cond), net(x, t, class_labels=cond).sample[:, :1])
@@ -374,7 +376,7 @@ def test_weights_are_found_as_diffusers_finds_them(tmp_path, data_file, layout):
     (file,) = folder.glob("*.safetensors")
     assert file.name == "diffusion_pytorch_model.safetensors"
     expected = UNet2DModel.from_pretrained(source, variant="fp16" if half else None).state_dict()
-    found = models.load(folder).net.state_dict()
+    found = networks.load(folder).net.state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     exact = unet().state_dict()
     assert torch.equal(found["conv_in.weight"], exact["conv_in.weight"]) == (not half)
@@ -416,7 +418,7 @@ def test_the_variant_of_a_folder(tmp_path, names, expected):
 
 def test_a_student_of_pairs_knows_its_teachers_prediction(tmp_path, data_file, digits):
     """A checkpoint made with ε assumed is not continued once the scheduler says otherwise; weights are the same."""
-    from consistency.settings import ConsistencyTraining, Coupling
+    from consistency.config.settings import ConsistencyTraining, Coupling
 
     options = ConsistencyTraining(budgets=[0.5]).model_dump()
     options["training"] |= {"steps": 2, "batch_size": 4, "warmup_steps": 0}
@@ -424,7 +426,7 @@ def test_a_student_of_pairs_knows_its_teachers_prediction(tmp_path, data_file, d
     for prediction in ("epsilon", "v_prediction"):
         source = pipeline(tmp_path / prediction, DDPMScheduler(prediction_type=prediction))
         folder = import_from(source, data_file, tmp_path / f"teacher-{prediction}")
-        fitting.fit_pairs_student(
+        recipes.fit_pairs_student(
             tmp_path / f"student-{prediction}",
             tmp_path / "stats.jsonl",
             tmp_path / "side",

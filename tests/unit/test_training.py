@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from consistency import distances, divergence, feed, models, objectives, training
+from consistency import networks
 from consistency.errors import ConfigError, TrainingError
-from consistency.graphs import capturable
-from consistency.models.sdxl import SDXLUNet
-from consistency.noise import normal
+from consistency.flow.noise import normal
+from consistency.networks.sdxl import SDXLUNet
+from consistency.students import losses, objectives
+from consistency.training import divergence, feed, loop
+from consistency.training.graphs import capturable
 from helpers import ended, wait_for
 
 SETTINGS = {"steps": 40, "batch_size": 8, "learning_rate": 1e-2, "log_every": 5, "checkpoint_every": 10}
@@ -40,14 +42,14 @@ def objective(model, batch):
 def fit(side, stop_after=None, fingerprint=None, **changes):
     torch.manual_seed(0)
     model = Net()
-    settings = training.Settings(**{**SETTINGS, **changes})
+    settings = loop.Settings(**{**SETTINGS, **changes})
 
     def batches(step):
         if step == stop_after:
             raise KeyboardInterrupt
         return batch_at(step)
 
-    records = training.train(model, objective, distances.mse, batches, settings, 7, side, fingerprint or {"a": 1})
+    records = loop.train(model, objective, losses.mse, batches, settings, 7, side, fingerprint or {"a": 1})
     return {k: v.clone() for k, v in model.state_dict().items()}, records
 
 
@@ -72,7 +74,7 @@ def test_resume_equals_uninterrupted(tmp_path, ema_decay):
 @pytest.fixture
 def apart(monkeypatch):
     """From the call on, parameters are no longer joined to one tensor."""
-    return lambda: monkeypatch.setattr(training.Joined, "LARGEST", 0)
+    return lambda: monkeypatch.setattr(loop.Joined, "LARGEST", 0)
 
 
 @pytest.mark.parametrize("clip_norm", [1e-2, 1e3])
@@ -92,7 +94,7 @@ def test_a_checkpoint_is_continued_with_parameters_joined_or_not(tmp_path, apart
     whole, _ = fit(tmp_path / "whole", ema_decay=0.9)
     if first == "separate":
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(training.Joined, "LARGEST", 0)
+            patch.setattr(loop.Joined, "LARGEST", 0)
             fit(tmp_path / "side", stop_after=27, ema_decay=0.9)
     else:
         with pytest.raises(KeyboardInterrupt):
@@ -106,8 +108,8 @@ def test_a_joined_parameter_that_no_loss_reaches_stays(tmp_path):
     torch.manual_seed(0)
     model = Net()
     model.idle = torch.nn.Parameter(torch.ones(16))
-    settings = training.Settings(**SETTINGS)
-    training.train(model, objective, distances.mse, batch_at, settings, 7, tmp_path / "a", {})
+    settings = loop.Settings(**SETTINGS)
+    loop.train(model, objective, losses.mse, batch_at, settings, 7, tmp_path / "a", {})
     assert model.idle.tolist() == [1.0] * 16
     expected, _ = fit(tmp_path / "b")
     assert same(expected, model.state_dict())
@@ -131,8 +133,8 @@ def test_batches_made_ahead_are_those_of_their_steps(tmp_path, monkeypatch):
             monkeypatch.setattr(feed, "AHEAD_BYTES", 2 * batch_at(0)["x"].nbytes * 3)
         torch.manual_seed(0)
         model = Net()
-        settings = training.Settings(**SETTINGS)
-        training.train(model, seen, distances.mse, watch, settings, 7, tmp_path / str(large), {})
+        settings = loop.Settings(**SETTINGS)
+        loop.train(model, seen, losses.mse, watch, settings, 7, tmp_path / str(large), {})
         assert same(expected, model.state_dict())
         assert [number for number in asked if number != "step"] == list(range(40))
         at_once = max(len(run.split()) for run in " ".join(map(str, asked)).split("step"))
@@ -169,8 +171,8 @@ def test_a_damaged_checkpoint_is_not_resumed(tmp_path, caplog):
 
 KILLED = """
 import sys
-from consistency import fitting
-fitting.fit_student(
+from consistency.training import recipes
+recipes.fit_student(
     sys.argv[1] + "/model", sys.argv[1] + "/stats.jsonl", sys.argv[1] + "/side", sys.argv[2], sys.argv[3],
     {"run": "killed", "seed": 3}, "consistency_distillation", {"kind": "mse"}, "full", None, {"steps": 1000}, -1,
     {"steps": 1500, "batch_size": 16, "learning_rate": 1e-3, "checkpoint_every": 20, "ema_decay": 0.95},
@@ -179,10 +181,12 @@ fitting.fit_student(
 
 
 def test_kill_9_in_the_middle_then_resume_is_bit_identical(tmp_path, digits, teacher, teacher_folder):
-    from consistency import data, storage, targets
-    from consistency import manifest as manifests
+    from consistency.data import prepare
+    from consistency.files import storage
+    from consistency.teachers import manifest as manifests
+    from consistency.teachers import targets
 
-    tensors, _ = data.load(digits)
+    tensors, _ = prepare.load(digits)
     shard, manifest = tmp_path / "shard-0.safetensors", tmp_path / "manifest.json"
     pool = tensors["train_images"], tensors["train_labels"]
     targets.solve_shard(shard, teacher, *pool, range(256), "paper", "ddim", 10, 1.0, 0, 256)
@@ -224,9 +228,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cause(tmp_path, where):
                 model.layers[2].weight[0, 0] = float("inf")
         return batch
 
-    settings = training.Settings(**{**SETTINGS, "learning_rate": 1e30 if where == "rate" else 1e-2})
+    settings = loop.Settings(**{**SETTINGS, "learning_rate": 1e30 if where == "rate" else 1e-2})
     with pytest.raises(TrainingError) as caught:
-        training.train(model, objective, distances.mse, poisoned, settings, 7, tmp_path, {})
+        loop.train(model, objective, losses.mse, poisoned, settings, 7, tmp_path, {})
     message = str(caught.value)
     expected = {"x": "input 'x'", "y": "input 'y'", "weight": "weight 'layers.2.weight'", "rate": "lower learning_rate"}
     assert expected[where] in message
@@ -249,9 +253,9 @@ def fit_rooted(side, zero_at=None, **changes):
 
     torch.manual_seed(0)
     model = Net()
-    settings = training.Settings(**{**SETTINGS, **changes})
+    settings = loop.Settings(**{**SETTINGS, **changes})
     try:
-        training.train(model, rooted, distances.mse, batches, settings, 7, side, {})
+        loop.train(model, rooted, losses.mse, batches, settings, 7, side, {})
     finally:
         fit_rooted.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
     return fit_rooted.weights
@@ -287,7 +291,7 @@ def test_gradients_whose_norm_overflows(tmp_path):
         return 1e25 * (prediction - target).mean(1)
 
     with pytest.raises(TrainingError, match="^train: the gradients' norm overflowed at step 0, "):
-        training.train(Net(), objective, steep, batch_at, training.Settings(**SETTINGS), 7, tmp_path, {})
+        loop.train(Net(), objective, steep, batch_at, loop.Settings(**SETTINGS), 7, tmp_path, {})
 
 
 def test_weights_that_a_step_makes_infinite_are_not_written(tmp_path):
@@ -295,8 +299,8 @@ def test_weights_that_a_step_makes_infinite_are_not_written(tmp_path):
     model, file = Net(), tmp_path / "snapshot.safetensors"
     changes = {"learning_rate": 1e39, "checkpoint_every": 1}
     with pytest.raises(TrainingError, match=r"^train: weight 'layers\.0\.weight' is not finite after step 0; lower"):
-        training.train(
-            model, objective, distances.mse, batch_at, training.Settings(**{**SETTINGS, **changes}), 7, tmp_path, {},
+        loop.train(
+            model, objective, losses.mse, batch_at, loop.Settings(**{**SETTINGS, **changes}), 7, tmp_path, {},
             snapshots={file: 1},
         )  # fmt: skip
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -330,8 +334,8 @@ def test_ema_is_the_average_of_the_weights(tmp_path):
 
     torch.manual_seed(0)
     model = Net()
-    settings = training.Settings(**{**SETTINGS, "steps": 10, "ema_decay": 0.8})
-    training.train(model, watch, distances.mse, batch_at, settings, 7, tmp_path / "a", {})
+    settings = loop.Settings(**{**SETTINGS, "steps": 10, "ema_decay": 0.8})
+    loop.train(model, watch, losses.mse, batch_at, settings, 7, tmp_path / "a", {})
     plain, _ = fit(tmp_path / "b", steps=10)
     average = seen[0]
     for weight in [*seen[1:], plain["layers.0.weight"]]:
@@ -340,7 +344,7 @@ def test_ema_is_the_average_of_the_weights(tmp_path):
 
 
 def test_learning_rate():
-    settings = training.Settings(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=10, decay_share=0.5)
+    settings = loop.Settings(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=10, decay_share=0.5)
     rates = [settings.rate_at(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:51] == [1.0] * 42
@@ -350,7 +354,7 @@ def test_learning_rate():
 
 def test_gradients_are_clipped(tmp_path):
     model = Net()
-    settings = training.Settings(**{**SETTINGS, "steps": 1, "clip_norm": 1e-3})
+    settings = loop.Settings(**{**SETTINGS, "steps": 1, "clip_norm": 1e-3})
     norms = []
     original = torch.optim.AdamW.step
 
@@ -361,7 +365,7 @@ def test_gradients_are_clipped(tmp_path):
 
     torch.optim.AdamW.step = step
     try:
-        training.train(model, objective, distances.mse, batch_at, settings, 7, tmp_path, {})
+        loop.train(model, objective, losses.mse, batch_at, settings, 7, tmp_path, {})
     finally:
         torch.optim.AdamW.step = original
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
@@ -369,9 +373,9 @@ def test_gradients_are_clipped(tmp_path):
 
 @pytest.mark.needs("no gpu")
 def test_cuda_where_there_is_none():
-    assert training.pick_device("auto").type == "cpu"
+    assert loop.pick_device("auto").type == "cpu"
     with pytest.raises(ConfigError, match="cuda was asked for"):
-        training.pick_device("cuda")
+        loop.pick_device("cuda")
 
 
 def test_objectives_are_what_the_paper_says():
@@ -401,9 +405,9 @@ def test_objectives_are_what_the_paper_says():
 
 def test_distances():
     a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 0.0]])
-    assert distances.mse(a, b).item() == pytest.approx(4.5)
+    assert losses.mse(a, b).item() == pytest.approx(4.5)
     expected = ((9 + 0.01) ** 0.5 + 0.1) / 2 - 0.1
-    assert distances.pseudo_huber(a, b, c=0.1).item() == pytest.approx(expected)
+    assert losses.pseudo_huber(a, b, c=0.1).item() == pytest.approx(expected)
 
 
 def test_training_does_not_import_the_compiler():
@@ -411,18 +415,19 @@ def test_training_does_not_import_the_compiler():
     code = """
 import sys, tempfile
 import torch
-from consistency import distances, training
+from consistency.students import losses
+from consistency.training import loop
 model = torch.nn.Linear(3, 2)
 batch = {"x": torch.ones(4, 3), "y": torch.zeros(4, 2)}
 with tempfile.TemporaryDirectory() as side:
-    records = training.train(
-        model, lambda m, b: (m(b["x"]), b["y"]), distances.mse, lambda step: batch,
-        training.Settings(20, 4, 1e-2, ema_decay=0.5, log_every=1, device="cpu"), 0, side, {},
+    records = loop.train(
+        model, lambda m, b: (m(b["x"]), b["y"]), losses.mse, lambda step: batch,
+        loop.Settings(20, 4, 1e-2, ema_decay=0.5, log_every=1, device="cpu"), 0, side, {},
     )
 assert records[-1]["loss"] < records[0]["loss"]
 print([name for name in ("torch._dynamo", "torch.distributed.tensor", "sympy") if name in sys.modules])
 """
-    folder = Path(training.__file__).parents[1]
+    folder = Path(loop.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -431,7 +436,7 @@ print([name for name in ("torch._dynamo", "torch.distributed.tensor", "sympy") i
 def test_clipping_is_torchs(share):
     """Bit for bit, whether the limit is below the norm, at it or above."""
     found = []
-    for clip in (torch.nn.utils.clip_grad_norm_, training._clip):
+    for clip in (torch.nn.utils.clip_grad_norm_, loop._clip):
         torch.manual_seed(0)
         net = Net()
         net(torch.randn(3, 4)).square().sum().backward()
@@ -445,7 +450,7 @@ def test_clipping_is_torchs(share):
 def test_what_is_captured_on_a_gpu():
     """What a CUDA graph would get wrong is not captured: dropout that two passes share, and what says so itself."""
     unet = {"kind": "unet", "channels": [8], "layers_per_block": 1}
-    build = lambda **more: models.build(unet | more, (1, 8, 8), 10, 1000, 0)  # noqa: E731
+    build = lambda **more: networks.build(unet | more, (1, 8, 8), 10, 1000, 0)  # noqa: E731
     assert capturable(build(), objectives.direct)
     assert not capturable(build(dropout=0.1), objectives.direct)
     checkpointed, counting = build(), lambda student, batch: objectives.direct(student, batch)

@@ -7,13 +7,14 @@ import zipfile
 
 import numpy as np
 import pytest
-from consistency import data, datasets, latents
-from consistency.account import Account
+from consistency.data import datasets, prepare
+from consistency.data.account import Account
+from consistency.data.images import class_names
 from consistency.errors import MismatchError
-from consistency.images import class_names
-from consistency.metrics.measure import measure_data
-from consistency.noise import draw_noise
-from consistency.storage import load_tensors, read_json
+from consistency.evaluate.measure import measure_data
+from consistency.files.storage import load_tensors, read_json
+from consistency.flow.noise import draw_noise
+from consistency.networks import latents
 from PIL import Image
 from test_datasets import add, encoded, noise, refused, write
 
@@ -90,7 +91,7 @@ def test_what_is_passed_over_is_told_with_its_reason(tmp_path, place, caplog):
     files = pictures("a/0.png", "a/1.png", "b/2.PNG", "b/3.png", "a/4.png", "b/5.png")
     other = ("a/notes.txt", "list.csv", "b/without", "b/x.svg", ".DS_Store", "b/y.svg", "b/z.svg", "b/zz.svg")
     source = write(tmp_path / place, files | dict.fromkeys(other, b"?"))
-    data.prepare(tmp_path / "data", SETTINGS | {"source": str(source)})
+    prepare.prepare(tmp_path / "data", SETTINGS | {"source": str(source)})
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     (line,) = [line for line in told if "passed over" in line]
     start = "" if place == "folder" else f"{place}: "
@@ -114,7 +115,7 @@ def test_what_is_passed_over_is_told_with_its_reason(tmp_path, place, caplog):
 def test_nothing_is_told_where_nothing_is_passed_over(tmp_path, caplog):
     source = write(tmp_path / "mine", pictures(*(f"{name}/{k}.png" for name in "ab" for k in range(8))))
     caplog.set_level(logging.INFO)
-    data.prepare(tmp_path / "data", SETTINGS | {"source": str(source)})
+    prepare.prepare(tmp_path / "data", SETTINGS | {"source": str(source)})
     told = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert ("INFO", f"{source}: read train 12, test 4") in told
     assert [line for line in told if "class 1: b: " in line[1]]
@@ -257,8 +258,8 @@ def test_gaps_in_labels_are_closed_and_noise_asks_for_classes_that_have_data(tmp
     assert found == {k: k % 3 for k in range(12)}
     what = "classes without images in between, so numbered anew"
     assert remarks(account) == {what: [".cls 5 is 1", ".cls 9 is 2"]}
-    data.prepare(tmp_path / "data", SETTINGS | {"source": str(source)})
-    tensors, classes = data.load(tmp_path / "data", "np")
+    prepare.prepare(tmp_path / "data", SETTINGS | {"source": str(source)})
+    tensors, classes = prepare.load(tmp_path / "data", "np")
     asked = draw_noise(30, (3, 12, 12), classes, 2)["labels"]
     assert set(asked) == set(tensors["train_labels"]) == {0, 1, 2}
     assert load_tensors(tmp_path / "data")[1]["read"]["classes"]["names"] == ["0", "5", "9"]
@@ -281,14 +282,14 @@ def test_data_that_cannot_carry_an_experiment(tmp_path, names, changes, pattern)
     if "class 'b'" in pattern:  # the split holds it out under some seed
         settings |= {"seed": next(s for s in range(99) if 9 in held_out(s, 10, 0.25))}
     with pytest.raises(MismatchError, match=pattern) as caught:
-        data.prepare(tmp_path / "data", settings)
+        prepare.prepare(tmp_path / "data", settings)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "data").exists()
 
 
 def held_out(seed, count, share):
     """Numbers of the images that the reader holds out."""
-    from consistency.streams import generator
+    from consistency.flow.streams import generator
 
     return generator(seed, "split").permutation(count)[: round(share * count)].tolist()
 
@@ -296,20 +297,20 @@ def held_out(seed, count, share):
 def test_images_that_are_all_the_same_and_shares_that_leave_nothing(tmp_path, caplog):
     image = encoded(noise(0))
     source = write(tmp_path / "mine", {f"{folder}/{k}.png": image for folder in "ab" for k in range(8)})
-    data.prepare(tmp_path / "data", SETTINGS | {"source": str(source)})
+    prepare.prepare(tmp_path / "data", SETTINGS | {"source": str(source)})
     assert "all 12 images to train on are the same" in caplog.text
     for share, pattern in (
         (0.0001, "no image to test on; allowed: a larger"),
         (0.9999, "too few images to train on, 0"),
     ):
         with pytest.raises(MismatchError, match=pattern):
-            data.prepare(tmp_path / "data", {"kind": "digits", "test_share": share, "seed": 0})
+            prepare.prepare(tmp_path / "data", {"kind": "digits", "test_share": share, "seed": 0})
 
 
 def test_classes_without_an_image_to_test_on_and_small_images_are_told(tmp_path, caplog):
     source = write(tmp_path / "mine", pictures(*(f"{folder}/{k}.png" for folder in "abcdefgh" for k in range(2))))
     seed = next(s for s in range(99) if len({k // 2 for k in held_out(s, 16, 0.25)}) == 4)
-    data.prepare(tmp_path / "data", SETTINGS | {"source": str(source), "seed": seed, "side": 16})
+    prepare.prepare(tmp_path / "data", SETTINGS | {"source": str(source), "seed": seed, "side": 16})
     told = "\n".join(record.getMessage() for record in caplog.records)
     assert "mine: classes without an image to test on: 4 (" in told
     assert "mine: images enlarged to 16×16 pixels: 16 (a/0.png, a/1.png, b/0.png, …)" in told
@@ -431,12 +432,12 @@ def test_links_in_archives_and_names_that_lead_out_are_told(tmp_path):
 
 def test_the_account_reaches_the_metrics_protocol(tmp_path):
     """And digits and mixtures, which read no files of the user, have none."""
-    from consistency.metrics import features
+    from consistency.evaluate import features
 
     source = write(
         tmp_path / "mine", pictures(*(f"{name}/{k}.png" for name in "ab" for k in range(8))) | {"a/x.txt": b""}
     )
-    data.prepare(tmp_path / "data", SETTINGS | {"source": str(source)})
+    prepare.prepare(tmp_path / "data", SETTINGS | {"source": str(source)})
     cards = features.extract(tmp_path / "features", tmp_path / "data", ["train_images"], 16, [])
     run = {"run": "data", "method": "data"}
     measure_data(tmp_path / "data.json", run, tmp_path / "features", cards, 3, {}, data=tmp_path / "data")
@@ -447,7 +448,7 @@ def test_the_account_reaches_the_metrics_protocol(tmp_path):
         MismatchError, match="evaluation.neighbours: 12, but train_images of coordinates has 12 samples"
     ):
         measure_data(tmp_path / "more.json", run, tmp_path / "features", cards, 12, {})
-    data.prepare(tmp_path / "digits", {"kind": "digits", "test_share": 0.2, "seed": 0})
+    prepare.prepare(tmp_path / "digits", {"kind": "digits", "test_share": 0.2, "seed": 0})
     assert load_tensors(tmp_path / "digits")[1] == {"name": "digits", "classes": 10}
 
 
@@ -458,9 +459,9 @@ def test_names_that_hold_anything_stay_one_line(tmp_path, caplog):
     (tmp_path / "mine" / odd).write_bytes(b"")
     source = write(tmp_path / "mine", pictures(*names))
     seed = next(s for s in range(99) if not {5, 6} & set(held_out(s, 7, 0.25)))
-    data.prepare(tmp_path / "data", SETTINGS | {"source": str(source), "seed": seed})
+    prepare.prepare(tmp_path / "data", SETTINGS | {"source": str(source), "seed": seed})
     assert not [record for record in caplog.records if "\n" in record.getMessage()]
     again = json.loads(json.dumps(load_tensors(tmp_path / "data")[1]["read"]))
     assert set(again["classes"]["names"]) == {"a", "a b\n", os.fsdecode(b"a\xff")}
-    data.prepare(tmp_path / "same", SETTINGS | {"source": str(source), "seed": seed})
+    prepare.prepare(tmp_path / "same", SETTINGS | {"source": str(source), "seed": seed})
     assert (tmp_path / "same").read_bytes() == (tmp_path / "data").read_bytes()

@@ -165,7 +165,7 @@ def test_fewer_samples_than_features(name, overrides, count, size):
 
 def test_a_learning_rate_that_is_never_reached():
     """Exactly where the schedule of `training` never gives it."""
-    from consistency.training import Settings
+    from consistency.training.loop import Settings
 
     for warmup, share in ((60, 0.3), (71, 0.3), (72, 0.3), (200, 0.3), (100, 0), (101, 0), (1, 1), (2, 1)):
         training = {"steps": 100, "warmup_steps": warmup, "decay_share": share, "learning_rate": 0.5}

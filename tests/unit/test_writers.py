@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from consistency.errors import MismatchError, StorageError
-from consistency.storage import check_tensors, load_tensors
-from consistency.writers import tensor_file
+from consistency.files.storage import check_tensors, load_tensors
+from consistency.files.writers import tensor_file
 from helpers import ROOT
 from safetensors.torch import load_file
 
@@ -76,7 +76,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     """Of what a process holds for itself; the mapped file's pages are the system's to take back."""
     code = """if True:
         import sys, torch
-        from consistency.writers import tensor_file
+        from consistency.files.writers import tensor_file
         rows = int(sys.argv[2])
         with tensor_file(sys.argv[1], {"x": (torch.float32, (rows, 1000))}) as file:
             for first in range(0, rows, 1000):

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from consistency import provenance
 from consistency.errors import ConfigError
+from consistency.runtime import provenance
 from helpers import ROOT, Project
 
 RUNS = {"runs": [{"solver": "ddim", "n_steps": 5, "guidance": 1, "seed": 0}]}
@@ -83,7 +83,7 @@ def test_another_checkout_takes_everything(first, cache, tmp_path):
 
 def test_a_changed_line_of_the_library_is_not_taken(cache, tmp_path):
     other = checkout(tmp_path / "other")
-    code = other.folder / "workflow/consistency/noise.py"
+    code = other.folder / "workflow/consistency/flow/noise.py"
     code.write_text(code.read_text() + "\nCHANGED = True\n")
     assert made(other) == NOISE  # what noise.py has no part in is taken
 
@@ -99,7 +99,7 @@ def test_a_changed_key_is_not_taken(cache, tmp_path):
 
 def test_the_code_is_no_reason_to_run_again(first, cache, tmp_path):
     project = first.copy(tmp_path / "project")
-    with open(project.folder / "workflow/consistency/training.py", "a") as code:
+    with open(project.folder / "workflow/consistency/training/loop.py", "a") as code:
         code.write("\nCHANGED = True\n")
     assert project.jobs(*first.wanted) == {}
     assert project.jobs(*first.wanted, "--cache") == {}
@@ -204,7 +204,7 @@ def test_the_code_of_a_script_is_all_that_it_imports(tmp_path):
     shutil.copytree(ROOT / "workflow", workflow, ignore=shutil.ignore_patterns("__pycache__"))
     # in a process of its own: the library is read where it is imported from
     program = (
-        "import sys; from pathlib import Path; from consistency import provenance\n"
+        "import sys; from pathlib import Path; from consistency.runtime import provenance\n"
         "for name in sys.argv[1:]: print(provenance.code_sha256(Path('scripts', name + '.py').resolve()))"
     )
     names = ["prepare_data", "train_teacher", "solve_targets", "gather_targets"]
@@ -217,15 +217,15 @@ def test_the_code_of_a_script_is_all_that_it_imports(tmp_path):
 
     before = hashes()
     for changed, expected in (
-        ("consistency/solvers.py", {"train_teacher", "solve_targets"}),  # the teacher's module trains students too
-        ("consistency/models/unet.py", {"train_teacher", "solve_targets"}),  # imported inside a function
-        ("consistency/datasets.py", {"prepare_data", "train_teacher", "solve_targets"}),
-        ("consistency/manifest.py", {"train_teacher", "solve_targets", "gather_targets"}),
+        ("consistency/flow/solvers.py", {"train_teacher", "solve_targets"}),  # the teacher's module trains students too
+        ("consistency/networks/unet.py", {"train_teacher", "solve_targets"}),  # imported inside a function
+        ("consistency/data/datasets.py", {"prepare_data", "train_teacher", "solve_targets"}),
+        ("consistency/teachers/manifest.py", {"train_teacher", "solve_targets", "gather_targets"}),
         ("consistency/__init__.py", set(names)),
         ("scripts/_job.py", set(names)),
         ("scripts/gather_targets.py", {"gather_targets"}),
-        ("consistency/figures/tradeoff.py", set()),
-        ("consistency/tables.py", set()),
+        ("consistency/report/figures/tradeoff.py", set()),
+        ("consistency/report/tables.py", set()),
     ):
         original = (workflow / changed).read_text()
         (workflow / changed).write_text(original + "\n# changed\n")

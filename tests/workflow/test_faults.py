@@ -10,8 +10,8 @@ from random import Random
 import pytest
 import soak
 import stages
-from consistency import storage
 from consistency.errors import StorageError
+from consistency.files import storage
 from helpers import Project, ended, wait_for
 
 # Every kind of file that a run leaves, and what reads it. A new kind must find its place here.

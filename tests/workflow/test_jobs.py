@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from consistency import status
+from consistency.runtime import status
 from helpers import ROOT, Project, ended, surroundings, wait_for
 
 TEACHER = {"teacher": {"training": {"steps": 1500, "checkpoint_every": 10_000, "log_every": 10}}}
@@ -155,7 +155,7 @@ class Swallows:
 
 gpus = SimpleNamespace(gpu=0)
 with job(SimpleNamespace(rule="stage", log=["log"], threads=1, resources=gpus, output=["out"], input=[], params={{}})):
-    from consistency import storage
+    from consistency.files import storage
 
     storage.write_text("before", "whole")
     with storage.atomic("file") as file, storage.atomic("folder") as folder:

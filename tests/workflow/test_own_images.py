@@ -3,7 +3,7 @@ protocol; data that cannot carry the experiment stop before anything is trained.
 
 import numpy as np
 import pytest
-from consistency.storage import load_tensors, read_json
+from consistency.files.storage import load_tensors, read_json
 from helpers import Project
 from PIL import Image
 

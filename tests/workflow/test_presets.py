@@ -4,7 +4,8 @@ import re
 
 import pytest
 import yaml
-from consistency import config, datasets
+from consistency import config
+from consistency.data import datasets
 from helpers import Project
 
 PRESETS = sorted(path.stem for path in config.PRESETS.glob("*.yaml") if "suite:" not in path.read_text())

@@ -45,18 +45,18 @@ def test_a_copy_has_nothing_to_do(project):
 
 
 def test_figure_style(project):
-    edit(project, "figures/start_times.py", "linewidth=1.2", "linewidth=2.0")
+    edit(project, "report/figures/start_times.py", "linewidth=1.2", "linewidth=2.0")
     assert project.jobs() == {"figure_start_times": 1, "report": 1}
 
 
 @pytest.mark.parametrize("name", ["samples.py", "samples.html", "tradeoff.py", "tradeoff.html"])
 def test_code_of_a_page(project, name):
-    edit(project, f"pages/{name}")
+    edit(project, f"report/pages/{name}")
     assert project.jobs() == {f"page_{name.partition('.')[0]}": 1, "report": 1}
 
 
 def test_style_of_all_figures(project):
-    edit(project, "figures/style.py")
+    edit(project, "report/figures/style.py")
     figures = {rule: count for rule, count in project.jobs().items() if rule.startswith("figure_")}
     assert figures == {rule: count for rule, count in PAPER.items() if rule.startswith("figure_")}
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from consistency import students
-from consistency.claims import COLUMNS as CLAIM_COLUMNS
-from consistency.metrics.measure import COLUMNS
-from consistency.schedules import VPSchedule
-from consistency.storage import load_tensors
+from consistency.config.claims import COLUMNS as CLAIM_COLUMNS
+from consistency.evaluate.measure import COLUMNS
+from consistency.files.storage import load_tensors
+from consistency.flow.schedules import VPSchedule
+from consistency.students import maps
 from helpers import Project
 
 
@@ -66,8 +66,8 @@ def test_report_is_one_page_with_everything(finished):
 
 def test_figures_show_the_runs_metrics(finished, tmp_path):
     """Drawn here from metrics.csv they are the files of the run, byte for byte, and their lines are the csv's means."""
-    from consistency.figures import start_times, tradeoff
-    from consistency.tables import method_label
+    from consistency.report.figures import start_times, tradeoff
+    from consistency.report.tables import method_label
 
     results = finished.folder / "results"
     table = pd.read_csv(results / "metrics.csv")
@@ -141,7 +141,7 @@ def test_a_teacher_from_a_folder(finished, tmp_path):
 @pytest.mark.parametrize("parameters", ["full", "lora"])
 def test_a_teacher_from_a_pipeline_that_predicts_v(tmp_path, parameters):
     """Its student is sampled as what it is: the ends of one step are f, with the formulas for v by hand."""
-    from consistency.compat import ensure_torchvision
+    from consistency.runtime.compat import ensure_torchvision
 
     ensure_torchvision()
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -167,7 +167,7 @@ def test_a_teacher_from_a_pipeline_that_predicts_v(tmp_path, parameters):
     folder = project.folder / "results" / "digits"
     assert json.loads((folder / "teacher/scheduler_config.json").read_text())["prediction_type"] == "v_prediction"
 
-    student = students.load(folder / "students" / run, folder / "teacher", VPSchedule(1000, 0.0001, 0.02, "linear"), -1)
+    student = maps.load(folder / "students" / run, folder / "teacher", VPSchedule(1000, 0.0001, 0.02, "linear"), -1)
     noise, _ = load_tensors(folder / "noise.safetensors")
     found, _ = load_tensors(folder / "samples" / f"{run}.safetensors")
     x, labels = noise["noise"], noise["labels"]
@@ -188,8 +188,8 @@ def test_damaged_inputs_stop_the_job_with_one_line(finished_copy, damage):
         content[-5] ^= 1
         path.write_bytes(content)
     else:
-        from consistency.noise import draw_noise
-        from consistency.storage import save_tensors
+        from consistency.files.storage import save_tensors
+        from consistency.flow.noise import draw_noise
 
         save_tensors(path, draw_noise(99, (1, 8, 8), 10, 2))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # rot leaves no trace

@@ -9,8 +9,8 @@ import pytest
 import tiny
 import torch
 import yaml
-from consistency.sources import INCEPTION_SHA256
-from consistency.storage import load_tensors, sha256
+from consistency.config.sources import INCEPTION_SHA256
+from consistency.files.storage import load_tensors, sha256
 from helpers import Project
 from hubserver import COMMIT, HubServer
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory):
     (folder / "project").mkdir()
     project = Project(folder / "project")
     # the one Inception that this copy of the project takes
-    source = project.folder / "workflow/consistency/sources.py"
+    source = project.folder / "workflow/consistency/config/sources.py"
     stand_in = sha256(hub / "files" / "inception-2015-12-05.pt")
     source.write_text(source.read_text().replace(INCEPTION_SHA256, stand_in))
     with HubServer(hub) as server:
@@ -168,8 +168,8 @@ def test_latents_and_embeddings_are_the_plain_pipelines(run):
 
 @pytest.mark.parametrize("student", ["cm-ddim-n5-w9-lora-s24", "direct-ddim-n5-w9-lora-s25"])
 def test_the_lora_gives_the_same_images_in_a_plain_pipeline_with_lcm_scheduler(run, student):
-    from consistency import latents
-    from consistency.models.sdxl import LORA_MODULES
+    from consistency.networks import latents
+    from consistency.networks.sdxl import LORA_MODULES
     from diffusers import LCMScheduler, StableDiffusionXLPipeline
     from safetensors.torch import load_file
 

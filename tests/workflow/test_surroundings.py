@@ -167,7 +167,7 @@ def test_two_checkouts_with_one_results_folder(tmp_path):
     """The second says before any job who is at work; after kill −9 of the first it runs."""
     (one, two), target = shared(tmp_path)
     hold = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'workflow')!r}); from consistency.locks import hold_for\n"
+        f"import sys; sys.path.insert(0, {str(ROOT / 'workflow')!r}); from consistency.files.locks import hold_for\n"
         f"file = hold_for({str(tmp_path / 'shared/.running')!r}, '.'); print('held', flush=True); sys.stdin.read()"
     )
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

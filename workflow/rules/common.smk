@@ -33,12 +33,15 @@ import _surroundings
 import _warm
 from _job import shared
 from consistency import config as settings
-from consistency import addresses, escape, estimates, preflight, provenance, strict
+from consistency import addresses, escape
+from consistency.config import strict
+from consistency.config.settings import condition
 from consistency.errors import ConsistencyError
-from consistency.locks import hold, hold_for
-from consistency.progress import Board
-from consistency.settings import condition
-from consistency.storage import check_writable, explain
+from consistency.files.locks import hold, hold_for
+from consistency.files.storage import check_writable, explain
+from consistency.plan import estimates, preflight
+from consistency.runtime import provenance
+from consistency.runtime.progress import Board
 
 _surroundings.prepare()
 try:
@@ -225,7 +228,7 @@ def imports():
     found = [e.network.kind == "unet" and "diffusers.models.unets.unet_2d" for e in EXPERIMENTS.values()]
     found += [run.parameters == "lora" and "peft" for runs in RUNS.values() for run in runs.values()]
     found = sorted({module for module in found if module})
-    return ["consistency.compat:ensure_torchvision", *found] if found else []
+    return ["consistency.runtime.compat:ensure_torchvision", *found] if found else []
 
 
 def pattern(names):

@@ -111,15 +111,15 @@ rule table_claims:
         "../scripts/table_claims.py"
 
 
-# A figure is one file in workflow/consistency/figures and one rule here. Its code is an input: when
+# A figure is one file in workflow/consistency/report/figures and one rule here. Its code is an input: when
 # it changes, that figure is drawn again and nothing else.
 
 
 rule figure_tradeoff:
     input:
         metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
-        code=workflow.source_path("../consistency/figures/tradeoff.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/figures/tradeoff.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-tradeoff.pdf",
         png=report(
@@ -143,8 +143,8 @@ rule figure_tradeoff:
 rule figure_sampling_steps:
     input:
         metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
-        code=workflow.source_path("../consistency/figures/sampling_steps.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/figures/sampling_steps.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-sampling-steps.pdf",
         png=report(
@@ -168,8 +168,8 @@ rule figure_sampling_steps:
 rule figure_start_times:
     input:
         metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
-        code=workflow.source_path("../consistency/figures/start_times.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/figures/start_times.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-start-times.pdf",
         png=report(
@@ -193,8 +193,8 @@ rule figure_start_times:
 rule figure_training:
     input:
         stats=lambda w: [f"{RESULTS}/{w.experiment}/stats/{run}.jsonl" for run in FROM_TARGETS[w.experiment]],
-        code=workflow.source_path("../consistency/figures/training.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/figures/training.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-training.pdf",
         png=report(
@@ -220,8 +220,8 @@ rule figure_samples:
         samples=lambda w: pictures_of(w, [run.run for run in pictured(w.experiment)]),
         teacher=lambda w: pictures_of(w, [f"teacher-{run.condition}" for run in pictured(w.experiment)]),
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        code=workflow.source_path("../consistency/figures/samples.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/figures/samples.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-samples.pdf",
         png=report(
@@ -250,8 +250,8 @@ rule figure_points:
         ],
         truth=truth_of,
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
-        code=workflow.source_path("../consistency/figures/points.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/figures/points.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-points.pdf",
         png=report(
@@ -276,8 +276,8 @@ rule figure_convergence:
     input:
         metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
         stats=lambda w: [f"{RESULTS}/{w.experiment}/stats/{run}.jsonl" for run in FROM_PAIRS[w.experiment]],
-        code=workflow.source_path("../consistency/figures/convergence.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/figures/convergence.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-convergence.pdf",
         png=report(
@@ -301,8 +301,8 @@ rule figure_convergence:
 rule figure_share:
     input:
         metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
-        code=workflow.source_path("../consistency/figures/share.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/figures/share.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-share.pdf",
         png=report(
@@ -326,8 +326,8 @@ rule figure_share:
 rule figure_discrepancy:
     input:
         metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
-        code=workflow.source_path("../consistency/figures/discrepancy.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/figures/discrepancy.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-discrepancy.pdf",
         png=report(
@@ -351,8 +351,8 @@ rule figure_discrepancy:
 rule figure_transport:
     input:
         metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
-        code=workflow.source_path("../consistency/figures/transport.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/figures/transport.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-transport.pdf",
         png=report(
@@ -376,8 +376,8 @@ rule figure_transport:
 rule figure_trajectories:
     input:
         curves=lambda w: f"{RESULTS}/{w.experiment}/couplings/{analysed(w.experiment)[0]}.safetensors",
-        code=workflow.source_path("../consistency/figures/trajectories.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/figures/trajectories.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-trajectories.pdf",
         png=report(
@@ -401,8 +401,8 @@ rule figure_trajectories:
 rule figure_orders:
     input:
         metrics=f"{RESULTS}/{{experiment}}/metrics.csv",
-        code=workflow.source_path("../consistency/figures/orders.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/figures/orders.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         pdf=f"{RESULTS}/figures/{{experiment}}-orders.pdf",
         png=report(

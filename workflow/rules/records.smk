@@ -1,9 +1,9 @@
-# Before anything is called up to date, each output's record is compared with the plan (consistency/records.py); what does
+# Before anything is called up to date, each output's record is compared with the plan (consistency/files/records.py); what does
 # not match is made again. Included when all rules exist.
 import inspect
 
 from _job import CODE, shared
-from consistency import records
+from consistency.files import records
 
 REASONS = set()
 identify = cache(records.identity)

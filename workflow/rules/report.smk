@@ -1,6 +1,6 @@
 # Interactive pages, and the report that holds everything.
 
-# A page is one file in workflow/consistency/pages with its template, and one rule here. Both are inputs: when one
+# A page is one file in workflow/consistency/report/pages with its template, and one rule here. Both are inputs: when one
 # changes, that page is made again and no other.
 
 
@@ -13,9 +13,9 @@ rule page_samples:
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         truth=truth_of,
         captions=captions_of,
-        code=workflow.source_path("../consistency/pages/samples.py"),
-        template=workflow.source_path("../consistency/pages/samples.html"),
-        shell=workflow.source_path("../consistency/pages/shell.py"),
+        code=workflow.source_path("../consistency/report/pages/samples.py"),
+        template=workflow.source_path("../consistency/report/pages/samples.html"),
+        shell=workflow.source_path("../consistency/report/pages/shell.py"),
     output:
         report(
             f"{RESULTS}/pages/{{experiment}}-samples.html",
@@ -39,10 +39,10 @@ rule page_samples:
 rule page_tradeoff:
     input:
         metrics=f"{RESULTS}/metrics.csv",
-        code=workflow.source_path("../consistency/pages/tradeoff.py"),
-        template=workflow.source_path("../consistency/pages/tradeoff.html"),
-        shell=workflow.source_path("../consistency/pages/shell.py"),
-        style=workflow.source_path("../consistency/figures/style.py"),
+        code=workflow.source_path("../consistency/report/pages/tradeoff.py"),
+        template=workflow.source_path("../consistency/report/pages/tradeoff.html"),
+        shell=workflow.source_path("../consistency/report/pages/shell.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
     output:
         report(
             f"{RESULTS}/pages/tradeoff.html",

@@ -42,7 +42,7 @@ def checkpoints(snakemake: Any) -> Path:
 
 def record(snakemake: Any) -> Any:
     """The record of a job's outputs, around its body."""
-    from consistency.records import recorded
+    from consistency.files.records import recorded
 
     settings = {name: value for name, value in snakemake.params.items() if name not in NO_SETTINGS}
     return recorded(
@@ -99,18 +99,18 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     gc.set_threshold(100_000, 20, 20)  # importing torch makes objects, not garbage
     if not network:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    from consistency import parallel
+    from consistency.runtime import parallel
 
     forked = os.environ.pop(_warm.FORKED, "")
     if forked and (snakemake.threads > 1 or network or snakemake.resources.get("gpu")):
         os._exit(_warm.AFRESH)
     from consistency.addresses import public
-    from consistency.allocation import keep_freed_memory
     from consistency.errors import ConsistencyError
-    from consistency.filesystems import no_link
-    from consistency.locks import hold, release
-    from consistency.preemption import SIGNALS, name_of, parent_follower
-    from consistency.storage import explained, remove_unfinished
+    from consistency.files.filesystems import no_link
+    from consistency.files.locks import hold, release
+    from consistency.files.storage import explained, remove_unfinished
+    from consistency.runtime.allocation import keep_freed_memory
+    from consistency.runtime.preemption import SIGNALS, name_of, parent_follower
 
     mine = os.getpid()
 

@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from consistency.config import results_folder
+from consistency.config.resolve import results_folder
 from consistency.errors import ConsistencyError
 
 RECORD = Path(".snakemake/consistency-results")

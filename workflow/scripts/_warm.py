@@ -46,16 +46,16 @@ MODULES = (
     "snakemake.script",
     "_job",
     "torch",
-    "consistency.data",
-    "consistency.sampling",
-    "consistency.metrics.measure",
-    "consistency.metrics.classifier",
-    "consistency.fitting",
-    "consistency.optimizers",
+    "consistency.data.prepare",
+    "consistency.students.sampling",
+    "consistency.evaluate.measure",
+    "consistency.networks.classifier",
+    "consistency.training.recipes",
+    "consistency.training.optimizers",
     "accelerate",
     "scipy.optimize",
     "pandas",
-    "consistency.figures.style",
+    "consistency.report.figures.style",
 )
 
 

@@ -1,6 +1,6 @@
 from _job import job
 
 with job(snakemake, network=True):
-    from consistency import hub
+    from consistency.data.fetch import hub
 
     hub.obtain(snakemake.output[0], snakemake.params.source, snakemake.resources.get("download_mb"))

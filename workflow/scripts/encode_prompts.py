@@ -1,7 +1,7 @@
 from _job import job
 
 with job(snakemake):
-    from consistency import latents
+    from consistency.networks import latents
 
     given, params = snakemake.input, snakemake.params
     pipeline = params.folder or given.pipeline[0]

@@ -4,6 +4,6 @@ with job(snakemake):
     import importlib
     from pathlib import Path
 
-    figure = importlib.import_module(f"consistency.figures.{Path(snakemake.input.code).stem}")
+    figure = importlib.import_module(f"consistency.report.figures.{Path(snakemake.input.code).stem}")
     inputs = {name: value for name, value in snakemake.input.items() if name not in ("code", "style")}
     figure.draw(snakemake.output.pdf, snakemake.output.png, runs=snakemake.params.runs, **inputs)

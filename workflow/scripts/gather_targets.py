@@ -1,8 +1,8 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.manifest import gather
-    from consistency.storage import weights_sha256
+    from consistency.files.storage import weights_sha256
+    from consistency.teachers.manifest import gather
 
     params = snakemake.params
     settings = {"mode": snakemake.wildcards.mode, **params.condition, "count": params.n_draws, "seed": params.seed}

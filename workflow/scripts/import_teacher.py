@@ -1,7 +1,7 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.fitting import import_teacher
+    from consistency.training.recipes import import_teacher
 
     given, params = snakemake.input, snakemake.params
     import_teacher(

@@ -1,6 +1,6 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.tables import join
+    from consistency.report.tables import join
 
     join(snakemake.output[0], snakemake.input)

@@ -1,7 +1,7 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.metrics.couplings import measure_couplings
+    from consistency.evaluate.velocity_gap import measure_couplings
 
     given, made, params = snakemake.input, snakemake.output, snakemake.params
     measure_couplings(

@@ -1,7 +1,7 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.metrics import features, measure
+    from consistency.evaluate import features, measure
 
     given, made, params = snakemake.input, snakemake.output, snakemake.params
     cards = features.extract(

@@ -1,8 +1,8 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.metrics.orders import measure_orders
-    from consistency.schedules import VPSchedule
+    from consistency.evaluate.orders import measure_orders
+    from consistency.flow.schedules import VPSchedule
 
     given, params = snakemake.input, snakemake.params
     schedule = VPSchedule(**params.schedule)

@@ -1,8 +1,8 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.metrics import features, measure
-    from consistency.storage import read_json
+    from consistency.evaluate import features, measure
+    from consistency.files.storage import read_json
 
     given, made, params = snakemake.input, snakemake.output, snakemake.params
     cards = features.extract(made.features, given.samples, ["steps_", "budget_"], **params.extract)

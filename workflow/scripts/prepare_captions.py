@@ -1,7 +1,7 @@
 from _job import job
 
 with job(snakemake, network=True):
-    from consistency import latents
+    from consistency.networks import latents
 
     data, megabytes = snakemake.params.data, snakemake.resources.get("download_mb")
     latents.prepare(snakemake.output.images, snakemake.output.captions, data, megabytes)

@@ -1,6 +1,6 @@
 from _job import job
 
 with job(snakemake, network=True):
-    from consistency import data
+    from consistency.data import prepare
 
-    data.prepare(snakemake.output[0], snakemake.params.data)
+    prepare.prepare(snakemake.output[0], snakemake.params.data)

@@ -11,8 +11,8 @@ with job(snakemake):
     from pathlib import Path
 
     from consistency.errors import ConsistencyError
-    from consistency.preemption import parent_follower
-    from consistency.storage import UNFINISHED, atomic
+    from consistency.files.storage import UNFINISHED, atomic
+    from consistency.runtime.preemption import parent_follower
 
     with tempfile.TemporaryDirectory() as folder, atomic(snakemake.output[0]) as finished:
         UNFINISHED.add(Path(folder))

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _surroundings import give_caches, give_name, open_streams, say
 from consistency.errors import LockedError
-from consistency.locks import hold
+from consistency.files.locks import hold
 
 SECONDS = 300  # for what was left to end; SLURM itself kills 30 s (KillWait) after its first signal
 

@@ -1,13 +1,13 @@
 from _job import job
 
 with job(snakemake):
-    from consistency import sampling, students
-    from consistency.schedules import VPSchedule
+    from consistency.flow.schedules import VPSchedule
+    from consistency.students import maps, sampling
 
     params = snakemake.params
     schedule = VPSchedule(**params.schedule)
     given = snakemake.input
-    student = students.load(given.student, given.initial, schedule, params.timestep_offset, given.prompts or None)
+    student = maps.load(given.student, given.initial, schedule, params.timestep_offset, given.prompts or None)
     noise, labels = sampling.load_noise(given.noise, student.sample_shape, params.n_samples)
     sampling.sample_student(
         snakemake.output[0],

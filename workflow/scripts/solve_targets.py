@@ -1,13 +1,14 @@
 from _job import job
 
 with job(snakemake):
-    from consistency import data, targets
-    from consistency.manifest import shard_range
-    from consistency.schedules import VPSchedule
-    from consistency.teachers import Teacher
+    from consistency.config.shards import shard_range
+    from consistency.data import prepare
+    from consistency.flow.schedules import VPSchedule
+    from consistency.teachers import targets
+    from consistency.teachers.protocol import Teacher
 
     params, options = snakemake.params, snakemake.params.targets
-    tensors, classes = data.load(snakemake.input.data)
+    tensors, classes = prepare.load(snakemake.input.data)
     images, labels = tensors["train_images"], tensors["train_labels"]
     teacher = Teacher.load(
         snakemake.input.teacher,

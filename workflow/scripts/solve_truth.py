@@ -1,9 +1,9 @@
 from _job import job
 
 with job(snakemake):
-    from consistency import truth
-    from consistency.models.mixture import Mixture
-    from consistency.storage import load_tensors
+    from consistency.files.storage import load_tensors
+    from consistency.networks.mixture import Mixture
+    from consistency.teachers import truth
 
     noise = load_tensors(snakemake.input.noise, ["noise"])[0]["noise"]
     schedules = truth.schedules_of(snakemake.params.schedules)

@@ -9,8 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _results import chosen
 from _surroundings import open_streams, say
-from consistency import status
 from consistency.errors import printable
+from consistency.runtime import status
 
 open_streams()
 parser = argparse.ArgumentParser(description="What is being trained and what is finished.")

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _results import chosen
 from _surroundings import open_streams, say
-from consistency import claims
+from consistency.config import claims
 from consistency.errors import ConsistencyError
 
 open_streams()

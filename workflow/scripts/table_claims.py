@@ -1,6 +1,6 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.tables import claims
+    from consistency.report.tables import claims
 
     claims(dict(snakemake.output.items()), snakemake.input[0])

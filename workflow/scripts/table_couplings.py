@@ -1,6 +1,6 @@
 from _job import decoded, job
 
 with job(snakemake):
-    from consistency.tables import couplings
+    from consistency.report.tables import couplings
 
     couplings(dict(snakemake.output.items()), snakemake.input[0], **decoded(snakemake.params))

@@ -1,12 +1,13 @@
 from _job import job
 
 with job(snakemake):
-    from consistency import data, sampling
-    from consistency.schedules import VPSchedule
-    from consistency.teachers import Teacher
+    from consistency.data import prepare
+    from consistency.flow.schedules import VPSchedule
+    from consistency.students import sampling
+    from consistency.teachers.protocol import Teacher
 
     params = snakemake.params
-    tensors, classes = data.load(snakemake.input.data)
+    tensors, classes = prepare.load(snakemake.input.data)
     shape = tensors["train_images"].shape[1:]
     teacher = Teacher.load(
         snakemake.input.teacher,

@@ -1,7 +1,7 @@
 from _job import checkpoints, job
 
 with job(snakemake, training=True):
-    from consistency.fitting import fit_classifier
+    from consistency.training.recipes import fit_classifier
 
     options = snakemake.params.classifier
     fit_classifier(

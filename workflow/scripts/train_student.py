@@ -1,7 +1,7 @@
 from _job import checkpoints, job
 
 with job(snakemake, training=True):
-    from consistency.fitting import fit_student
+    from consistency.training.recipes import fit_student
 
     params = snakemake.params
     fit_student(

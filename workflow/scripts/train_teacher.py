@@ -1,7 +1,7 @@
 from _job import checkpoints, job
 
 with job(snakemake, training=True):
-    from consistency.fitting import fit_teacher
+    from consistency.training.recipes import fit_teacher
 
     options = snakemake.params.teacher
     fit_teacher(

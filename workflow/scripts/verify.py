@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _results import chosen
 from _surroundings import open_streams, say
 from consistency.errors import printable
-from consistency.storage import verify
+from consistency.files.storage import verify
 
 open_streams()
 results = chosen(sys.argv[1] if len(sys.argv) > 1 else None)

@@ -1,0 +1,253 @@
+"""From config.yaml and presets to checked experiments and their tables of runs.
+
+A preset is one experiment. `config.yaml` names the experiments and may override any key of theirs.
+`load` resolves and checks everything before a job starts; the JSON schemas in workflow/schemas are
+generated from `settings` (`python -m consistency.config`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import ConfigError
+from . import cautions, checks, limits, strict
+from .claims import CLAIMS
+from .messages import message
+from .names import PAIR_OBJECTIVES, nearest
+from .settings import Config, Coupling, Experiment, Run
+from .uses import check_overrides, idle
+
+LARGEST_TABLE = 20_000  # runs: a dry run of more takes minutes and gigabytes
+PRESETS = Path(__file__).parents[2] / "presets"
+SCHEMAS = Path(__file__).parents[2] / "schemas"
+
+
+def expand(name: str, experiment: Experiment) -> list[Run]:
+    """The table of runs, in the preset's order.
+
+    Raises:
+        ConfigError: an unknown method, an N that does not divide T, a row that occurs twice, or too many of them.
+    """
+    runs: dict[str, Run] = {}
+    methods, total = experiment.methods, experiment.schedule.steps
+    from_pairs = {method for method, line in methods.items() if line.objective in PAIR_OBJECTIVES}
+    for row, grid in enumerate(experiment.runs):
+        where = f"{name}: runs.{row}"
+        for n_steps in grid.n_steps:
+            if total % n_steps:
+                divisors = [n for n in range(1, total + 1) if total % n == 0]  # total: at most 100,000
+                raise ConfigError(
+                    f"{where}.n_steps: {n_steps} does not divide schedule.steps {total}; allowed: {divisors}"
+                )
+        chosen = grid.method or [method for method in methods if method not in from_pairs]
+        for method in chosen:
+            if method not in methods:
+                known = list(methods)
+                raise ConfigError(
+                    f"{where}.method: unknown {method!r}; allowed: {', '.join(known)}{nearest(method, known)}"
+                )
+        if from_pairs & set(chosen) and (
+            set(chosen) - from_pairs
+            or grid.model_fields_set & {"solver", "n_steps", "guidance", "targets", "parameters"}
+        ):
+            raise ConfigError(
+                f"{where}: {', '.join(sorted(from_pairs & set(chosen)))}: methods that learn from pairs take a row of "
+                "their own, with method and seed only"
+            )
+        axes = (
+            grid.solver,
+            grid.n_steps,
+            grid.guidance,
+            grid.targets or [experiment.targets.mode],
+            grid.parameters or [experiment.student.parameters],
+            chosen,
+            grid.seed,
+        )
+        if from_pairs & set(chosen):
+            axes = ([None], [None], [None], [None], ["full"], chosen, grid.seed)
+        if (count := len(runs) + math.prod(map(len, axes))) > LARGEST_TABLE:
+            raise ConfigError(f"{where}: makes {count} runs; allowed: at most {LARGEST_TABLE} in an experiment")
+        for solver, n_steps, guidance, mode, parameters, method, seed in itertools.product(*axes):
+            section = experiment.consistency_training if method in from_pairs else experiment.student
+            independent = Coupling(kind="independent") if method in from_pairs else None
+            run = Run(
+                method=method,
+                objective=methods[method].objective,
+                solver=solver,
+                n_steps=n_steps,
+                guidance=guidance,
+                seed=seed,
+                targets=mode,
+                parameters=parameters,
+                loss=methods[method].loss or section.loss,
+                coupling=methods[method].coupling or independent,
+                velocity=methods[method].velocity,
+                dropout=methods[method].dropout,
+            )
+            if (other := runs.get(run.run)) is not None:
+                methods_of = {run.method, other.method}
+                of = f", of methods {' and '.join(sorted(methods_of))}" if len(methods_of) > 1 else ""
+                raise ConfigError(f"{where}: run {run.run!r} occurs twice{of}; remove or rename one")
+            runs[run.run] = run
+    return list(runs.values())
+
+
+def results_folder(file: str | Path = "config.yaml") -> Path:
+    """The folder of all outputs that a config.yaml names; `results` where it names none or is not there."""
+    path = Path(file)
+    content = strict.read(path) if path.is_file() else None
+    folder = content.get("results") if isinstance(content, dict) else None
+    try:
+        return Path(Config(experiments=["any"], **({} if folder is None else {"results": folder})).results)
+    except ValidationError as error:
+        raise ConfigError(message(path.name, error)) from error
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it, mappings merged key by key."""
+    for key in ("kind", "repo", "url"):
+        if key in change and change[key] != base.get(key):
+            return change  # another variant has other keys, another source other hashes
+    merged = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _read_preset(name: str, folder: Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A preset's mapping, laid over the one that its `base` names."""
+    _check_known(f"{above[-1]}: base" if above else "experiments", name, _presets(folder))
+    if name in above:
+        raise ConfigError(f"{name}: base: {' → '.join((*above, name))}: a preset cannot stand on itself")
+    path = folder / f"{name}.yaml"
+    preset = strict.read(path)
+    if not isinstance(preset, dict):
+        raise ConfigError(f"{path}: a preset is a mapping of keys")
+    base = preset.pop("base", None)
+    return preset if base is None else _merge(_read_preset(base, folder, (*above, name)), preset)
+
+
+def _presets(folder: Path) -> list[str]:
+    """Names of the presets and suites in a folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.is_file())
+
+
+def _check_known(where: str, name: Any, known: list[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"{where}: unknown {name!r}; allowed: {', '.join(known)}{nearest(str(name), known)}")
+
+
+def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets: Path = PRESETS) -> Experiment:
+    """A preset with overrides laid over it, checked.
+
+    Raises:
+        ConfigError: one line with the key's path, what was given, what is allowed.
+    """
+    settings = _merge(_read_preset(name, presets), overrides or {})
+    try:
+        experiment = Experiment.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(message(name, error)) from error
+    limits.check_names(name, experiment)
+    limits.check_schedule(name, experiment.schedule)
+    runs = expand(name, experiment)
+    for claim in experiment.claims:
+        if not any({q.ours.method, q.other.method} <= set(experiment.methods) for q in CLAIMS[claim].quantities):
+            needed = sorted({side.method for q in CLAIMS[claim].quantities for side in (q.ours, q.other)})
+            raise ConfigError(
+                f"{name}: claims: {claim} compares {', '.join(needed)}; methods has {list(experiment.methods)}"
+            )
+    checks.check_sources(name, experiment, runs)
+    checks.check_mixture(name, experiment)
+    checks.check_pairs(name, experiment, runs)
+    limits.check(name, experiment, runs)
+    return experiment
+
+
+def load(
+    settings: dict[str, Any], presets: Path = PRESETS, chosen_elsewhere: bool = False
+) -> tuple[Config, dict[str, Experiment]]:
+    """Resolve config.yaml's mapping and every experiment that it names.
+
+    Args:
+        chosen_elsewhere: `experiments` comes from outside the file that has the overrides (the command line), which
+            may then name other experiments too; otherwise such an override reaches nothing and is an error.
+
+    Raises:
+        ConfigError: one line with the key's path, what was given, what is allowed.
+    """
+    settings = dict(settings)
+    if isinstance(settings.get("experiments"), str):
+        settings["experiments"] = [name.strip() for name in settings["experiments"].split(",") if name.strip()]
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(message("config.yaml", error)) from error
+    names = [member for name in config.experiments for member in _members(name, presets)]
+    limits.check_experiments(names)
+    known = [name for name in _presets(presets) if not _is_suite(name, presets)]
+    for name in config.overrides:
+        where = f"config.yaml: overrides.{name}"
+        if name in _presets(presets) and name not in known:
+            members = ", ".join(_members(name, presets))
+            raise ConfigError(f"{where}: a suite has no keys of its own; allowed: its experiments, {members}")
+        if name not in known:
+            raise ConfigError(f"{where}: unknown; allowed: {', '.join(known)}{nearest(name, known)}")
+        if name not in names and not chosen_elsewhere:
+            raise ConfigError(
+                f"{where}: reaches nothing, for {name} is not among the experiments ({', '.join(names)}); add it to "
+                "them, or remove the override"
+            )
+    experiments = {name: load_experiment(name, config.overrides.get(name), presets) for name in names}
+    for name, experiment in experiments.items():
+        if changes := config.overrides.get(name):
+            check_overrides(name, experiment, expand(name, experiment), changes)
+    return config, experiments
+
+
+def warnings(config: Config, experiments: dict[str, Experiment]) -> list[str]:
+    """What a loaded configuration may say but probably does not mean, one line each."""
+    left = [name for name in config.overrides if name not in experiments]
+    lines = [f"config.yaml: overrides.{name}: not used, because {name} does not run" for name in left]
+    for name, experiment in experiments.items():
+        runs, changes = expand(name, experiment), config.overrides.get(name, {})
+        lines += [f"config.yaml: overrides.{name}.{line}" for line in idle(experiment, runs, changes)]
+        lines += [f"{name}: {line}" for line in cautions.lines(experiment, runs)]
+    return lines
+
+
+def _is_suite(name: str, folder: Path) -> bool:
+    """Whether a preset file is a suite. Only its text is searched, because every preset is asked."""
+    lines = (folder / f"{name}.yaml").read_text(encoding="utf-8", errors="replace").splitlines()
+    return any(line.startswith("suite:") for line in lines)
+
+
+def _members(name: str, folder: Path) -> list[str]:
+    """A preset's own name, or the experiments of a suite (a file with the one key `suite`)."""
+    _check_known("experiments", name, _presets(folder))
+    if not _is_suite(name, folder):
+        return [name]
+    path = folder / f"{name}.yaml"
+    content = strict.read(path)
+    members = content.get("suite") if isinstance(content, dict) else None
+    if not isinstance(members, list) or not members or set(content) != {"suite"}:
+        raise ConfigError(f"{path}: a suite has the one key suite, a list of experiments")
+    single = [known for known in _presets(folder) if not _is_suite(known, folder)]
+    for member in members:
+        _check_known(f"{path}: suite", member, single)
+    return members
+
+
+def schemas() -> dict[str, str]:
+    """File name → JSON schema text, for config.yaml and for presets."""
+    return {
+        f"{model.__name__.lower()}.schema.json": json.dumps(model.model_json_schema(), indent=2) + "\n"
+        for model in (Config, Experiment)
+    }

@@ -1,0 +1,163 @@
+"""Which parts of an experiment its jobs read, and whether an override changes one of them.
+
+An override that reaches nothing is an error. One that waits for another choice is a warning: settings of what is
+trained here, while the teacher comes from elsewhere, and of adapters, while no run has any. Who tries both would have
+to take them out and put them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError
+from .settings import Experiment, Run, Training
+
+
+@dataclass(frozen=True)
+class Uses:
+    """What an experiment's jobs need.
+
+    Attributes:
+        targets, pairs: a run learns from precomputed targets, from pairs.
+        asked: a teacher that is a network is asked for its velocity, by a run from pairs.
+        trained: settings of `teacher` train a network here: the teacher, or what students of an analytic one start as.
+        imported: the teacher comes from a folder or the hub.
+        network: a network is built here from `network`.
+        classifier: the classifier of `classifier` is trained.
+        analysed: methods of `analysis.coupling_methods` that have runs.
+    """
+
+    targets: bool
+    pairs: bool
+    asked: bool
+    trained: bool
+    imported: bool
+    network: bool
+    classifier: bool
+    analysed: tuple[str, ...]
+
+
+def uses(experiment: Experiment, runs: list[Run]) -> Uses:
+    """What the jobs of an experiment with these runs need."""
+    source, pairs = experiment.teacher.source, {run.method for run in runs if run.from_pairs}
+    targets = any(not run.from_pairs for run in runs)
+    asked = source != "analytic" and any(run.velocity == "teacher" for run in runs)
+    trained = (source == "train" and (targets or asked)) or (source == "analytic" and targets)
+    images = experiment.data.kind != "mixture"  # of others the coordinates are the features
+    return Uses(
+        targets=targets,
+        pairs=bool(pairs),
+        asked=asked,
+        trained=trained,
+        imported=source in ("path", "hub") and (targets or asked),
+        network=trained or bool(pairs),
+        classifier=images and any(extractor.kind == "classifier" for extractor in experiment.extractors),
+        analysed=tuple(method for method in experiment.analysis.coupling_methods if method in pairs),
+    )
+
+
+def trainings(experiment: Experiment, runs: list[Run]) -> dict[str, Training]:
+    """Section → its `training`, of those that train something."""
+    needed = uses(experiment, runs)
+    sections = {
+        "teacher": needed.trained and experiment.teacher.training,
+        "classifier": needed.classifier and experiment.classifier.training,
+        "student": needed.targets and experiment.student.training,
+        "consistency_training": needed.pairs and experiment.consistency_training.training,
+    }
+    return {section: training for section, training in sections.items() if training}
+
+
+def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
+    """Path of a section or key that no job of the experiment reads → why."""
+    needed, teacher, analysis = uses(experiment, runs), experiment.teacher, experiment.analysis
+    exact, captions = teacher.source == "analytic", experiment.data.kind == "captions"
+    no_targets, no_pairs = "no run learns from targets", "no run learns from pairs"
+    methods = {run.method for run in runs}
+    of_targets = [experiment.methods[run.method].loss for run in runs if not run.from_pairs]
+    of_pairs = [experiment.methods[run.method].loss for run in runs if run.from_pairs]
+    from_pairs = {run.method for run in runs if run.from_pairs}
+    grids = [grid for grid in experiment.runs if not set(grid.method or ()) & from_pairs]
+    source = f"teacher.source is {teacher.source}"
+    parts = {
+        "targets": not needed.targets and no_targets,
+        "targets.mode": needed.targets and all(grid.targets for grid in grids) and "every row of runs has targets",
+        "student": not needed.targets and no_targets,
+        "student.parameters": needed.targets
+        and all(g.parameters for g in grids)
+        and "every row of runs has parameters",
+        "student.loss": needed.targets and None not in of_targets and "every method has a loss of its own",
+        "consistency_training": not needed.pairs and no_pairs,
+        "consistency_training.loss": needed.pairs and None not in of_pairs and "every method has a loss of its own",
+        "evaluation.start_times": not needed.targets and no_targets,
+        "schedule": not (needed.targets or needed.asked or analysis.order_steps) and no_targets,
+        "classifier": not needed.classifier and "extractors has no classifier",
+        "extractors": experiment.data.kind == "mixture" and "the features of a mixture are its coordinates",
+        "data.download": captions and bool(experiment.data.source) and "data.source takes its place",
+    }
+    parts |= {f"methods.{m}": m not in methods and "no row of runs names it" for m in experiment.methods}
+    no_teacher = not (needed.targets or needed.asked) and "no run has a teacher"
+    for key, why in {
+        "training": False,
+        "seed": False,
+        "label_dropout": False,
+        "path": teacher.source != "path" and source,
+        "hub": teacher.source != "hub" and source,
+        "subfolder": not needed.imported and source,
+        "precision": exact and "the closed form is solved in float64",
+        "timestep_offset": False,
+        "compile": False,
+    }.items():
+        parts[f"teacher.{key}"] = no_teacher or why
+    for key in ("steps", "count", "gradient_budget", "batch_size"):
+        parts[f"analysis.{key}"] = not needed.analysed and "analysis.coupling_methods names no method with runs"
+    return {path: why for path, why in parts.items() if why}
+
+
+def waiting(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
+    """Path of a section or key that no job reads unless something else is chosen → why."""
+    needed = uses(experiment, runs)
+    here = not needed.trained and f"nothing is trained with it where teacher.source is {experiment.teacher.source}"
+    parts = {
+        "network": not needed.network and "no network is built here, students start as the teacher",
+        "teacher.training": here,
+        "teacher.seed": here,
+        "teacher.label_dropout": here,
+        "student.lora_rank": all(run.parameters != "lora" for run in runs) and "no run has parameters lora",
+    }
+    return {path: why for path, why in parts.items() if why}
+
+
+def check_overrides(name: str, experiment: Experiment, runs: list[Run], overrides: dict[str, Any]) -> None:
+    """Check that every key of an experiment's overrides is one that a job reads.
+
+    Raises:
+        ConfigError: one is not; names it, and why.
+    """
+    for path, why in _found(overrides, unused(experiment, runs)):
+        raise ConfigError(f"config.yaml: overrides.{name}.{path}: reaches nothing: {why}; remove it, or change that")
+
+
+def idle(experiment: Experiment, runs: list[Run], overrides: dict[str, Any]) -> list[str]:
+    """A line for each key of an experiment's overrides that waits for another choice."""
+    return [f"{path}: not used, because {why}" for path, why in _found(overrides, waiting(experiment, runs))]
+
+
+def _found(overrides: dict[str, Any], parts: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """The paths of the values in `overrides` that lie in one of the parts, and why that is one."""
+    for path in _leaves(overrides):
+        for depth in range(1, len(path) + 1):
+            if why := parts.get(".".join(path[:depth])):
+                yield ".".join(path), why
+                break
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of the values in a nested mapping."""
+    if not isinstance(value, dict):
+        yield path
+        return
+    for key, inner in value.items():
+        yield from _leaves(inner, (*path, str(key)))

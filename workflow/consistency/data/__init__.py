@@ -1,0 +1,1 @@
+"""Data sets: their readers, how images are prepared, and mixtures of Gaussians."""

@@ -1,0 +1,1 @@
+"""Files from the network: over HTTP, and from the Hugging Face hub."""

@@ -1,0 +1,1 @@
+"""Measurement: features, distances between them, and rows of metrics, each step apart."""

@@ -1,0 +1,390 @@
+"""From features and samples to rows of `metrics.csv`, each file with its protocol.
+
+A row has metric, extractor, reference, sampling_steps, n_samples, value. NumPy
+and safetensors only.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import MismatchError
+from ..files.storage import AGAIN, load_tensors, read_json, sha256, write_json, write_table
+from ..flow.streams import generator
+from ..flow.transport import wasserstein
+from ..runtime.provenance import environment
+from .distances import FeatureSet, frechet_distance, kernel_distance, precision_recall
+from .features import COORDINATES
+
+Row = dict[str, Any]
+
+Card = dict[str, Any]
+_SCORES = {"clip_score": "prompts", "aesthetic_score": "none"}  # of single images → what they are compared with
+
+
+def _row(metric: str, value: float, n: int, extractor: str, reference: str, steps: int | None = None) -> Row:
+    return {
+        "metric": metric,
+        "extractor": extractor,
+        "reference": reference,
+        "sampling_steps": steps,
+        "n_samples": n,
+        "value": float(value),
+    }
+
+
+def compare(ours: FeatureSet, other: FeatureSet, row: Callable[..., Row], brief: bool = False) -> list[Row]:
+    """Fréchet and kernel distance, precision and recall of one set against another; for points (extractor
+    `coordinates`) the Wasserstein distance to as many of the other's.
+
+    Args:
+        brief: the Fréchet (and Wasserstein) distance alone.
+    """
+    rows = [row("frechet_distance", frechet_distance(ours, other), len(ours))]
+    if not brief:
+        precision, recall = precision_recall(ours, other)
+        rows.append(row("kernel_distance", kernel_distance(ours, other), len(ours)))
+        rows += [row("precision", precision, len(ours)), row("recall", recall, len(ours))]
+    if rows[0]["extractor"] == COORDINATES:
+        rows.append(row("wasserstein", wasserstein(ours.features, other.features[: len(ours)]), len(ours)))
+    return rows
+
+
+def _arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, whose floating-point numbers are finite."""
+    arrays = load_tensors(path, framework="np")[0]
+    for name, value in arrays.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise MismatchError(f"{path}: {name} holds numbers that are not finite; {AGAIN}")
+    return arrays
+
+
+def _feature_set(extracted: dict[str, np.ndarray], card: Card, name: str, neighbours: int) -> FeatureSet:
+    key = f"{card['name']}/{name}"
+    if (count := len(extracted[f"{key}.features"])) <= neighbours:
+        raise MismatchError(
+            f"evaluation.neighbours: {neighbours}, but {name} of {card['name']} has {count} samples; allowed: fewer "
+            "neighbours than samples"
+        )
+    parts = (extracted[f"{key}.{part}"] for part in ("features", "mean", "covariance"))
+    return FeatureSet(*parts, neighbours, f"features {key}")
+
+
+def _reference(extracted: dict[str, np.ndarray], card: Card, neighbours: int) -> FeatureSet:
+    """The set of data that metrics compare with: training images, or a mixture's held-out draws."""
+    start, end = f"{card['name']}/", "_images.features"
+    name = next(key for key in extracted if key.startswith(start) and key.endswith(end))
+    return _feature_set(extracted, card, name.removeprefix(start).removesuffix(".features"), neighbours)
+
+
+def _with_features(extracted: dict[str, np.ndarray], cards: list[Card]) -> list[Card]:
+    """The extractors that give features; the others give scores."""
+    return [
+        card for card in cards if any(key.startswith(f"{card['name']}/") and ".features" in key for key in extracted)
+    ]
+
+
+def _scores(extracted: dict[str, np.ndarray], cards: list[Card], name: str, steps: int | None) -> list[Row]:
+    """The mean of each score of single images."""
+    rows = []
+    for card in cards:
+        for metric, reference in _SCORES.items():
+            if (key := f"{card['name']}/{name}.{metric}") in extracted:
+                value, extractor = extracted[key].mean(), "aesthetic" if metric == "aesthetic_score" else card["name"]
+                rows.append(_row(metric, value, len(extracted[key]), extractor, reference, steps))
+    return rows
+
+
+def _squared_error(a: np.ndarray, b: np.ndarray, where: str | Path) -> float:
+    if a.shape != b.shape:
+        raise MismatchError(f"{where}: samples of shape {a.shape}, the reference has {b.shape}")
+    return float(np.square(a.astype(np.float64) - b).mean())
+
+
+def measure_student(
+    path: str | Path,
+    run: Row,
+    samples: str | Path,
+    features: str | Path,
+    teacher_samples: str | Path,
+    teacher_features: str | Path,
+    data_features: str | Path,
+    noise: str | Path,
+    cards: list[Card],
+    neighbours: int,
+    settings: dict[str, Any],
+    truth: str | Path | None = None,
+    space: str = "pixels",
+) -> None:
+    """All metrics of one student of precomputed targets.
+
+    ODE error: mean squared error to the teacher's N-step endpoint from the same noise, unclipped,
+    by number of sampling steps; `ode_error@s=…`: f of the teacher's own trajectory at start s. Where
+    the ODE's true end is known, the error to that too: to the teacher it is the distillation error,
+    to the truth the total. The others compare features with the teacher's samples and with the data.
+    """
+    began = time.monotonic()
+    ours, extracted, teacher = _arrays(samples), _arrays(features), _arrays(teacher_samples)
+    featured, of_teacher, of_data = _with_features(extracted, cards), _arrays(teacher_features), _arrays(data_features)
+    references = [
+        (card, name, reference)
+        for card in featured
+        for name, reference in (
+            ("teacher", _feature_set(of_teacher, card, "samples", neighbours)),
+            ("data", _reference(of_data, card, neighbours)),
+        )
+    ]
+    labels = _arrays(noise)["labels"]
+    exact = None if truth is None else _arrays(truth)["vp"]
+    rows: list[Row] = []
+    for name in sorted((n for n in ours if n.startswith("steps_")), key=lambda n: int(n[6:])):
+        steps, count = int(name[6:]), len(ours[name])
+        error = _squared_error(ours[name], teacher["samples"], samples)
+        rows.append(_row("ode_error", error, count, space, "teacher", steps))
+        if exact is not None:
+            total = _squared_error(ours[name], exact, samples)
+            rows.append(_row("ode_error", total, count, space, "truth", steps))
+        generated = {card["name"]: _feature_set(extracted, card, name, neighbours) for card in featured}
+        for card, reference, other in references:
+
+            def row(
+                metric: str, value: float, n: int, e: str = card["name"], r: str = reference, steps: int = steps
+            ) -> Row:
+                return _row(metric, value, n, e, r, steps)
+
+            rows += compare(generated[card["name"]], other, row)
+        rows += _scores(extracted, cards, name, steps) + _recognised(extracted, name, labels, cards, steps)
+    for start in teacher["times"].tolist():
+        found = ours[f"from_{start}"]
+        error = _squared_error(found, teacher["samples"], samples)
+        rows.append(_row(f"ode_error@s={start}", error, len(found), space, "teacher", 1))
+    files = {
+        "samples": samples,
+        "features": features,
+        "teacher_samples": teacher_samples,
+        "teacher_features": teacher_features,
+        "data_features": data_features,
+        "noise": noise,
+        **({} if truth is None else {"truth": truth}),
+    }
+    _write(path, run, rows, files, cards, neighbours, settings, began)
+
+
+def _recognised(
+    extracted: dict[str, np.ndarray], name: str, labels: np.ndarray, cards: list[Card], steps: int
+) -> list[Row]:
+    """The share of samples whose predicted class is their label, where an extractor predicts one."""
+    rows = []
+    for card in cards:
+        if (key := f"{card['name']}/{name}.predicted") in extracted:
+            share = (extracted[key] == labels).mean()
+            rows.append(_row("recognised", share, len(labels), card["name"], "labels", steps))
+    return rows
+
+
+def measure_pairs_student(
+    path: str | Path,
+    run: Row,
+    samples: str | Path,
+    features: str | Path,
+    data_features: str | Path,
+    noise: str | Path,
+    cards: list[Card],
+    neighbours: int,
+    settings: dict[str, Any],
+    truth: str | Path | None = None,
+    space: str = "pixels",
+) -> None:
+    """All metrics of one student trained from pairs, against the data.
+
+    `…@budget=b`: of its one-step samples after the share b of its training. Where the ODE's true end
+    is known: the ODE error to it, from the same noise at σ_max.
+    """
+    began = time.monotonic()
+    ours, extracted, labels = _arrays(samples), _arrays(features), _arrays(noise)["labels"]
+    of_data = _arrays(data_features)
+    references = [(card, _reference(of_data, card, neighbours)) for card in _with_features(extracted, cards)]
+    exact = None if truth is None else _arrays(truth)["ve"]
+    rows: list[Row] = []
+    for name in sorted(ours, key=lambda n: (n.startswith("budget_"), float(n.split("_")[1]))):
+        kind, _, number = name.partition("_")
+        steps, place = (int(number), "") if kind == "steps" else (1, f"@budget={float(number):g}")
+
+        for card, data in references:
+
+            def row(
+                metric: str, value: float, n: int, e: str = card["name"], steps: int = steps, place: str = place
+            ) -> Row:
+                return _row(metric + place, value, n, e, "data", steps)
+
+            rows += compare(_feature_set(extracted, card, name, neighbours), data, row, brief=bool(place))
+        if exact is not None:
+            error = _squared_error(ours[name], exact, samples)
+            rows.append(_row(f"ode_error{place}", error, len(exact), space, "truth", steps))
+        if not place:
+            rows += _recognised(extracted, name, labels, cards, steps)
+    files = {"samples": samples, "features": features, "data_features": data_features, "noise": noise}
+    files |= {} if truth is None else {"truth": truth}
+    _write(path, run, rows, files, cards, neighbours, settings, began)
+
+
+def measure_teacher(
+    path: str | Path,
+    run: Row,
+    features: str | Path,
+    data_features: str | Path,
+    noise: str | Path,
+    cards: list[Card],
+    neighbours: int,
+    settings: dict[str, Any],
+    samples: str | Path | None = None,
+    truth: str | Path | None = None,
+    space: str = "pixels",
+) -> None:
+    """The teacher's own samples against the data; against the ODE's true end where it is known, which is
+    the solver's discretisation error.
+
+    Args:
+        samples: the teacher's, needed with `truth`.
+    """
+    began = time.monotonic()
+    extracted, of_data, labels = _arrays(features), _arrays(data_features), _arrays(noise)["labels"]
+    rows: list[Row] = []
+    for card in _with_features(extracted, cards):
+
+        def row(metric: str, value: float, n: int, e: str = card["name"]) -> Row:
+            return _row(metric, value, n, e, "data", run["n_steps"])
+
+        generated = _feature_set(extracted, card, "samples", neighbours)
+        rows += compare(generated, _reference(of_data, card, neighbours), row)
+    rows += _scores(extracted, cards, "samples", run["n_steps"])
+    rows += _recognised(extracted, "samples", labels, cards, run["n_steps"])
+    files = {"features": features, "data_features": data_features, "noise": noise}
+    if truth is not None:
+        error = _squared_error(_arrays(samples)["samples"], _arrays(truth)["vp"], samples)
+        rows.append(_row("ode_error", error, len(labels), space, "truth", run["n_steps"]))
+        files |= {"samples": samples, "truth": truth}
+    _write(path, run, rows, files, cards, neighbours, settings, began)
+
+
+def measure_data(
+    path: str | Path,
+    run: Row,
+    data_features: str | Path,
+    cards: list[Card],
+    neighbours: int,
+    settings: dict[str, Any],
+    splits: int = 5,
+    data: str | Path | None = None,
+) -> None:
+    """The yardstick: the Fréchet distance between two random halves of the data (mean of `splits` splits;
+    of points also the Wasserstein distance), the scores of the data, and the classifier's held-out accuracy.
+
+    Args:
+        data: the file that the features were extracted from, which has been checked; what was read and passed over to
+            make it goes into the protocol.
+    """
+    began = time.monotonic()
+    extracted = _arrays(data_features)
+    rows: list[Row] = []
+    for card in _with_features(extracted, cards):
+        features = _reference(extracted, card, neighbours).features
+        found: dict[str, list[float]] = {}
+        for split in range(splits):
+            order = generator(0, "halves", split).permutation(len(features))
+            a, b = (FeatureSet(features[half]) for half in np.array_split(order, 2))
+            found.setdefault("frechet_distance", []).append(frechet_distance(a, b))
+            if card["name"] == COORDINATES:
+                size = min(len(a), len(b))
+                found.setdefault("wasserstein", []).append(wasserstein(a.features[:size], b.features[:size]))
+        other, half = "other half of the data", len(features) // 2
+        rows += [_row(metric, float(np.mean(values)), half, card["name"], other) for metric, values in found.items()]
+        if "held_out_accuracy" in card:
+            value, count = card["held_out_accuracy"], card["held_out_count"]
+            rows.append(_row("held_out_accuracy", value, count, card["name"], "labels"))
+    rows += _scores(extracted, cards, "train_images", None)
+    read = load_tensors(data, [], framework="np", check=False)[1].get("read") if data else None
+    _write(path, run, rows, {"data_features": data_features}, cards, neighbours, settings, began, read)
+
+
+def _write(
+    path: str | Path,
+    run: Row,
+    rows: list[Row],
+    files: dict[str, str | Path],
+    cards: list[Card],
+    neighbours: int,
+    settings: dict[str, Any],
+    began: float,
+    read: dict[str, Any] | None = None,
+) -> None:
+    protocol = {
+        "files_sha256": {name: sha256(file) for name, file in files.items()},
+        "extractors": cards,
+        "precision_recall_neighbours": neighbours,
+        **({"data_read": read} if read else {}),
+    }
+    value = {"run": run, "rows": rows, "protocol": protocol, "settings": settings, "environment": environment()}
+    write_measured(path, value | {"wall_time_s": round(time.monotonic() - began, 3)})
+
+
+def write_measured(path: str | Path, value: dict[str, Any]) -> None:
+    """Write a metric JSON, whose `run` and `rows` have a row's columns.
+
+    Raises:
+        MismatchError: a value that is not finite; names run and metric.
+    """
+    check_rows(f"{path}: not written", value["run"], value["rows"])
+    write_json(path, value)
+
+
+def check_rows(where: str, run: Row, rows: list[Row]) -> None:
+    """Raise MismatchError where a value is not a finite number; names run and metric."""
+    for row in rows:
+        if not math.isfinite(row["value"]):
+            raise MismatchError(
+                f"{where}: {row['metric']} (extractor {row['extractor']}, reference {row['reference']}, sampling steps "
+                f"{row['sampling_steps']}) of run {(run | row)['run']} is {row['value']}"
+            )
+
+
+COLUMNS = [
+    "experiment",
+    "run",
+    "method",
+    "solver",
+    "n_steps",
+    "guidance",
+    "seed",
+    "sampling_steps",
+    "metric",
+    "extractor",
+    "reference",
+    "n_samples",
+    "value",
+]
+
+
+def collect(path: str | Path, experiment: str, files: list[str | Path]) -> None:
+    """Join the rows of an experiment's metric JSON files into one long CSV with `COLUMNS`.
+
+    Raises:
+        MismatchError: a value that is not finite; names file, run and metric.
+    """
+    import pandas as pd
+
+    rows = []
+    for file in files:
+        measured = read_json(file)
+        check_rows(str(file), measured["run"], measured["rows"])
+        rows += [{"experiment": experiment} | measured["run"] | row for row in measured["rows"]]
+    frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    for column in ("n_steps", "seed", "sampling_steps"):
+        frame[column] = frame[column].astype("Int64")
+    write_table(path, frame)

@@ -1,0 +1,244 @@
+"""What a coupling does to consistency training (paper B, section B.1), measured on one student f.
+
+For N grid steps, draws (x, z, i) and a coupling, x_{σ_{i+1}} = x + σ_{i+1} z is followed to σ_i along z (CT) and
+along the true velocity v = E[z | x_{σ_{i+1}}] (CD), both from the same point:
+
+    loss          E ‖f(x_{σ_{i+1}}, σ_{i+1}) − f(x_{σ_i}, σ_i)‖² / Δσ²
+    velocity_gap  E ‖f(x^CT_{σ_i}, σ_i) − f(x^CD_{σ_i}, σ_i)‖² / Δσ²
+    gradient      ⟨E g_u, E g_CD⟩ for u = CT or CD, g the gradient in θ of the training loss (weight 1/Δσ, target
+                  stopped), at weights of early in the training; CT's over CD's is 1 where the gradients agree.
+                  The two means are over separate draws, so that their noise does not add to the product.
+    transport_cost  E ‖x − z‖², by noise level
+
+As N grows the first tends to E ‖∂_σ f + J_f u‖² with u = z or v, the second to E ‖J_f (z − v)‖²; both limits are
+computed with Jacobian-vector products at the draws of the finest grid.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..files.storage import load_tensors, save_tensors, sha256, weights_sha256
+from ..flow.schedules import VESchedule, step_probabilities
+from ..flow.streams import generator
+from ..flow.transport import assignment
+from ..networks import is_mixture
+from ..runtime.progress import Progress
+from ..runtime.provenance import environment
+from ..students import losses
+from ..students.couplings import PER_SAMPLE, Generate
+from ..students.maps import budget_name, load_edm
+from ..students.pairs import coupling_named, partner
+from ..teachers.protocol import AnalyticTeacher
+from .measure import Row, _row, write_measured
+
+COUPLINGS = ("independent", "optimal_transport", "generator_induced")
+LEVELS = 12  # noise levels of the transport cost
+CURVES = 12  # trajectories kept for the figure
+EXACT = "exact optimal transport"
+
+
+def _draws(images: torch.Tensor, labels: torch.Tensor, count: int, seed: int) -> dict[str, torch.Tensor]:
+    rng = generator(seed, "pairs", 2**32)
+    rows = torch.from_numpy(rng.integers(len(images), size=count))
+    z = torch.from_numpy(rng.standard_normal((count, *images.shape[1:])))
+    place = torch.from_numpy(rng.random(count))
+    return {"x": images[rows].double(), "z": z, "cond": labels[rows], "place": place}
+
+
+class _Coupler:
+    """The coupled data of the draws, batch by batch; what no noise level enters is computed once."""
+
+    def __init__(self, drawn: dict[str, torch.Tensor], generate: Generate, batch_size: int):
+        self.drawn, self.generate, self.batch_size = drawn, generate, batch_size
+        self._kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, name: str, sigma: torch.Tensor, first: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Data (count, …) and conditions (count,) that the coupling puts with z at σ (count,); the `first` of them at
+        least."""
+        if name in self._kept:
+            return self._kept[name]
+        only = first if name in PER_SAMPLE else None
+        columns = [column[:only] for column in (self.drawn["x"], self.drawn["z"], sigma, self.drawn["cond"])]
+        batches = zip(*(column.split(self.batch_size) for column in columns), strict=True)
+        parts = [coupling_named(name)(*batch, self.generate) for batch in batches]
+        found = torch.cat([x for x, _ in parts]), torch.cat([cond for _, cond in parts])
+        if name != "generator_induced" and only is None:
+            self._kept[name] = found
+        return found
+
+
+def _per_step(squared: torch.Tensor, delta: torch.Tensor) -> float:
+    return (squared.flatten(1).sum(1) / delta**2).mean().item()
+
+
+def _limits(
+    f: torch.nn.Module, x: torch.Tensor, s: torch.Tensor, cond: torch.Tensor, z: torch.Tensor, v: torch.Tensor
+) -> dict[str, float]:
+    """The closed limits of loss and gap at points x, by Jacobian-vector products.
+
+    J u is the derivative of wᵀJ in w, so two reverse passes do; forward mode would import the compiler.
+    """
+    x, s = x.clone().requires_grad_(), s.clone().requires_grad_()
+    here = f(x, s, cond)
+    w = torch.zeros_like(here, requires_grad=True)
+    rows = torch.autograd.grad(here, (x, s), w, create_graph=True)
+
+    def along(u: torch.Tensor, speed: float) -> float:
+        (tangent,) = torch.autograd.grad(rows, w, (u, torch.full_like(s, speed)), retain_graph=True)
+        return tangent.flatten(1).square().sum(1).mean().item()
+
+    return {"ct": along(z, 1.0), "cd": along(v, 1.0), "gap": along(z - v, 0.0)}
+
+
+def _gradients(
+    f: torch.nn.Module, batches: list[dict[str, torch.Tensor]], constants: dict[str, float]
+) -> dict[str, float]:
+    """`{distance} {u}` → ⟨E g_u, E g_CD⟩ for both distances, u = ct or cd.
+
+    Args:
+        batches: x_s, ct, cd (the two partners), s, n, cond; at least two.
+    """
+    weights = list(f.parameters())
+    by_name = {"mse": losses.mse, "pseudo-Huber": lambda a, b: losses.pseudo_huber_norm(a, b, **constants)}
+    found = {}
+    for name, distance in by_name.items():
+        means: dict[str, list[torch.Tensor]] = {"ct": [], "cd": []}
+        for half in (batches[0::2], batches[1::2]):
+            for target, kept in means.items():
+                total = 0.0
+                for batch in half:
+                    with torch.no_grad():
+                        fixed = f(batch[target], batch["n"], batch["cond"])
+                    values = distance(f(batch["x_s"], batch["s"], batch["cond"]), fixed) / (batch["s"] - batch["n"])
+                    total = total + values.mean() / len(half)
+                kept.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, weights)]))
+        for target, (a, b) in means.items():
+            reference = means["cd"]
+            found[f"{name} {target}"] = 0.5 * (a @ reference[1] + b @ reference[0]).item()
+    return found
+
+
+def measure_couplings(
+    path: str | Path,
+    curves: str | Path,
+    run: Row,
+    student_folder: str | Path,
+    data_path: str | Path,
+    teacher_folder: str | Path | None,
+    edm: dict[str, Any],
+    curriculum: dict[str, Any],
+    analysis: dict[str, Any],
+    loss: dict[str, Any],
+) -> None:
+    """Measure every coupling with one student as f and as generator.
+
+    Args:
+        path: the JSON of rows; `reference` is the coupling (losses: with ct or cd; gradients: with the distance too).
+        curves: x̃ + σ z over σ of some draws in each coupling, and the true ODE's curve; for the figure.
+        teacher_folder: an analytic teacher; without one there are transport costs only.
+        curriculum: P_mean and P_std of the step.
+        analysis: steps, count, batch_size, gradient_budget of `settings.Analysis`.
+        loss: of the training; its c is the pseudo-Huber distance's, where it has one.
+    """
+    began, seed = time.monotonic(), run["seed"]
+    schedule = VESchedule(**edm)
+    f = load_edm(student_folder, schedule).double()
+    early = load_edm(student_folder, schedule, budget_name(analysis["gradient_budget"])).double().requires_grad_(True)
+    tensors, _ = load_tensors(data_path, ["train_images", "train_labels"])
+    drawn = _draws(tensors["train_images"], tensors["train_labels"], analysis["count"], seed)
+    exact = teacher_folder is not None and is_mixture(teacher_folder)
+    constants = {"c": loss["c"]} if loss["kind"] == "pseudo_huber_norm" else {}
+    rows: list[Row] = []
+
+    def add(metric: str, value: float, reference: str) -> None:
+        rows.append(_row(metric, value, analysis["count"], "coordinates" if exact else "pixels", reference, 1))
+
+    @torch.no_grad()
+    def generate(x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        return f(x, sigma, cond)
+
+    def levels(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        grid = schedule.grid(steps + 1)
+        edges = step_probabilities(grid, curriculum["p_mean"], curriculum["p_std"]).cumsum(0)
+        i = torch.searchsorted(edges, drawn["place"], right=True).clamp(max=steps - 1)
+        return grid[i], grid[i + 1]
+
+    coupled = _Coupler(drawn, generate, analysis["batch_size"])
+    if exact:
+        teacher = AnalyticTeacher.load(teacher_folder, None)
+        progress = Progress(len(analysis["steps"]), "gap between CT and CD")
+        for steps in sorted(analysis["steps"]):
+            n, s = levels(steps)
+            for name in COUPLINGS:
+                x, cond = coupled(name, n)
+                x_s = schedule.add_noise(x, drawn["z"], s)
+                v = teacher.velocity(x_s, s, cond)
+                partners = {"ct": partner(x_s, s, n, drawn["z"]), "cd": partner(x_s, s, n, v)}
+                with torch.no_grad():
+                    here = f(x_s, s, cond)
+                    there = {u: f(point, n, cond) for u, point in partners.items()}
+                for u in ("ct", "cd"):
+                    label = "cd" if (u, name) == ("cd", "independent") else f"{u} {name}"
+                    add(f"loss@steps={steps}", _per_step((here - there[u]).square(), s - n), label)
+                add(f"velocity_gap@steps={steps}", _per_step((there["ct"] - there["cd"]).square(), s - n), name)
+                batches = [
+                    {"x_s": x_s[r], "s": s[r], "n": n[r], "cond": cond[r], **{u: p[r] for u, p in partners.items()}}
+                    for r in torch.arange(len(s)).split(analysis["batch_size"])
+                ]
+                for label, product in _gradients(early, batches, constants).items():
+                    add(f"gradient@steps={steps}", product, f"{label} {name}")
+                if steps == max(analysis["steps"]):
+                    limit = _limits(f, x_s, s, cond, drawn["z"], v)
+                    add("loss@limit", limit["ct"], f"ct {name}")
+                    add("loss@limit", limit["cd"], "cd" if name == "independent" else f"cd {name}")
+                    add("velocity_gap@limit", limit["gap"], name)
+            progress.update(1)
+
+    n, _ = levels(max(analysis["steps"]))
+    grid = torch.exp(torch.linspace(*(float(np.log(b)) for b in (schedule.sigma_min, schedule.sigma_max)), LEVELS))
+    for name in COUPLINGS:
+        x, _ = coupled(name, n)
+        add("transport_cost", (x - drawn["z"]).flatten(1).square().sum(1).mean().item(), name)
+        for level in grid.double():
+            x, _ = coupled(name, level.expand(len(n)))
+            add(f"transport_cost@sigma={level:.4g}", (x - drawn["z"]).flatten(1).square().sum(1).mean().item(), name)
+    order = assignment(drawn["z"].numpy(), drawn["x"].numpy())
+    add("transport_cost", (drawn["x"][order] - drawn["z"]).flatten(1).square().sum(1).mean().item(), EXACT)
+
+    save_tensors(curves, _curves(coupled, schedule, teacher if exact else None))
+    protocol = {
+        "student_sha256": weights_sha256(student_folder),
+        "data_sha256": sha256(data_path),
+        "generator": "the student itself",
+        "loss": loss,
+        "edm": edm,
+        "curriculum": curriculum,
+        "analysis": analysis,
+    }
+    value = {"run": run, "rows": rows, "protocol": protocol, "environment": environment()}
+    write_measured(path, value | {"wall_time_s": round(time.monotonic() - began, 3)})
+
+
+def _curves(coupled: _Coupler, schedule: VESchedule, teacher: AnalyticTeacher | None) -> dict[str, torch.Tensor]:
+    """`sigmas` (L,), `{coupling}` (P, L, …): x̃ + σ z, and `ode` (P, L, …): the true flow from the same noise."""
+    sigmas, z = schedule.grid(65), coupled.drawn["z"]
+    out = {"sigmas": sigmas}
+    for name in COUPLINGS:
+        data = [coupled(name, sigma.expand(len(z)), CURVES)[0][:CURVES] for sigma in sigmas]
+        points = [schedule.add_noise(x, z[:CURVES], sigma) for x, sigma in zip(data, sigmas, strict=True)]
+        out[name] = torch.stack(points, dim=1)
+    if teacher is not None:
+        from ..teachers.truth import endpoint
+
+        points = [z[:CURVES] * sigmas[-1]]
+        for high, low in itertools.pairwise(sigmas.flip(0).tolist()):
+            points.append(endpoint(teacher.mixture, points[-1], high, low, rtol=1e-6, atol=1e-8))
+        out["ode"] = torch.stack(points[::-1], dim=1)
+    return out

@@ -1,0 +1,1 @@
+"""Files and folders: written whole or not at all, hashed, locked, bounded, and read with checks."""

@@ -1,0 +1,100 @@
+"""diffusers' UNet2DModel behind the pipeline's network interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..runtime.compat import ensure_torchvision
+from . import check_config, sizes
+from .pretrained import variant
+
+
+class UNet(nn.Module):
+    """Class-conditional UNet2DModel; saved as a plain diffusers model folder.
+
+    Args:
+        sample_shape: (C, H, W) with H = W.
+        classes: number of classes; label `classes` is the null class.
+        timesteps: T; the timestep index runs 0..T − 1.
+        channels: width of each resolution; each after the first halves the side.
+        layers_per_block: residual blocks per resolution.
+        dropout: share of activations dropped in training.
+        attention: sides in pixels at which the blocks attend.
+        norm_groups: of the group normalisations.
+    """
+
+    def __init__(
+        self,
+        sample_shape: list[int],
+        classes: int,
+        timesteps: int,
+        channels: list[int],
+        layers_per_block: int,
+        dropout: float = 0.0,
+        attention: list[int] | None = None,
+        norm_groups: int = 8,
+        net: nn.Module | None = None,
+    ):
+        super().__init__()
+        ensure_torchvision()
+        from diffusers import UNet2DModel
+
+        self.sample_shape, self.classes, self.timesteps = tuple(sample_shape), classes, timesteps
+        attends = [sample_shape[-1] >> level in (attention or []) for level in range(len(channels))]
+        self.net = net or UNet2DModel(
+            sample_size=sample_shape[-1],
+            in_channels=sample_shape[0],
+            out_channels=sample_shape[0],
+            block_out_channels=tuple(channels),
+            layers_per_block=layers_per_block,
+            down_block_types=tuple("AttnDownBlock2D" if yes else "DownBlock2D" for yes in attends),
+            up_block_types=tuple("AttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends)),
+            norm_num_groups=norm_groups,
+            dropout=dropout,
+            num_class_embeds=classes + 1,
+            num_train_timesteps=timesteps,
+        )
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes → like x."""
+        labels = None if self.net.config.num_class_embeds is None else cond
+        output = self.net(x.to(self.net.conv_in.weight.dtype), t, class_labels=labels).sample
+        return output[:, : len(x[0])]  # the rest is a learned variance
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass."""
+        self.net.enable_gradient_checkpointing()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """config.json and diffusion_pytorch_model.safetensors, as diffusers reads them."""
+        self.net.save_pretrained(folder, max_shard_size="1TB")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, timesteps: int = 1000) -> UNet:
+        """Load a UNet2DModel folder; one without class embedding has one class, and no guidance.
+
+        Args:
+            timesteps: T, where the folder's config.json does not state it.
+
+        Raises:
+            StorageError: a network larger than its weights.
+            MismatchError: a network that is called otherwise, such as one of a VE schedule.
+        """
+        ensure_torchvision()
+        from diffusers import UNet2DModel
+
+        sizes.check(folder, UNet2DModel)
+        net = UNet2DModel.from_pretrained(folder, variant=variant(folder), local_files_only=True)
+        config = net.config
+        check_config(folder, config, class_embed_type=(None,), time_embedding_type=("positional", "learned"))
+        return cls(
+            sample_shape=[config.in_channels, config.sample_size, config.sample_size],
+            classes=1 if config.num_class_embeds is None else config.num_class_embeds - 1,
+            timesteps=config.num_train_timesteps or timesteps,
+            channels=list(config.block_out_channels),
+            layers_per_block=config.layers_per_block,
+            net=net,
+        )

@@ -1,0 +1,341 @@
+"""What a preset will cost, for dry runs: network evaluations, floating-point operations, hours, disk.
+
+Operations of one forward pass are counted by torch on networks without memory (`python -m consistency.plan.estimates`
+writes flops.json), so that a dry run imports nothing heavy. Hours are operations over a rate, with constants for steps
+and jobs, measured (docs/scaling.md).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config.settings import Experiment, Run
+from ..config.shapes import shape_of
+from ..escape import line
+from .preflight import weights
+
+FLOPS = Path(__file__).with_name("flops.json")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What an hour of it does.
+
+    Attributes:
+        name: as the table says it.
+        rates: operations a second, by precision or by kind of network.
+        training: the same of training steps, by kind of network, where it differs.
+        steps: seconds of a training step beside its operations, by kind of network.
+        job: seconds of a job beside its work: the start of Python and torch.
+        note: where the numbers are from.
+        sizes: in half precision, by operations of a forward pass, ascending: those, the rate, that of training steps,
+            and seconds of a step beside its operations; between them all are interpolated in the logarithms.
+    """
+
+    name: str
+    rates: dict[str, float]
+    training: dict[str, float]
+    steps: dict[str, float]
+    job: float
+    note: str
+    sizes: tuple[tuple[float, float, float, float], ...] = ()
+
+    def seconds(self, flops: float, kind: str, precision: str, size: float, steps: float, jobs: float) -> float:
+        """Time of so many operations in so many training steps and jobs, with a network of so many a forward pass."""
+        if self.sizes and precision != "no" and size:
+            solving, training, beside = _between(size, self.sizes)
+            return flops / (training if steps else solving) + steps * beside + jobs * self.job
+        rate = (steps and self.training.get(kind)) or self.rates.get(kind) or self.rates[precision]
+        return flops / rate + steps * self.steps.get(kind, 0.0) + jobs * self.job
+
+
+def _between(size: float, known: tuple[tuple[float, float, float, float], ...]) -> list[float]:
+    """The numbers of a size, of those before and after it; beyond the first and the last, theirs."""
+    if size <= known[0][0] or size >= known[-1][0]:
+        return list(known[0 if size <= known[0][0] else -1][1:])
+    above = next(number for number, entry in enumerate(known) if entry[0] > size)
+    one, other = known[above - 1], known[above]
+    share = math.log(size / one[0]) / math.log(other[0] / one[0])
+    return [a ** (1 - share) * b**share for a, b in zip(one[1:], other[1:], strict=True)]
+
+
+GPU = Device(
+    "GPU",
+    {"no": 3e13, "bf16": 4.7e13, "fp16": 4.7e13},
+    {},
+    {},
+    0.0,
+    "at rates measured on an H100 in bf16 (docs/scaling.md), and an assumed 30 TFLOP/s in float32",
+    # the networks of `fashion` and `cifar10`, and SDXL's, whose students are LoRA with gradient checkpointing
+    ((7.6e8, 4.7e13, 4.3e13, 3.6e-3), (1.49e10, 1.5e14, 1.49e14, 7.9e-3), (6.76e12, 3.79e14, 2.16e14, 7.9e-3)),
+)
+CPU = Device(
+    "core",
+    {"mlp": 6.2e10, "unet": 5.2e10, "no": 5.2e10, "bf16": 5.2e10},
+    {"mlp": 6.8e10, "unet": 7.0e10},
+    {"mlp": 1.8e-3, "unet": 42e-3},
+    0.06,
+    "at rates measured on one core that had nothing else to do (docs/scaling.md)",
+)
+BACKWARD = 2  # a backward pass costs about two forward passes
+CALLS = {"heun": 2}  # network evaluations a solver step; the others take one
+
+# Samples of each kind of data: shape, number of images (None: known when the data are there), classes.
+# Networks that are downloaded, as their configuration files describe them.
+HUB: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "stabilityai/stable-diffusion-xl-base-1.0": (
+        "UNet2DConditionModel",
+        (4, 128, 128),
+        {
+            "sample_size": 128,
+            "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "layers_per_block": 2,
+            "transformer_layers_per_block": [1, 2, 10],
+            "attention_head_dim": [5, 10, 20],
+            "use_linear_projection": True,
+            "cross_attention_dim": 2048,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+    ),
+    "madebyollin/sdxl-vae-fp16-fix": (
+        "AutoencoderKL",
+        (4, 128, 128),
+        {
+            "block_out_channels": [128, 256, 512, 512],
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "layers_per_block": 2,
+            "latent_channels": 4,
+            "sample_size": 1024,
+        },
+    ),
+    "google/ddpm-cifar10-32": (
+        "UNet2DModel",
+        (3, 32, 32),
+        {
+            "sample_size": 32,
+            "block_out_channels": [128, 256, 256, 256],
+            "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+            "layers_per_block": 2,
+            "downsample_padding": 0,
+            "flip_sin_to_cos": False,
+            "freq_shift": 1,
+            "norm_eps": 1e-6,
+        },
+    ),
+}
+
+
+def key_of(experiment: Experiment, hub: str | None = None) -> str:
+    """The name in flops.json of the network that the pipeline builds, or of one from the hub."""
+    if hub:
+        return hub
+    shape, _, classes = shape_of(experiment)
+    network = experiment.network.model_dump(exclude={"dropout"})
+    return json.dumps([network, list(shape), classes], sort_keys=True)
+
+
+def operations() -> dict[str, dict[str, int]]:
+    """Network (`key_of`) → parameters, and flops of one forward pass."""
+    return json.loads(FLOPS.read_text(encoding="utf-8"))
+
+
+def device_of(experiment: Experiment) -> Device:
+    """What the preset's jobs run on."""
+    return GPU if experiment.gpu else CPU
+
+
+def estimate(
+    experiment: Experiment, runs: list[Run], device: Device | None = None
+) -> dict[str, dict[str, float | None]]:
+    """Stage → forward passes (in samples), flops, hours (of one device), bytes. None where it is not known.
+
+    A training step counts as forward and backward of the batch, plus one forward for each target that the student
+    computes. Feature extraction and the text encoders are not counted.
+
+    Args:
+        device: by default the one of `device_of`.
+    """
+    device = device or device_of(experiment)
+    known = operations()
+    shape, count, _ = shape_of(experiment)
+    teacher, student, pairs = experiment.teacher, experiment.student.training, experiment.consistency_training
+    sample, targets, evaluation = 4 * _product(shape), experiment.targets, experiment.evaluation
+    hub = teacher.hub.repo if teacher.source == "hub" else None
+    cost, built = known.get(key_of(experiment, hub), {}), known.get(key_of(experiment), {})
+    if teacher.source in ("path", "analytic"):
+        cost = {}
+    stages: dict[str, dict[str, float | None]] = {}
+
+    def add(
+        stage: str,
+        passes: float,
+        network: dict[str, Any],
+        precision: str,
+        stored: float | None,
+        share: float = 1.0,
+        steps: int = 0,
+        jobs: int = 1,
+    ) -> None:
+        row = stages.setdefault(stage, {"passes": 0.0, "flops": 0.0, "hours": 0.0, "bytes": 0.0})
+        flops = passes * share * network["flops"] if network else None
+        found = {"passes": passes, "flops": flops, "hours": None, "bytes": stored}
+        if flops is not None:
+            kind = experiment.network.kind if network is built else ""
+            found["hours"] = device.seconds(flops, kind, precision, network["flops"], steps, jobs) / 3600
+        for name, value in found.items():
+            row[name] = None if value is None or row[name] is None else row[name] + value
+
+    from_targets = [run for run in runs if not run.from_pairs]
+    pixels = None if count is None else count * _product(shape)
+    if experiment.data.kind == "captions":
+        side = experiment.data.side
+        vae = known.get(getattr(experiment.data.vae, "repo", ""), {})
+        add("encode", count, vae, experiment.data.precision, count * 3 * side * side + count * sample)
+    else:
+        add("data", 0, {"flops": 0}, "no", pixels)
+    sources = [*weights(experiment).values(), getattr(experiment.data, "download", None)]
+    sizes = [source.gigabytes for source in sources if source is not None]
+    if sizes:
+        add("download", 0, {"flops": 0}, "no", None if None in sizes else 1e9 * sum(sizes))
+    if teacher.source in ("train", "analytic") and from_targets:
+        training = teacher.training
+        passes = training.steps * training.batch_size
+        add(
+            "teacher",
+            passes,
+            built,
+            training.precision,
+            4 * built["parameters"] if built else None,
+            1 + BACKWARD,
+            training.steps,
+        )
+    for condition, run in {run.condition: run for run in from_targets}.items():
+        calls = CALLS.get(run.solver, 1) * (1 if run.guidance == 1 else 2)
+        stored = (1 + min(evaluation.start_times, run.n_steps)) * evaluation.count * sample
+        add("teacher samples", evaluation.count * run.n_steps * calls, cost, teacher.precision, stored)
+        if experiment.data.kind == "captions":
+            add("decode", evaluation.count, vae, experiment.data.precision, 0)
+        for mode in {other.targets for other in from_targets if other.condition == condition}:
+            steps = (run.n_steps + 1) / 2 if mode == "paper" else run.n_steps
+            kept = 3 if mode == "paper" else run.n_steps + 1
+            stored = targets.count * kept * sample
+            add("targets", targets.count * steps * calls, cost, teacher.precision, stored, jobs=targets.shards)
+    for run in runs:
+        training = pairs.training if run.from_pairs else student
+        network = built if run.from_pairs or teacher.source == "analytic" else cost
+        stored = None if not network else 4 * network["parameters"] * (1 + len(pairs.budgets) * run.from_pairs)
+        own_target = run.objective != "direct"
+        generated = bool(run.coupling and run.coupling.kind == "generator_induced")
+        share = 1 + BACKWARD + own_target + generated + training.gradient_checkpointing
+        stored = stored if run.parameters == "full" or stored is None else stored / 10
+        passes = training.steps * training.batch_size
+        add("students", passes, network, training.precision, stored, share, training.steps)
+        few = [steps for steps in evaluation.sampling_steps if run.from_pairs or steps <= run.n_steps]
+        sets = few + [1] * (len(pairs.budgets) if run.from_pairs else min(evaluation.start_times, run.n_steps))
+        passes = evaluation.count * sum(sets)
+        add("samples", passes, network, evaluation.precision, evaluation.count * len(sets) * sample)
+        if experiment.data.kind == "captions":
+            add("decode", evaluation.count * len(few), vae, experiment.data.precision, 0)
+    return stages
+
+
+def table(name: str, experiment: Experiment, runs: list[Run]) -> str:
+    """The estimate as text."""
+    device = device_of(experiment)
+    stages = estimate(experiment, runs, device)
+    lines = [
+        f"{name}: {line(experiment.title)}; {len(runs)} runs. Estimate, not measured; hours {device.note}.",
+        f"  {'stage':<16}{'forward passes':>16}{'PFLOP':>12}{device.name + ' hours':>11}{'GB on disk':>12}",
+    ]
+    totals = {"passes": 0.0, "flops": 0.0, "hours": 0.0, "bytes": 0.0}
+    for stage, row in stages.items():
+        lines.append(f"  {stage:<16}{_cells(row)}")
+        totals = {k: None if v is None or row[k] is None else v + row[k] for k, v in totals.items()}
+    lines.append(f"  {'total':<16}{_cells(totals)}")
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, float | None]) -> str:
+    parts = []
+    for key, scale, width, form in (
+        ("passes", 1, 16, ",.0f"),
+        ("flops", 1e15, 12, ",.1f"),
+        ("hours", 1, 11, ",.2f"),
+        ("bytes", 1e9, 12, ",.2f"),
+    ):
+        text = "unknown" if row[key] is None else format(row[key] / scale, form)
+        parts.append(f"{text:>{width}}")
+    return "".join(parts)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for side in shape:
+        total *= side
+    return total
+
+
+def count_flops(presets: list[Experiment]) -> dict[str, dict[str, int]]:
+    """Parameters, and operations of one sample's forward pass, of every network of these presets and of `HUB`.
+
+    Counted by torch's FlopCounterMode on meta tensors: matrix products and convolutions, a multiplication and an
+    addition as two operations. Of a VAE: its decoder.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from .. import networks
+    from ..runtime.compat import ensure_torchvision
+
+    ensure_torchvision()
+    import diffusers
+
+    found: dict[str, dict[str, int]] = {}
+
+    def count(key: str, network: torch.nn.Module, *inputs: torch.Tensor, **named: Any) -> None:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(*inputs, **named)
+        size = sum(parameter.numel() for parameter in network.parameters())
+        found[key] = {"parameters": size, "flops": counter.get_total_flops()}
+
+    with torch.device("meta"):
+        label = torch.zeros(1, dtype=torch.int64)
+        for experiment in presets:
+            shape, _, classes = shape_of(experiment)
+            if experiment.data.kind != "captions" and (key := key_of(experiment)) not in found:
+                network = networks.build(experiment.network.model_dump(), shape, classes, 1000, 0)
+                count(key, network, torch.zeros(1, *shape), torch.zeros(1), label)
+        for repo, (kind, shape, config) in HUB.items():
+            channels = {} if kind == "AutoencoderKL" else {"in_channels": shape[0], "out_channels": shape[0]}
+            network, x = getattr(diffusers, kind)(**config, **channels), torch.zeros(1, *shape)
+            if kind == "AutoencoderKL":
+                count(repo, network.decoder, x)
+            elif kind == "UNet2DModel":
+                count(repo, network, x, torch.zeros(1))
+            else:
+                added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
+                text = torch.zeros(1, 77, config["cross_attention_dim"])
+                count(repo, network, x, torch.zeros(1), text, added_cond_kwargs=added)
+    return found
+
+
+if __name__ == "__main__":
+    from ..config.resolve import PRESETS, load
+
+    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    _, experiments = load(
+        {"experiments": [name for name in names if "suite:" not in (PRESETS / f"{name}.yaml").read_text()]}
+    )
+    text = json.dumps(count_flops(list(experiments.values())), indent=1, sort_keys=True) + "\n"
+    FLOPS.write_text(text, encoding="utf-8")
+    print(FLOPS)

@@ -1,0 +1,1 @@
+"""The teacher as an ODE, its precomputed solutions, and the exact ones."""

@@ -1,0 +1,87 @@
+"""Shards of targets and the manifest that ties them together. No torch: gathering is a light job."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import MismatchError, StorageError
+from ..files.storage import load_tensors, read_json, sha256, write_json
+
+
+def gather(path: str | Path, shards: list[Path], settings: dict[str, Any], teacher_sha256: str) -> None:
+    """Check the shards and write the manifest that students read.
+
+    Args:
+        path: the manifest, in the shards' folder.
+        settings: mode, solver, n_steps, guidance, seed, count.
+
+    Raises:
+        StorageError: an unreadable shard.
+        MismatchError: shards that do not cover the draws 0..count − 1 once each.
+    """
+    entries, position, calls, minimum = [], 0, 0, 0
+    name = "x_0" if settings["mode"] == "paper" else "points"
+    for shard in shards:
+        tensors, metadata = load_tensors(shard, [name], framework="np", rows=1)  # all of it is checked
+        if metadata.get("first") != position:
+            raise MismatchError(
+                f"{shard}: starts at draw {metadata.get('first')}, expected {position}; delete it and run again"
+            )
+        position += metadata["count"]
+        calls += metadata["teacher_calls"]
+        minimum += metadata["teacher_calls_minimum"]
+        entries.append({"file": Path(shard).name, "count": metadata["count"], "sha256": sha256(shard)})
+    if position != settings["count"]:
+        raise MismatchError(f"{path}: shards hold {position} draws, the configuration says {settings['count']}")
+    write_json(
+        path,
+        {
+            **settings,
+            "teacher_sha256": teacher_sha256,
+            "teacher_calls": calls,
+            "teacher_calls_minimum": minimum,
+            "dtype": str(tensors[name].dtype),
+            "sample_shape": list(tensors[name].shape[1 if settings["mode"] == "paper" else 2 :]),
+            "shards": entries,
+        },
+    )
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        StorageError: it is missing, damaged, or something else.
+    """
+    found = read_json(path)
+    wrong = [key for key, allowed in _KEYS.items() if not allowed(found.get(key))]
+    if wrong:
+        raise StorageError(
+            f"{path}: no manifest of targets: {wrong[0]} is {found.get(wrong[0])!r:.60}; delete it and run again"
+        )
+    return found
+
+
+def _whole(value: Any, least: int = 1) -> bool:
+    return type(value) is int and value >= least
+
+
+def _shards(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("file"), str)
+        and re.fullmatch(r"[\w.-]+", entry["file"]) is not None  # beside the manifest
+        and _whole(entry.get("count"))
+        and isinstance(entry.get("sha256"), str)
+        for entry in value or [None]
+    )
+
+
+_KEYS = {
+    "mode": lambda value: value in ("paper", "trajectory"),
+    "n_steps": _whole,
+    "teacher_sha256": lambda value: isinstance(value, str),
+    "shards": _shards,
+}
