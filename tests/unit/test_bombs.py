@@ -27,7 +27,7 @@ from consistency.runtime.provenance import own_files
 from consistency.students import maps
 from test_datasets import encoded, noise, write
 
-WORKFLOW = Path(datasets.__file__).parents[1]
+WORKFLOW = Path(datasets.__file__).parents[2]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Mixtures of Gaussians as configured: parameters, draws, the teacher's folder. NumPy alone: light jobs.
 
-`models.mixture` holds their densities.
+`networks.mixture` holds their densities.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is being trained and what is finished, read from the results folder alone.
 
 It works while jobs run, here or on a cluster, and changes nothing. Of a training it reads `training.json` and
-`stats.jsonl` in its side folder (`training.train`); of the other stages it counts outputs. Files that are not what a
+`stats.jsonl` in its side folder (`loop.train`); of the other stages it counts outputs. Files that are not what a
 training writes are left out, and names are printed without what a terminal would obey.
 """
 

@@ -20,7 +20,7 @@ class Teacher:
     """A network that predicts ε, or what ε is made of (`predictions`), with its schedule.
 
     Args:
-        network: see `models`.
+        network: see `networks`.
         schedule: the noise schedule that it was trained on.
         timestep_offset: added to the timestep 1..T before the network is called: −1 (the index the
             teacher was trained on) or 0 (as paper A's reference code calls it).
@@ -54,7 +54,7 @@ class Teacher:
         precision: str = "no",
         compiled: bool = False,
     ) -> Teacher:
-        """Load from a `save_pretrained` folder, or from a mixture's; raises as `models.load`."""
+        """Load from a `save_pretrained` folder, or from a mixture's; raises as `networks.load`."""
         if networks.is_mixture(folder):
             return AnalyticTeacher(Mixture.load(folder), schedule)
         return cls(

@@ -1,7 +1,7 @@
 """What is trained: the classifier, the teacher, the students. Each is data and an objective for
-the one loop of `training`.
+the one loop (`loop`).
 
-With several processes every one calls these functions, and the first writes the outputs (`training.train`)."""
+With several processes every one calls these functions, and the first writes the outputs (`loop.train`)."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def import_teacher(
 
 
 def distance_of(loss: dict[str, Any]) -> loop.Distance:
-    """The function of `distances` that a configured loss names, with its constants."""
+    """The function of `losses` that a configured loss names, with its constants."""
     constants = {key: value for key, value in loss.items() if key != "kind"}
 
     def distance(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
