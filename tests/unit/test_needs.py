@@ -25,7 +25,7 @@ AFFECTED = (
     "tests/workflow/test_faults.py::test_a_read_only_folder",
     "tests/workflow/test_faults.py::test_hashes_by_hand",
     "tests/workflow/test_deploy.py::test_deployed_files",
-    "tests/unit/test_storage.py::test_full_disk",
+    "tests/unit/files/test_storage.py::test_full_disk",
 )
 HIDDEN = {"bash", "chromium", "rsync", "slurm", "small disk"}
 

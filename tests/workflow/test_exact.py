@@ -10,7 +10,7 @@ def test_everything_is_there(exact):
     results = exact.folder / "results"
     names = ["points", "convergence", "discrepancy", "transport", "trajectories", "orders", "share", "tradeoff"]
     for name in names:
-        for kind, magic in (("pdf", b"%PDF"), ("png", b"\x89PNG")):  # what they show: tests/unit/test_figures.py
+        for kind, magic in (("pdf", b"%PDF"), ("png", b"\x89PNG")):  # what they show: tests/unit/report/test_figures.py
             assert (results / "figures" / f"gaussians-modes-{name}.{kind}").read_bytes().startswith(magic)
     table = (results / "tables" / "gaussians-modes-couplings.md").read_text()
     assert "CT, batch-OT" in table

@@ -8,7 +8,7 @@ from consistency import config
 from consistency.config import strict
 from consistency.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def refused(text, tmp_path, expected):

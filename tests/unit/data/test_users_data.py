@@ -16,7 +16,7 @@ from consistency.files.storage import load_tensors, read_json
 from consistency.flow.noise import draw_noise
 from consistency.networks import latents
 from PIL import Image
-from test_datasets import add, encoded, noise, refused, write
+from users import add, encoded, noise, refused, write
 
 SETTINGS = {
     "kind": "images",

@@ -25,7 +25,7 @@ from consistency.flow.schedules import VPSchedule
 from consistency.networks import classifier, latents
 from consistency.runtime.provenance import own_files
 from consistency.students import maps
-from test_datasets import encoded, noise, write
+from users import encoded, noise, write
 
 WORKFLOW = Path(datasets.__file__).parents[2]
 

@@ -24,7 +24,7 @@ def refused(preset, overrides, expected):
         assert part in message, message
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HUB = {"repo": "a/b", "revision": "0" * 40, "files": ["*"]}
 
 
