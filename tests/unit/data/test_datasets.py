@@ -36,7 +36,7 @@ def read_images(source, side=12, crop=None, labels=None, test_share=0.5, seed=0)
 
 
 def test_no_torch():
-    code = "import sys, consistency.datasets; assert 'torch' not in sys.modules; assert 'PIL' not in sys.modules"
+    code = "import sys, consistency.data.datasets; assert 'torch' not in sys.modules; assert 'PIL' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(datasets.__file__).parents[2])
 
 
@@ -76,7 +76,7 @@ def test_fashion_from_gz_plain_and_network(tmp_path, small_fashion, monkeypatch)
         asked.append((url, name, sha256))
         return packed / name.removeprefix("fashion-mnist-")
 
-    monkeypatch.setattr("consistency.downloads.fetch", fetch)
+    monkeypatch.setattr("consistency.data.fetch.downloads.fetch", fetch)
     monkeypatch.setattr(datasets, "FASHION_DEBIAN", tmp_path / "nowhere")
     parts = datasets.fashion(str(plain))
     assert same(parts, datasets.fashion(str(packed)))
@@ -173,7 +173,7 @@ def test_cifar10(cifar, monkeypatch):
         assert np.array_equal(images[:, 2, 5, 7], expected[:, 1 + 2 * 1024 + 5 * 32 + 7])
         assert images.shape == (len(expected), 3, 32, 32)
     asked = []
-    monkeypatch.setattr("consistency.downloads.fetch", lambda *args: asked.append(args) or folder / args[1])
+    monkeypatch.setattr("consistency.data.fetch.downloads.fetch", lambda *args: asked.append(args) or folder / args[1])
     assert same(parts, datasets.cifar10(None))
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     assert asked == [(url, "cifar-10-binary.tar.gz", datasets.CIFAR10_SHA256)]
