@@ -83,13 +83,13 @@ def test_any_damage_is_a_storage_error(tmp_path, data):
     storage.save_tensors(path, {"x": torch.arange(32.0), "k": torch.arange(4)}, {"first": 0})
     content = bytearray(path.read_bytes())
     recorded = storage.sha256(path)
-    kind = prepare.draw(st.sampled_from(["flip", "cut", "junk"]))
+    kind = data.draw(st.sampled_from(["flip", "cut", "junk"]))
     if kind == "flip":
-        content[prepare.draw(st.integers(0, len(content) - 1))] ^= 1 << prepare.draw(st.integers(0, 7))
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     elif kind == "cut":
-        content = content[: prepare.draw(st.integers(0, len(content) - 1))]
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
     else:
-        content = bytearray(prepare.draw(st.binary(max_size=200)))
+        content = bytearray(data.draw(st.binary(max_size=200)))
     path.write_bytes(content)
     for expected in (recorded, None):
         with pytest.raises(StorageError) as caught:
