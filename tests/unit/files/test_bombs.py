@@ -524,11 +524,11 @@ def test_links_as_snakemakes_cache_leaves_them_are_followed(teacher, tmp_path):
     for file in list(teacher.iterdir()):
         file.rename(tmp_path / "cache" / file.name)
         file.symlink_to(tmp_path / "cache" / file.name)
-    models.load(teacher)
+    networks.load(teacher)
     with open(tmp_path / "cache" / "model.safetensors", "r+b") as weights:
         weights.seek(-1, os.SEEK_END)
         weights.write(b"\xff")
-    refused("damaged: sha256 is", models.load, teacher)
+    refused("damaged: sha256 is", networks.load, teacher)
 
 
 @pytest.mark.parametrize("name", [".", "./", "sub", "sub/."])
