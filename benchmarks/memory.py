@@ -31,7 +31,7 @@ STAGES = {
             reader(step)
     """,
     "sample_student": """
-        student = maps.ConsistencyFunction(networks.build(network, (1, 8, 8), 10, 1000, 0).eval(), VPSchedule())
+        student = maps.FlowMap(networks.build(network, (1, 8, 8), 10, 1000, 0).eval(), VPSchedule())
         noise = torch.randn(1).expand(count, 1, 8, 8)
         save_tensors(folder / "t.safetensors", {"points": torch.zeros(0, count, 1, 8, 8), "times": torch.zeros(0)})
         labels = torch.zeros(1, dtype=torch.int64).expand(count)

@@ -176,7 +176,7 @@ class Student:
 
     def __init__(self, case: Case, objective: Callable[..., Any] = objectives.direct, graphs: bool = True):
         self.device, self.precision, self.objective = pick_device(), case.precision, objective
-        self.model = maps.ConsistencyFunction(case.build(), VPSchedule()).to(self.device).train()
+        self.model = maps.FlowMap(case.build(), VPSchedule()).to(self.device).train()
         self.optimizer = make_optimizer("adamw", list(self.model.parameters()), 1e-4, 0.0)
         graphs = graphs and self.device.type == "cuda"
         self.replayed = Graphed(self.compute, "bench", self.optimizer.zero_grad) if graphs else None
@@ -225,7 +225,7 @@ def direct_step(case: Case, n_steps: int, guidance: float, rounds: int) -> Itera
             cond = labels[rows].to(device)
             with torch.no_grad():
                 x_0 = solve(x_s, k, cond, grid, teacher, guidance)
-            batch = {"x_s": x_s, "x_n": x_s, "x_0": x_0, "cond": cond, "s": s.to(device), "n": n.to(device)}
+            batch = {"x_t": x_s, "x_r": x_s, "x_0": x_0, "cond": cond, "t": s.to(device), "r": n.to(device)}
             student.step({name: batch[name] for name in names})
             calls[kind].append((teacher.calls - before) / case.train_batch)
 
@@ -347,7 +347,7 @@ def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
 
             options = loop.Settings(steps + 3, case.train_batch, 1e-4, ema_decay=ema, precision=case.precision)
             side = Path(folder) / name.replace(" ", "-")
-            model = maps.ConsistencyFunction(case.build(), VPSchedule())
+            model = maps.FlowMap(case.build(), VPSchedule())
             loop.train(model, objective, losses.mse, reader, options, 0, side, {"": name})
             loop.finish(side)
             # The first ones make the optimiser's state. Means, as not every step makes a batch or writes a record.
@@ -381,7 +381,7 @@ def training_on_gpu(case: Case, rounds: int, steps: int) -> Iterator[Row]:
         def ours(name: str, ema: float | None) -> float:
             sizes = {"steps": steps + 8, "batch_size": case.train_batch, "log_every": 8}
             options = loop.Settings(**sizes, learning_rate=1e-4, ema_decay=ema, precision=case.precision)
-            model, side = maps.ConsistencyFunction(case.build(), VPSchedule()), Path(folder) / name
+            model, side = maps.FlowMap(case.build(), VPSchedule()), Path(folder) / name
             records = loop.train(model, objectives.direct, losses.mse, reader, options, 0, side, {"": name})
             loop.finish(side)
             # the first eight warm up and are captured
@@ -434,7 +434,7 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
         x = torch.randn(batch, *case.shape, device=student.device)
         s = torch.randint(100, 1000, (batch,), device=student.device)
         cond = torch.randint(0, case.classes, (batch,), device=student.device)
-        given = {"x_s": x, "x_n": x, "x_0": x, "s": s, "n": s - 100, "cond": cond}
+        given = {"x_t": x, "x_r": x, "x_0": x, "t": s, "r": s - 100, "cond": cond}
         times = [clock(lambda: student.step(given)) for _ in range(8)]
         return Spread.of(times[2:]).median
 
@@ -475,7 +475,7 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
 
 def sampling(case: Case, rounds: int) -> Iterator[Row]:
     """Student samples, against the network's own rate."""
-    count, student = 2 * case.solve_batch, maps.ConsistencyFunction(case.build(), VPSchedule()).eval()
+    count, student = 2 * case.solve_batch, maps.FlowMap(case.build(), VPSchedule()).eval()
     noise, labels = torch.randn(count, *case.shape), torch.randint(0, case.classes, (count,))
     passes, device = 1 + 2 + 4, pick_device()
     x, cond = noise[: case.solve_batch].to(device), labels[: case.solve_batch].to(device)

@@ -143,12 +143,12 @@ def student(unet: SDXLUNet, batch: int, rounds: int, case: str) -> Iterator[Row]
     device = next(unet.parameters()).device
     unet.add_lora(64)
     unet.enable_gradient_checkpointing()
-    model = maps.ConsistencyFunction(unet.train(), VPSchedule())
+    model = maps.FlowMap(unet.train(), VPSchedule())
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer("adamw", weights, 1e-4, 0.01)
     times = torch.tensor(model.schedule.grid(10), device=device)
     given = {
-        "x_s": torch.randn(batch, *unet.sample_shape, device=device),
+        "x_t": torch.randn(batch, *unet.sample_shape, device=device),
         "x_0": torch.randn(batch, *unet.sample_shape, device=device),
         "s": times[torch.randint(0, 10, (batch,), device=device)],
         "cond": torch.randint(0, 8, (batch,), device=device),

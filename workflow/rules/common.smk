@@ -34,7 +34,7 @@ import _warm
 from _job import shared
 from consistency import config as settings
 from consistency import addresses, escape
-from consistency.config import strict
+from consistency.config import jobs, strict
 from consistency.config.settings import condition
 from consistency.errors import ConsistencyError
 from consistency.files.locks import hold, hold_for
@@ -188,11 +188,6 @@ def conditions_of(experiment):
 def condition_of(wildcards):
     """Solver, N and w of a job on one teacher condition."""
     return conditions_of(wildcards.experiment)[wildcards.condition]
-
-
-def row_of(run):
-    """The columns of metrics.csv that name a run."""
-    return {key: getattr(run, key) for key in ("run", "method", "solver", "n_steps", "guidance", "seed")}
 
 
 def alone_in(results):
@@ -404,25 +399,49 @@ def minutes(wildcards, attempt):
     return preset(wildcards).runtime * attempt
 
 
-def network_of(wildcards):
-    """The network of a run from scratch, with the run's own dropout."""
-    network, dropout = dump(preset(wildcards).network), run_of(wildcards).dropout
-    return network if dropout is None else network | {"dropout": dropout}
+def training_of(wildcards):
+    """How a run's student is trained."""
+    return jobs.training_job(preset(wildcards), run_of(wildcards))
 
 
-def pairs_inputs(wildcards):
-    """What a run from pairs learns from besides the data: the teacher's velocity, a frozen generator."""
-    run, experiment, inputs = run_of(wildcards), wildcards.experiment, {}
-    if run.velocity == "teacher":
-        inputs["teacher"] = f"{RESULTS}/{experiment}/teacher"
-    if not isinstance(run.coupling.generator, str):
-        inputs["frozen"] = f"{RESULTS}/{experiment}/students/{run.coupling.generator.method}-s{run.seed}"
-    return inputs
+def lessons_of(wildcards):
+    """What a run learns from: targets and the teacher's weights; or data, the teacher's velocity, a frozen generator."""
+    run, folder = run_of(wildcards), f"{RESULTS}/{wildcards.experiment}"
+    if run.from_pairs:
+        inputs = {"data": f"{folder}/data.safetensors"}
+        if run.velocity == "teacher":
+            inputs["teacher"] = f"{folder}/teacher"
+        if not isinstance(run.coupling.generator, str):
+            inputs["frozen"] = f"{folder}/students/{run.coupling.generator.method}-s{run.seed}"
+        return inputs
+    targets = f"{folder}/targets/{run.targets}-{run.condition}"
+    return {
+        "manifest": f"{targets}/manifest.json",
+        "shards": [f"{targets}/shard-{shard}.safetensors" for shard in range(preset(wildcards).targets.shards)],
+        "teacher": f"{folder}/teacher",
+        "initial": initial_of(wildcards),
+        "prompts": prompts_of(wildcards),
+    }
 
 
-def asks_a_network(wildcards):
-    """Whether a run from pairs follows the velocity of a teacher that is a network."""
-    return run_of(wildcards).velocity == "teacher" and not is_exact(wildcards.experiment)
+def sampled_from(wildcards):
+    """What a run's samples need besides student and noise: the network under its adapters, the teacher's samples."""
+    run, folder = run_of(wildcards), f"{RESULTS}/{wildcards.experiment}"
+    if run.from_pairs:
+        return {}
+    return {
+        "initial": initial_of(wildcards),
+        "prompts": prompts_of(wildcards),
+        "teacher_samples": f"{folder}/samples/teacher-{run.condition}.safetensors",
+    }
+
+
+def compared_with(wildcards):
+    """What a run's samples are compared with besides the data: its teacher's."""
+    run, folder = run_of(wildcards), f"{RESULTS}/{wildcards.experiment}"
+    kinds = {"teacher_samples": "samples", "teacher_features": "features"}
+    paths = {name: f"{folder}/{kind}/teacher-{run.condition}.safetensors" for name, kind in kinds.items() if run.solver}
+    return paths
 
 
 def true_ends(wildcards):
@@ -457,17 +476,6 @@ def paper_outputs(wildcards):
     if any(FROM_TARGETS[experiment] or is_exact(experiment) for experiment in EXPERIMENTS):
         outputs.append(f"{RESULTS}/pages/tradeoff.html")
     return outputs
-
-
-def targets_of(wildcards):
-    """The manifest and the shards that a run learns from."""
-    run, experiment = run_of(wildcards), wildcards.experiment
-    folder = f"{RESULTS}/{experiment}/targets/{run.targets}-{run.condition}"
-    shards = range(preset(wildcards).targets.shards)
-    return {
-        "manifest": f"{folder}/manifest.json",
-        "shards": [f"{folder}/shard-{shard}.safetensors" for shard in shards],
-    }
 
 
 def group_rows(experiment, runs=RUNS):
@@ -508,7 +516,7 @@ def compared(experiment):
         if run.seed not in chosen and len(chosen) < PAGE_SEEDS:
             chosen.append(run.seed)
         if run.seed in chosen:
-            steps = [n for n in EXPERIMENTS[experiment].evaluation.sampling_steps if run.from_pairs or n <= run.n_steps]
+            steps = run.sampling_steps(EXPERIMENTS[experiment].evaluation.sampling_steps)
             row = {"source": run.run, "method": run.method, "group": run.group, "seed": run.seed}
             rows.append(row | {"condition": None if run.from_pairs else run.condition, "sampling_steps": steps})
     return rows

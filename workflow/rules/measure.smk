@@ -61,10 +61,9 @@ rule measure_teacher:
 
 rule measure_student:
     input:
+        unpack(compared_with),
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
         samples=f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
-        teacher_samples=lambda w: f"{RESULTS}/{w.experiment}/samples/teacher-{run_of(w).condition}.safetensors",
-        teacher_features=lambda w: f"{RESULTS}/{w.experiment}/features/teacher-{run_of(w).condition}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         weights=weights_of,
@@ -76,7 +75,7 @@ rule measure_student:
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_student-{{run}}.log",
     wildcard_constraints:
-        run=pattern({run for runs in FROM_TARGETS.values() for run in runs}),
+        run=pattern({run for runs in RUNS.values() for run in runs}),
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -85,7 +84,8 @@ rule measure_student:
         gpu=gpus,
         runtime=minutes,
     params:
-        run=lambda w: row_of(run_of(w)),
+        run=lambda w: dump(jobs.row_of(run_of(w))),
+        truth_of=lambda w: run_of(w).flow,
         neighbours=lambda w: preset(w).evaluation.neighbours,
         extract=measuring,
         vae=vae_of,
@@ -93,38 +93,6 @@ rule measure_student:
         settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
     script:
         "../scripts/measure_student.py"
-
-
-rule measure_pairs_student:
-    input:
-        student=f"{RESULTS}/{{experiment}}/students/{{run}}",
-        samples=f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
-        data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
-        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        weights=weights_of,
-        truth=truth_of,
-    output:
-        features=f"{RESULTS}/{{experiment}}/features/{{run}}.safetensors",
-        metrics=f"{RESULTS}/{{experiment}}/metrics/{{run}}.json",
-    log:
-        f"{RESULTS}/logs/{{experiment}}/measure_pairs_student-{{run}}.log",
-    wildcard_constraints:
-        run=pattern({run for runs in FROM_PAIRS.values() for run in runs}),
-    conda:
-        "../../envs/train.yaml"
-    threads: 1
-    resources:
-        mem_mb=memory,
-        gpu=gpus,
-        runtime=minutes,
-    params:
-        run=lambda w: row_of(run_of(w)),
-        neighbours=lambda w: preset(w).evaluation.neighbours,
-        extract=measuring,
-        space=space_of,
-        settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
-    script:
-        "../scripts/measure_pairs_student.py"
 
 
 rule measure_couplings:
@@ -141,7 +109,7 @@ rule measure_couplings:
         "../../envs/train.yaml"
     threads: 1
     params:
-        run=lambda w: row_of(run_of(w)),
+        run=lambda w: dump(jobs.row_of(run_of(w))),
         edm=lambda w: dump(preset(w).consistency_training.edm),
         curriculum=lambda w: dump(preset(w).consistency_training.curriculum),
         analysis=lambda w: preset(w).analysis.model_dump(include={"steps", "count", "batch_size", "gradient_budget"}),

@@ -3,17 +3,15 @@
 
 rule sample_student:
     input:
+        unpack(sampled_from),
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
-        initial=initial_of,
-        prompts=prompts_of,
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        teacher_samples=lambda w: f"{RESULTS}/{w.experiment}/samples/teacher-{run_of(w).condition}.safetensors",
     output:
         f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/sample_student-{{run}}.log",
     wildcard_constraints:
-        run=pattern({run for runs in FROM_TARGETS.values() for run in runs}),
+        run=pattern({run for runs in RUNS.values() for run in runs}),
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -22,42 +20,6 @@ rule sample_student:
         gpu=gpus,
         runtime=minutes,
     params:
-        schedule=lambda w: dump(preset(w).schedule),
-        timestep_offset=lambda w: preset(w).teacher.timestep_offset,
-        n_steps=lambda w: run_of(w).n_steps,
-        sampling_steps=lambda w: preset(w).evaluation.sampling_steps,
-        n_samples=lambda w: preset(w).evaluation.count,
-        seed=lambda w: preset(w).evaluation.seed,
-        batch_size=lambda w: preset(w).evaluation.batch_size,
-        precision=lambda w: preset(w).evaluation.precision,
+        sampling=lambda w: dump(jobs.sampling_job(preset(w), run_of(w))),
     script:
         "../scripts/sample_student.py"
-
-
-rule sample_pairs_student:
-    input:
-        student=f"{RESULTS}/{{experiment}}/students/{{run}}",
-        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-    output:
-        f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
-    log:
-        f"{RESULTS}/logs/{{experiment}}/sample_pairs_student-{{run}}.log",
-    wildcard_constraints:
-        run=pattern({run for runs in FROM_PAIRS.values() for run in runs}),
-    conda:
-        "../../envs/train.yaml"
-    threads: 1
-    resources:
-        mem_mb=memory,
-        gpu=gpus,
-        runtime=minutes,
-    params:
-        edm=lambda w: dump(preset(w).consistency_training.edm),
-        budgets=lambda w: preset(w).consistency_training.budgets,
-        sampling_steps=lambda w: preset(w).evaluation.sampling_steps,
-        n_samples=lambda w: preset(w).evaluation.count,
-        seed=lambda w: preset(w).evaluation.seed,
-        batch_size=lambda w: preset(w).evaluation.batch_size,
-        precision=lambda w: preset(w).evaluation.precision,
-    script:
-        "../scripts/sample_pairs_student.py"

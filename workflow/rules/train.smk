@@ -3,64 +3,22 @@
 
 rule train_student:
     input:
-        unpack(targets_of),
-        teacher=f"{RESULTS}/{{experiment}}/teacher",
-        initial=initial_of,
-        prompts=prompts_of,
+        unpack(lessons_of),
     output:
         model=directory(f"{RESULTS}/{{experiment}}/students/{{run}}"),
         stats=f"{RESULTS}/{{experiment}}/stats/{{run}}.jsonl",
     log:
         f"{RESULTS}/logs/{{experiment}}/train_student-{{run}}.log",
     wildcard_constraints:
-        run=pattern({run for runs in FROM_TARGETS.values() for run in runs}),
+        run=pattern({run for runs in RUNS.values() for run in runs}),
     conda:
         "../../envs/train.yaml"
-    threads: lambda w: preset(w).student.training.threads
+    threads: lambda w: training_of(w).training.threads
     resources:
         mem_mb=memory,
         gpu=gpus,
         runtime=minutes,
     params:
-        run=lambda w: row_of(run_of(w)),
-        objective=lambda w: run_of(w).objective,
-        parameters=lambda w: run_of(w).parameters,
-        loss=lambda w: dump(run_of(w).loss),
-        lora_rank=lambda w: preset(w).student.lora_rank if run_of(w).parameters == "lora" else None,
-        training=lambda w: dump(preset(w).student.training),
-        schedule=lambda w: dump(preset(w).schedule),
-        timestep_offset=lambda w: preset(w).teacher.timestep_offset,
+        student=lambda w: dump(training_of(w)),
     script:
         "../scripts/train_student.py"
-
-
-rule train_pairs_student:
-    input:
-        unpack(pairs_inputs),
-        data=f"{RESULTS}/{{experiment}}/data.safetensors",
-    output:
-        model=directory(f"{RESULTS}/{{experiment}}/students/{{run}}"),
-        stats=f"{RESULTS}/{{experiment}}/stats/{{run}}.jsonl",
-    log:
-        f"{RESULTS}/logs/{{experiment}}/train_pairs_student-{{run}}.log",
-    wildcard_constraints:
-        run=pattern({run for runs in FROM_PAIRS.values() for run in runs}),
-    priority: 3
-    conda:
-        "../../envs/train.yaml"
-    threads: lambda w: preset(w).consistency_training.training.threads
-    resources:
-        mem_mb=memory,
-        gpu=gpus,
-        runtime=minutes,
-    params:
-        run=lambda w: row_of(run_of(w)),
-        objective=lambda w: run_of(w).objective,
-        coupling=lambda w: dump(run_of(w).coupling),
-        velocity=lambda w: run_of(w).velocity,
-        network=network_of,
-        options=lambda w: dump(preset(w).consistency_training) | {"loss": dump(run_of(w).loss)},
-        schedule=lambda w: dump(preset(w).schedule) if asks_a_network(w) else None,
-        timestep_offset=lambda w: preset(w).teacher.timestep_offset if asks_a_network(w) else None,
-    script:
-        "../scripts/train_pairs_student.py"

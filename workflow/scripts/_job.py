@@ -54,6 +54,11 @@ def record(snakemake: Any) -> Any:
     )
 
 
+def inputs(snakemake: Any) -> dict[str, Any]:
+    """A job's named inputs; those that its rule leaves empty are not there."""
+    return {name: value for name, value in snakemake.input.items() if value}
+
+
 def decoded(params: Any) -> dict[str, Any]:
     """The params of a job by name; NAME of one that the rule hands over as JSON, NAME_json."""
     return {

@@ -1,31 +1,28 @@
-from _job import job
+from _job import inputs, job
 
 with job(snakemake):
     from consistency.evaluate import features, measure
     from consistency.files.storage import read_json
 
-    given, made, params = snakemake.input, snakemake.output, snakemake.params
+    files, output, params = inputs(snakemake), snakemake.output, snakemake.params
     cards = features.extract(
-        made.features,
-        given.samples,
-        ["steps_"],
+        output.features,
+        files["samples"],
+        ["steps_", "budget_"],
         **params.extract,
         vae=params.vae,
-        captions=given.captions or None,
-        labels=given.noise,
+        captions=files.get("captions"),
+        labels=files["noise"],
     )
+    names = ("data_features", "noise", "teacher_samples", "teacher_features", "truth")
     measure.measure_student(
-        made.metrics,
+        output.metrics,
         params.run,
-        given.samples,
-        made.features,
-        given.teacher_samples,
-        given.teacher_features,
-        given.data_features,
-        given.noise,
-        cards,
-        params.neighbours,
-        {**params.settings, "student": read_json(f"{given.student}/student.json")},
-        given.truth or None,
-        params.space,
+        files["samples"],
+        output.features,
+        measure.References(**{name: files[name] for name in names if name in files}, truth_of=params.truth_of),
+        cards=cards,
+        neighbours=params.neighbours,
+        settings={**params.settings, "student": read_json(f"{files['student']}/student.json")},
+        space=params.space,
     )

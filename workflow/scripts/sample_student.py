@@ -1,23 +1,7 @@
-from _job import job
+from _job import inputs, job
 
 with job(snakemake):
-    from consistency.flow.schedules import VPSchedule
-    from consistency.students import maps, sampling
+    from consistency.config.jobs import SamplingJob
+    from consistency.students.sampling import sample_student
 
-    params = snakemake.params
-    schedule = VPSchedule(**params.schedule)
-    given = snakemake.input
-    student = maps.load(given.student, given.initial, schedule, params.timestep_offset, given.prompts or None)
-    noise, labels = sampling.load_noise(given.noise, student.sample_shape, params.n_samples)
-    sampling.sample_student(
-        snakemake.output[0],
-        student,
-        noise,
-        labels,
-        params.n_steps,
-        params.sampling_steps,
-        given.teacher_samples,
-        params.seed,
-        params.batch_size,
-        params.precision,
-    )
+    sample_student(snakemake.output[0], SamplingJob(**snakemake.params.sampling), inputs(snakemake))

@@ -1,23 +1,13 @@
-from _job import checkpoints, job
+from _job import checkpoints, inputs, job
 
 with job(snakemake, training=True):
+    from consistency.config.jobs import StudentJob
     from consistency.training.recipes import fit_student
 
-    params = snakemake.params
     fit_student(
-        snakemake.output.model,
-        snakemake.output.stats,
-        checkpoints(snakemake),
-        snakemake.input.teacher,
-        snakemake.input.manifest,
-        params.run,
-        params.objective,
-        params.loss,
-        params.parameters,
-        params.lora_rank,
-        params.schedule,
-        params.timestep_offset,
-        params.training,
-        snakemake.input.initial,
-        snakemake.input.prompts or None,
+        StudentJob(**snakemake.params.student),
+        inputs(snakemake),
+        folder=snakemake.output.model,
+        stats=snakemake.output.stats,
+        side_folder=checkpoints(snakemake),
     )

@@ -6,7 +6,7 @@ from ..errors import ConfigError
 from . import limits
 from .claims import CLAIMS
 from .names import PAIR_OBJECTIVES, nearest
-from .settings import LARGEST_ASSIGNMENT, Experiment, Frozen, Run
+from .settings import LARGEST_ASSIGNMENT, OF_FLOW, Experiment, Frozen, Run
 
 CLASSES = ("digits", "fashion", "cifar10", "imagenet32")  # kinds of data with labels
 
@@ -174,11 +174,8 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
     ids = {run.run: run for run in runs}
     for run in runs:
         where, coupling = f"{name}: methods.{run.method}", run.coupling
+        _check_method(where, run)
         if not run.from_pairs:
-            if coupling is not None or run.velocity != "pair":
-                raise ConfigError(
-                    f"{where}: coupling and velocity belong to {', '.join(PAIR_OBJECTIVES)}, not to {run.objective}"
-                )
             continue
         if coupling.kind == "optimal_transport" and settings.training.batch_size > LARGEST_ASSIGNMENT:
             raise ConfigError(
@@ -235,6 +232,22 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
             f"{name}: analysis.gradient_budget: {experiment.analysis.gradient_budget:g}; allowed: "
             f"consistency_training.budgets, {settings.budgets}"
         )
+
+
+def _check_method(where: str, run: Run) -> None:
+    """That draws, flow, parameterisation and coupling of a method go together."""
+    flows = ["ve", "linear", "trigflow"] if run.from_pairs else ["vp"]
+    if run.flow not in flows:
+        raise ConfigError(f"{where}.flow: {run.flow!r} with draws {run.draws}; allowed: {', '.join(flows)}")
+    if run.parameterisation != OF_FLOW[run.flow]:
+        raise ConfigError(
+            f"{where}.parameterisation: {run.parameterisation!r} with flow {run.flow}; allowed: {OF_FLOW[run.flow]}"
+        )
+    if run.from_pairs and run.flow != "ve" and run.coupling.kind == "generator_induced":
+        raise ConfigError(f"{where}.coupling: generator_induced with flow {run.flow}; allowed: with flow ve")
+    alone = {"coupling": run.coupling is not None, "velocity": run.velocity != "pair", "times": run.times is not None}
+    if wrong := [key for key, is_set in alone.items() if is_set and not run.from_pairs]:
+        raise ConfigError(f"{where}.{wrong[0]}: belongs to methods that learn from pairs, not to {run.objective}")
 
 
 def _check_claims(name: str, experiment: Experiment, methods: set[str]) -> None:

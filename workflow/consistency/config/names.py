@@ -13,11 +13,12 @@ def functions_of(module: str, batch: str | None = None) -> list[str]:
     """Names of a module's public functions, read without importing it (or torch).
 
     Args:
-        batch: only those whose last parameter has this annotation.
+        batch: only those whose parameter `batch` has this annotation.
     """
     tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
     found = [n for n in tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
-    return [n.name for n in found if batch in (None, getattr(n.args.args[-1].annotation, "id", None))]
+    annotations = {n.name: {a.arg: getattr(a.annotation, "id", None) for a in n.args.args} for n in found}
+    return [n.name for n in found if batch in (None, annotations[n.name].get("batch"))]
 
 
 def nearest(word: str, allowed: list[str]) -> str:
@@ -35,3 +36,4 @@ OBJECTIVES = functions_of("students/objectives")
 PAIR_OBJECTIVES = functions_of("students/objectives", batch="Pairs")
 SOLVERS = functions_of("flow/solvers")
 COUPLINGS = functions_of("students/couplings")
+SAMPLERS = functions_of("students/samplers")

@@ -20,7 +20,7 @@ from . import cautions, checks, limits, strict
 from .claims import CLAIMS
 from .messages import message
 from .names import PAIR_OBJECTIVES, nearest
-from .settings import Config, Coupling, Experiment, Run
+from .settings import OF_FLOW, Config, Coupling, Experiment, LogitNormal, Method, Run
 from .uses import check_overrides, idle
 
 LARGEST_TABLE = 20_000  # runs: a dry run of more takes minutes and gigabytes
@@ -36,7 +36,7 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
     """
     runs: dict[str, Run] = {}
     methods, total = experiment.methods, experiment.schedule.steps
-    from_pairs = {method for method, line in methods.items() if line.objective in PAIR_OBJECTIVES}
+    from_pairs = {method for method, line in methods.items() if draws_of(line) == "pairs"}
     for row, grid in enumerate(experiment.runs):
         where = f"{name}: runs.{row}"
         for n_steps in grid.n_steps:
@@ -47,11 +47,7 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
                 )
         chosen = grid.method or [method for method in methods if method not in from_pairs]
         for method in chosen:
-            if method not in methods:
-                known = list(methods)
-                raise ConfigError(
-                    f"{where}.method: unknown {method!r}; allowed: {', '.join(known)}{nearest(method, known)}"
-                )
+            _check_known(f"{where}.method", method, list(methods))
         if from_pairs & set(chosen) and (
             set(chosen) - from_pairs
             or grid.model_fields_set & {"solver", "n_steps", "guidance", "targets", "parameters"}
@@ -60,42 +56,61 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
                 f"{where}: {', '.join(sorted(from_pairs & set(chosen)))}: methods that learn from pairs take a row of "
                 "their own, with method and seed only"
             )
-        axes = (
-            grid.solver,
-            grid.n_steps,
-            grid.guidance,
-            grid.targets or [experiment.targets.mode],
-            grid.parameters or [experiment.student.parameters],
-            chosen,
-            grid.seed,
-        )
+        axes = {
+            "solver": grid.solver,
+            "n_steps": grid.n_steps,
+            "guidance": grid.guidance,
+            "targets": grid.targets or [experiment.targets.mode],
+            "parameters": grid.parameters or [experiment.student.parameters],
+            "method": chosen,
+            "seed": grid.seed,
+        }
         if from_pairs & set(chosen):
-            axes = ([None], [None], [None], [None], ["full"], chosen, grid.seed)
-        if (count := len(runs) + math.prod(map(len, axes))) > LARGEST_TABLE:
+            axes = {"method": chosen, "seed": grid.seed}
+        if (count := len(runs) + math.prod(map(len, axes.values()))) > LARGEST_TABLE:
             raise ConfigError(f"{where}: makes {count} runs; allowed: at most {LARGEST_TABLE} in an experiment")
-        for solver, n_steps, guidance, mode, parameters, method, seed in itertools.product(*axes):
-            section = experiment.consistency_training if method in from_pairs else experiment.student
-            independent = Coupling(kind="independent") if method in from_pairs else None
-            run = Run(
-                method=method,
-                objective=methods[method].objective,
-                solver=solver,
-                n_steps=n_steps,
-                guidance=guidance,
-                seed=seed,
-                targets=mode,
-                parameters=parameters,
-                loss=methods[method].loss or section.loss,
-                coupling=methods[method].coupling or independent,
-                velocity=methods[method].velocity,
-                dropout=methods[method].dropout,
-            )
+        for values in itertools.product(*axes.values()):
+            run = _run(experiment, dict(zip(axes, values, strict=True)))
             if (other := runs.get(run.run)) is not None:
                 methods_of = {run.method, other.method}
                 of = f", of methods {' and '.join(sorted(methods_of))}" if len(methods_of) > 1 else ""
                 raise ConfigError(f"{where}: run {run.run!r} occurs twice{of}; remove or rename one")
             runs[run.run] = run
     return list(runs.values())
+
+
+def draws_of(method: Method) -> str:
+    """What a method learns from: its own choice, or the objective's."""
+    return method.draws or ("pairs" if method.objective in PAIR_OBJECTIVES else "targets")
+
+
+def _run(experiment: Experiment, row: dict[str, Any]) -> Run:
+    """One run: a row's values, and its method's settings with their defaults."""
+    line = experiment.methods[row["method"]]
+    pairs = draws_of(line) == "pairs"
+    section = experiment.consistency_training if pairs else experiment.student
+    flow = line.flow or ("ve" if pairs else "vp")
+    parameterisation = line.parameterisation or OF_FLOW[flow]
+    coupling, times = line.coupling, line.times
+    if pairs:
+        coupling = coupling or Coupling(kind="independent")
+        times = times or (None if flow == "ve" else LogitNormal(kind="logit_normal"))
+    return Run(
+        **row,
+        objective=line.objective,
+        params=line.params,
+        draws="pairs" if pairs else "targets",
+        flow=flow,
+        parameterisation=parameterisation,
+        sampler=line.sampler or ("flow_map" if parameterisation == "average_velocity" else "renoise"),
+        sampler_params=line.sampler_params,
+        least_steps=line.least_steps,
+        loss=line.loss or section.loss,
+        coupling=coupling,
+        velocity=line.velocity,
+        times=times,
+        dropout=line.dropout,
+    )
 
 
 def results_folder(file: str | Path = "config.yaml") -> Path:

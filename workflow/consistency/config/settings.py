@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from .claims import CLAIMS
-from .names import COUPLINGS, OBJECTIVES, SOLVERS, condition, nearest
+from .names import COUPLINGS, OBJECTIVES, SAMPLERS, SOLVERS, condition, nearest
 from .sources import Count, Data, Extractor, Folder, Hub, Place, Seed, Strict, TrainedClassifier
 
 NAME = r"^[\w.][\w.-]*$"  # of what stands in tables: with - before it, a spreadsheet would take it for a formula
@@ -50,6 +50,10 @@ Solver = Annotated[str, _one_of(SOLVERS), Field(json_schema_extra={"enum": SOLVE
 Objective = Annotated[str, _one_of(OBJECTIVES), Field(json_schema_extra={"enum": OBJECTIVES})]
 CouplingKind = Annotated[str, _one_of(COUPLINGS), Field(json_schema_extra={"enum": COUPLINGS})]
 Claim = Annotated[str, _one_of(list(CLAIMS)), Field(json_schema_extra={"enum": list(CLAIMS)})]
+Sampler = Annotated[str, _one_of(SAMPLERS), Field(json_schema_extra={"enum": SAMPLERS})]
+FlowName = Literal["vp", "ve", "linear", "trigflow"]
+Parameterisation = Literal["boundary", "edm", "trigflow", "average_velocity"]
+OF_FLOW = {"vp": "boundary", "ve": "edm", "linear": "average_velocity", "trigflow": "trigflow"}
 Mode = Literal["paper", "trajectory"]
 Parameters = Literal["full", "lora"]
 
@@ -273,18 +277,44 @@ class Coupling(Strict):
     )
 
 
+class LogitNormal(Strict):
+    """Continuous times t ≥ r, each logit-normal on the flow's range (MeanFlow)."""
+
+    kind: Literal["logit_normal"] = Field(description="logit_normal, continuous times")
+    mean: float = Field(-0.4, ge=-20, le=20, description="of the logit")
+    deviation: float = Field(1.0, gt=0, le=20, description="of the logit")
+    distinct: float = Field(0.25, ge=0, le=1, description="share of samples with r < t; of the others r = t")
+
+
 class Method(Strict):
     """A line of the comparison: an objective, and what it changes."""
 
     objective: Objective = Field(description="a function of objectives.py")
+    params: dict[str, Any] = Field({}, description="of the objective: its keyword parameters")
+    label: Annotated[str, Field(max_length=40), AfterValidator(_one_line)] | None = Field(
+        None, description="its name in figures and tables; default: the method's key"
+    )
+    draws: Literal["targets", "pairs"] | None = Field(
+        None, description="what it learns from: precomputed targets, or pairs drawn while training; the objective's own"
+    )
+    flow: FlowName | None = Field(None, description="the student's; vp of targets, ve of pairs")
+    parameterisation: Parameterisation | None = Field(
+        None, description="how the network's output becomes a point; the flow's own"
+    )
     loss: Loss | None = Field(None, description="default: student.loss, or consistency_training.loss")
-    coupling: Coupling | None = Field(None, description="of consistency_training; independent by default")
-    velocity: Literal["pair", "teacher"] = Field(
-        "pair", description="of consistency_training: the pair's own noise (CT), or the teacher's velocity (CD)"
+    coupling: Coupling | None = Field(None, description="of pairs; independent by default")
+    velocity: Literal["pair", "teacher"] = Field("pair", description="of pairs: their own (CT), or the teacher's (CD)")
+    times: LogitNormal | None = Field(
+        None, description="of pairs; default: consistency_training.curriculum with flow ve, else logit_normal"
     )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="of a UNet trained from scratch; default: network.dropout"
     )
+    sampler: Sampler | None = Field(
+        None, description="a function of samplers.py; default: flow_map with average_velocity, else renoise"
+    )
+    sampler_params: dict[str, Any] = Field({}, description="of the sampler: its keyword parameters")
+    least_steps: Count = Field(1, description="smallest number of sampling steps that is measured")
 
 
 class Grid(Strict):
@@ -367,22 +397,30 @@ class Run(Strict):
     """One row of the table of runs. A run from pairs has neither solver, N, w nor targets."""
 
     method: str
+    seed: int
     objective: str
+    params: dict[str, Any] = Field({})
+    draws: Literal["targets", "pairs"]
+    flow: FlowName
+    parameterisation: Parameterisation
+    sampler: str
+    sampler_params: dict[str, Any] = Field({})
+    least_steps: int = 1
+    loss: Loss
     solver: str | None = None
     n_steps: int | None = None
     guidance: float | None = None
-    seed: int
     targets: Mode | None = None
     parameters: Parameters = "full"
-    loss: Loss
     coupling: Coupling | None = None
     velocity: Literal["pair", "teacher"] = "pair"
+    times: LogitNormal | None = None
     dropout: float | None = None
 
     @property
     def from_pairs(self) -> bool:
         """Whether it learns from pairs rather than from precomputed targets."""
-        return self.targets is None
+        return self.draws == "pairs"
 
     @property
     def run(self) -> str:
@@ -401,6 +439,10 @@ class Run(Strict):
             return "scratch"
         extra = [self.targets] * (self.targets != "paper") + [self.parameters] * (self.parameters != "full")
         return "-".join([self.condition, *extra])
+
+    def sampling_steps(self, configured: list[int]) -> list[int]:
+        """Those of the configured numbers of sampling steps that make sense for it."""
+        return [n for n in configured if self.least_steps <= n <= (self.n_steps or n)]
 
 
 class Config(Strict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,73 +108,105 @@ def _squared_error(a: np.ndarray, b: np.ndarray, where: str | Path) -> float:
     return float(np.square(a.astype(np.float64) - b).mean())
 
 
+@dataclass(frozen=True)
+class References:
+    """Files that a student's samples are compared with.
+
+    Attributes:
+        data_features, noise: of the data, and the shared initial noise with its labels.
+        teacher_samples, teacher_features: of the teacher of a student of targets.
+        truth: the ODE's true end from the noise, where it is known; truth_of: the flow's tensor there.
+    """
+
+    data_features: str | Path
+    noise: str | Path
+    teacher_samples: str | Path | None = None
+    teacher_features: str | Path | None = None
+    truth: str | Path | None = None
+    truth_of: str = "vp"
+
+    @property
+    def files(self) -> dict[str, str | Path]:
+        """Those that there are, by name."""
+        names = ("teacher_samples", "teacher_features", "data_features", "noise", "truth")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+
 def measure_student(
     path: str | Path,
     run: Row,
     samples: str | Path,
     features: str | Path,
-    teacher_samples: str | Path,
-    teacher_features: str | Path,
-    data_features: str | Path,
-    noise: str | Path,
+    references: References,
+    *,
     cards: list[Card],
     neighbours: int,
     settings: dict[str, Any],
-    truth: str | Path | None = None,
     space: str = "pixels",
 ) -> None:
-    """All metrics of one student of precomputed targets.
+    """All metrics of one student.
 
-    ODE error: mean squared error to the teacher's N-step endpoint from the same noise, unclipped,
-    by number of sampling steps; `ode_error@s=…`: f of the teacher's own trajectory at start s. Where
-    the ODE's true end is known, the error to that too: to the teacher it is the distillation error,
-    to the truth the total. The others compare features with the teacher's samples and with the data.
+    ODE error: mean squared error, unclipped, by number of sampling steps, to the teacher's N-step endpoint from the
+    same noise; `ode_error@s=…`: f of the teacher's own trajectory at start s. Where the ODE's true end is known, the
+    error to that too: to the teacher it is the distillation error, to the truth the total. The others compare features
+    with the teacher's samples and with the data. `…@budget=b`: of one-step samples after the share b of the training.
     """
     began = time.monotonic()
-    ours, extracted, teacher = _arrays(samples), _arrays(features), _arrays(teacher_samples)
-    featured, of_teacher, of_data = _with_features(extracted, cards), _arrays(teacher_features), _arrays(data_features)
-    references = [
-        (card, name, reference)
-        for card in featured
-        for name, reference in (
-            ("teacher", _feature_set(of_teacher, card, "samples", neighbours)),
-            ("data", _reference(of_data, card, neighbours)),
+    ours, extracted = _arrays(samples), _arrays(features)
+    others = {"data": _arrays(references.data_features)}
+    teacher = _arrays(references.teacher_samples) if references.teacher_samples else None
+    if teacher is not None:
+        others = {"teacher": _arrays(references.teacher_features)} | others
+    labels = _arrays(references.noise)["labels"]
+    truth = _arrays(references.truth).get(references.truth_of) if references.truth else None
+    compared = [
+        (
+            card,
+            name,
+            _reference(arrays, card, neighbours)
+            if name == "data"
+            else _feature_set(arrays, card, "samples", neighbours),
         )
+        for card in _with_features(extracted, cards)
+        for name, arrays in others.items()
     ]
-    labels = _arrays(noise)["labels"]
-    exact = None if truth is None else _arrays(truth)["vp"]
     rows: list[Row] = []
-    for name in sorted((n for n in ours if n.startswith("steps_")), key=lambda n: int(n[6:])):
-        steps, count = int(name[6:]), len(ours[name])
-        error = _squared_error(ours[name], teacher["samples"], samples)
-        rows.append(_row("ode_error", error, count, space, "teacher", steps))
-        if exact is not None:
-            total = _squared_error(ours[name], exact, samples)
-            rows.append(_row("ode_error", total, count, space, "truth", steps))
-        generated = {card["name"]: _feature_set(extracted, card, name, neighbours) for card in featured}
-        for card, reference, other in references:
+    for name in sorted((n for n in ours if not n.startswith("from_")), key=_order):
+        kind, _, number = name.partition("_")
+        steps, suffix = (int(number), "") if kind == "steps" else (1, f"@budget={float(number):g}")
+        if teacher is not None:
+            error = _squared_error(ours[name], teacher["samples"], samples)
+            rows.append(_row(f"ode_error{suffix}", error, len(ours[name]), space, "teacher", steps))
+        if truth is not None:
+            error = _squared_error(ours[name], truth, samples)
+            rows.append(_row(f"ode_error{suffix}", error, len(ours[name]), space, "truth", steps))
+        for card, reference, other in compared:
 
             def row(
-                metric: str, value: float, n: int, e: str = card["name"], r: str = reference, steps: int = steps
+                metric: str,
+                value: float,
+                n: int,
+                e: str = card["name"],
+                r: str = reference,
+                steps: int = steps,
+                suffix: str = suffix,
             ) -> Row:
-                return _row(metric, value, n, e, r, steps)
+                return _row(metric + suffix, value, n, e, r, steps)
 
-            rows += compare(generated[card["name"]], other, row)
-        rows += _scores(extracted, cards, name, steps) + _recognised(extracted, name, labels, cards, steps)
-    for start in teacher["times"].tolist():
-        found = ours[f"from_{start}"]
-        error = _squared_error(found, teacher["samples"], samples)
-        rows.append(_row(f"ode_error@s={start}", error, len(found), space, "teacher", 1))
-    files = {
-        "samples": samples,
-        "features": features,
-        "teacher_samples": teacher_samples,
-        "teacher_features": teacher_features,
-        "data_features": data_features,
-        "noise": noise,
-        **({} if truth is None else {"truth": truth}),
-    }
+            rows += compare(_feature_set(extracted, card, name, neighbours), other, row, brief=bool(suffix))
+        if not suffix:
+            rows += _scores(extracted, cards, name, steps) + _recognised(extracted, name, labels, cards, steps)
+    for start in teacher["times"].tolist() if teacher is not None else []:
+        reached = ours[f"from_{start}"]
+        error = _squared_error(reached, teacher["samples"], samples)
+        rows.append(_row(f"ode_error@s={start}", error, len(reached), space, "teacher", 1))
+    files = {"samples": samples, "features": features, **references.files}
     _write(path, run, rows, files, cards, neighbours, settings, began)
+
+
+def _order(name: str) -> tuple[bool, float]:
+    """Sets of samples by number of steps, then those of earlier in the training by budget."""
+    return name.startswith("budget_"), float(name.split("_")[1])
 
 
 def _recognised(
@@ -186,52 +219,6 @@ def _recognised(
             share = (extracted[key] == labels).mean()
             rows.append(_row("recognised", share, len(labels), card["name"], "labels", steps))
     return rows
-
-
-def measure_pairs_student(
-    path: str | Path,
-    run: Row,
-    samples: str | Path,
-    features: str | Path,
-    data_features: str | Path,
-    noise: str | Path,
-    cards: list[Card],
-    neighbours: int,
-    settings: dict[str, Any],
-    truth: str | Path | None = None,
-    space: str = "pixels",
-) -> None:
-    """All metrics of one student trained from pairs, against the data.
-
-    `…@budget=b`: of its one-step samples after the share b of its training. Where the ODE's true end
-    is known: the ODE error to it, from the same noise at σ_max.
-    """
-    began = time.monotonic()
-    ours, extracted, labels = _arrays(samples), _arrays(features), _arrays(noise)["labels"]
-    of_data = _arrays(data_features)
-    references = [(card, _reference(of_data, card, neighbours)) for card in _with_features(extracted, cards)]
-    exact = None if truth is None else _arrays(truth)["ve"]
-    rows: list[Row] = []
-    for name in sorted(ours, key=lambda n: (n.startswith("budget_"), float(n.split("_")[1]))):
-        kind, _, number = name.partition("_")
-        steps, place = (int(number), "") if kind == "steps" else (1, f"@budget={float(number):g}")
-
-        for card, data in references:
-
-            def row(
-                metric: str, value: float, n: int, e: str = card["name"], steps: int = steps, place: str = place
-            ) -> Row:
-                return _row(metric + place, value, n, e, "data", steps)
-
-            rows += compare(_feature_set(extracted, card, name, neighbours), data, row, brief=bool(place))
-        if exact is not None:
-            error = _squared_error(ours[name], exact, samples)
-            rows.append(_row(f"ode_error{place}", error, len(exact), space, "truth", steps))
-        if not place:
-            rows += _recognised(extracted, name, labels, cards, steps)
-    files = {"samples": samples, "features": features, "data_features": data_features, "noise": noise}
-    files |= {} if truth is None else {"truth": truth}
-    _write(path, run, rows, files, cards, neighbours, settings, began)
 
 
 def measure_teacher(

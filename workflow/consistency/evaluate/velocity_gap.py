@@ -33,7 +33,7 @@ from ..runtime.progress import Progress
 from ..runtime.provenance import environment
 from ..students import losses
 from ..students.couplings import PER_SAMPLE, Generate
-from ..students.maps import budget_name, load_edm
+from ..students.maps import budget_name, load
 from ..students.pairs import coupling_named, partner
 from ..teachers.protocol import AnalyticTeacher
 from .measure import Row, _row, write_measured
@@ -103,7 +103,7 @@ def _gradients(
     """`{distance} {u}` → ⟨E g_u, E g_CD⟩ for both distances, u = ct or cd.
 
     Args:
-        batches: x_s, ct, cd (the two partners), s, n, cond; at least two.
+        batches: x_t, ct, cd (the two partners), t, r, cond; at least two.
     """
     weights = list(f.parameters())
     by_name = {"mse": losses.mse, "pseudo-Huber": lambda a, b: losses.pseudo_huber_norm(a, b, **constants)}
@@ -115,8 +115,8 @@ def _gradients(
                 total = 0.0
                 for batch in half:
                     with torch.no_grad():
-                        fixed = f(batch[target], batch["n"], batch["cond"])
-                    values = distance(f(batch["x_s"], batch["s"], batch["cond"]), fixed) / (batch["s"] - batch["n"])
+                        fixed = f(batch[target], batch["r"], batch["cond"])
+                    values = distance(f(batch["x_t"], batch["t"], batch["cond"]), fixed) / (batch["t"] - batch["r"])
                     total = total + values.mean() / len(half)
                 kept.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, weights)]))
         for target, (a, b) in means.items():
@@ -149,8 +149,9 @@ def measure_couplings(
     """
     began, seed = time.monotonic(), run["seed"]
     schedule = VESchedule(**edm)
-    f = load_edm(student_folder, schedule).double()
-    early = load_edm(student_folder, schedule, budget_name(analysis["gradient_budget"])).double().requires_grad_(True)
+    f = load(student_folder, schedule).double()
+    snapshot = budget_name(analysis["gradient_budget"])
+    early = load(student_folder, schedule, snapshot=snapshot).double().requires_grad_(True)
     tensors, _ = load_tensors(data_path, ["train_images", "train_labels"])
     drawn = _draws(tensors["train_images"], tensors["train_labels"], analysis["count"], seed)
     exact = teacher_folder is not None and is_mixture(teacher_folder)
@@ -178,24 +179,24 @@ def measure_couplings(
             n, s = levels(steps)
             for name in COUPLINGS:
                 x, cond = coupled(name, n)
-                x_s = schedule.add_noise(x, drawn["z"], s)
-                v = teacher.velocity(x_s, s, cond)
-                partners = {"ct": partner(x_s, s, n, drawn["z"]), "cd": partner(x_s, s, n, v)}
+                x_t = schedule.add_noise(x, drawn["z"], s)
+                v = teacher.velocity(x_t, s, cond)
+                partners = {"ct": partner(x_t, s, n, drawn["z"]), "cd": partner(x_t, s, n, v)}
                 with torch.no_grad():
-                    here = f(x_s, s, cond)
+                    here = f(x_t, s, cond)
                     there = {u: f(point, n, cond) for u, point in partners.items()}
                 for u in ("ct", "cd"):
                     label = "cd" if (u, name) == ("cd", "independent") else f"{u} {name}"
                     add(f"loss@steps={steps}", _per_step((here - there[u]).square(), s - n), label)
                 add(f"velocity_gap@steps={steps}", _per_step((there["ct"] - there["cd"]).square(), s - n), name)
                 batches = [
-                    {"x_s": x_s[r], "s": s[r], "n": n[r], "cond": cond[r], **{u: p[r] for u, p in partners.items()}}
+                    {"x_t": x_t[r], "t": s[r], "r": n[r], "cond": cond[r], **{u: p[r] for u, p in partners.items()}}
                     for r in torch.arange(len(s)).split(analysis["batch_size"])
                 ]
                 for label, product in _gradients(early, batches, constants).items():
                     add(f"gradient@steps={steps}", product, f"{label} {name}")
                 if steps == max(analysis["steps"]):
-                    limit = _limits(f, x_s, s, cond, drawn["z"], v)
+                    limit = _limits(f, x_t, s, cond, drawn["z"], v)
                     add("loss@limit", limit["ct"], f"ct {name}")
                     add("loss@limit", limit["cd"], "cd" if name == "independent" else f"cd {name}")
                     add("velocity_gap@limit", limit["gap"], name)

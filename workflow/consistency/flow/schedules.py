@@ -1,4 +1,13 @@
-"""Noise schedules, the boundary condition of the consistency function, and the iCT curriculum."""
+"""Flows: the paths x_t = α_t x + σ_t z from data x to noise z, each with a time of its own.
+
+    vp        α² + σ² = 1, DDPM's arrays; timesteps 0..T (paper A)
+    ve        α = 1, σ = t from σ_min to σ_max (paper B, EDM)
+    linear    α = 1 − t, σ = t, t in [0, 1] (flow matching, MeanFlow)
+    trigflow  α = cos t, σ = sin t, t in [0, π/2] (sCM)
+
+Each has `start`, where sampling begins, and `end`, where a sample is data; `coefficients` and `derivatives` of (α, σ)
+at real-valued times; and `times`, from which a student samples in few steps.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +20,61 @@ import torch
 from ..errors import ConfigError
 from ..runtime.devices import send
 
+Time = torch.Tensor | float
+
+
+class Flow:
+    """A path from data to noise. Subclasses give `name`, `start`, `end` and the coefficients."""
+
+    name: str
+    start: float
+    end: float = 0.0
+
+    def coefficients(self, t: Time, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """α_t and σ_t at t, a scalar or (B,), shaped to broadcast over `like` (B, …)."""
+        raise NotImplementedError
+
+    def derivatives(self, t: Time, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """dα/dt and dσ/dt at t, like `coefficients`."""
+        raise NotImplementedError
+
+    def add_noise(self, x: torch.Tensor, noise: torch.Tensor, t: Time) -> torch.Tensor:
+        """`α_t x + σ_t z`; x and noise (B, …), t scalar or (B,)."""
+        alpha, sigma = self.coefficients(t, x)
+        return alpha * x + sigma * noise
+
+    def velocity(self, x: torch.Tensor, noise: torch.Tensor, t: Time) -> torch.Tensor:
+        """dx_t/dt = α' x + σ' z of one pair of data x and noise z (B, …); of their means given x_t the flow's own."""
+        alpha, sigma = self.derivatives(t, x)
+        return alpha * x + sigma * noise
+
+    def ddim(self, x_t: torch.Tensor, clean: torch.Tensor, t: Time, r: Time) -> torch.Tensor:
+        """The point at r ≤ t on the path through x_t whose data is `clean`: α_r x̂ + σ_r/σ_t (x_t − α_t x̂)."""
+        alpha, sigma = self.coefficients(t, x_t)
+        alpha_r, sigma_r = self.coefficients(r, x_t)
+        ratio = torch.where(sigma > 0, sigma_r / sigma, torch.zeros_like(sigma))
+        return alpha_r * clean + ratio * (x_t - alpha * clean)
+
+    def times(self, steps: int, n_steps: int | None = None) -> list[float] | list[int]:
+        """`steps` times to sample from, `start` first, evenly spaced.
+
+        Args:
+            n_steps: N, of a student whose times are a grid.
+        """
+        return [self.start + (self.end - self.start) * j / steps for j in range(steps)]
+
+    @property
+    def noise_scale(self) -> float:
+        """What standard normal noise is multiplied with to be a point at `start`."""
+        return 1.0
+
 
 @dataclass(frozen=True)
-class VPSchedule:
+class VPSchedule(Flow):
     """Variance-preserving DDPM schedule, `x_t = α_t x + σ_t ε` (paper A, section A.2 of the docs).
 
-    Timesteps are integers 0..T: 0 is clean data (α = 1, σ = 0), t ≥ 1 is entry t − 1 of the DDPM
-    arrays.
+    Timesteps run over 0..T: 0 is clean data (α = 1, σ = 0), an integer t ≥ 1 is entry t − 1 of the DDPM
+    arrays, and between two integers log α is linear.
 
     Attributes:
         steps: T, the number of timesteps.
@@ -29,6 +86,12 @@ class VPSchedule:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     kind: str = "scaled_linear"
+    name = "vp"
+
+    @property
+    def start(self) -> int:
+        """T."""
+        return self.steps
 
     @cached_property
     def _beta(self) -> torch.Tensor:
@@ -81,9 +144,32 @@ class VPSchedule:
         t = t if isinstance(t, int) else send(torch.as_tensor(t), like.device)
         return self._copies[key][1][t].reshape(-1, *[1] * (like.ndim - 1))
 
-    def add_noise(self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
-        """`α_t x + σ_t ε`; x and noise (B, …), t scalar or (B,)."""
-        return self.at(self.alpha, t, x) * x + self.at(self.sigma, t, x) * noise
+    def coefficients(self, t: Time, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """α_t and σ_t; at integers the arrays' own entries."""
+        if not torch.as_tensor(t).is_floating_point():
+            return self.at(self.alpha, t, like), self.at(self.sigma, t, like)
+        below, slope = self._segment(t)
+        log_alpha = self.alpha.log()[below] + (torch.as_tensor(t).double().cpu() - below) * slope
+        alpha = log_alpha.exp()
+        return spread(alpha, like), spread((1 - alpha**2).clamp(min=0).sqrt(), like)
+
+    def derivatives(self, t: Time, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """dα/dt and dσ/dt, of the segment below an integer; σ' has no value at 0, where it is taken at t = 1."""
+        _, slope = self._segment(t)
+        alpha, sigma = (value.double() for value in self.coefficients(t, like))
+        slope = spread(slope, like).double()
+        sigma = torch.where(sigma > 0, sigma, torch.full_like(sigma, self.sigma[1].item()))
+        return (slope * alpha).to(like), (-slope * alpha**2 / sigma).to(like)
+
+    def _segment(self, t: Time) -> tuple[torch.Tensor, torch.Tensor]:
+        """The integer that the segment of each time begins at, and d(log α)/dt there."""
+        below = (torch.as_tensor(t).double().cpu().ceil().long() - 1).clamp(0, self.steps - 1)
+        return below, self.alpha.log().diff()[below]
+
+    def times(self, steps: int, n_steps: int | None = None) -> list[int]:
+        """`steps` evenly spaced times of the student's own grid of N steps, from T down (section A.7)."""
+        grid = self.grid(n_steps or self.steps)
+        return [grid[j * (len(grid) - 1) // steps] for j in range(steps)]
 
     def grid(self, n_steps: int) -> list[int]:
         """The N + 1 times T, T − T/N, …, 0 (section A.3).
@@ -97,23 +183,8 @@ class VPSchedule:
         return list(range(self.steps, -1, -stride))
 
 
-def boundary(
-    t: torch.Tensor, like: torch.Tensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`c_skip, c_out` of the consistency function, so that f(x, 0) = x (section A.4).
-
-    With u = 10 t: c_skip = σ_data² / (u² + σ_data²), c_out = u / sqrt(u² + σ_data²).
-
-    Args:
-        t: timesteps 0..T, (B,).
-        like: (B, …), gives dtype, device and the shape to broadcast over.
-    """
-    u = timestep_scaling * t.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
-    return sigma_data**2 / (u**2 + sigma_data**2), u / (u**2 + sigma_data**2).sqrt()
-
-
 @dataclass(frozen=True)
-class VESchedule:
+class VESchedule(Flow):
     """Variance-exploding (EDM) schedule, `x_σ = x + σ z`; time is σ itself (paper B, section B.2).
 
     Attributes:
@@ -129,6 +200,22 @@ class VESchedule:
     sigma_max: float = 80.0
     rho: float = 7.0
     sigma_data: float = 0.5
+    name = "ve"
+
+    @property
+    def start(self) -> float:
+        """σ_max."""
+        return self.sigma_max
+
+    @property
+    def end(self) -> float:
+        """σ_min."""
+        return self.sigma_min
+
+    @property
+    def noise_scale(self) -> float:
+        """σ_max."""
+        return self.sigma_max
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
@@ -146,9 +233,28 @@ class VESchedule:
         sigmas[0], sigmas[-1] = self.sigma_min, self.sigma_max  # free of rounding: f(x, σ_min) = x holds exactly
         return sigmas
 
-    def add_noise(self, x: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+    def add_noise(self, x: torch.Tensor, noise: torch.Tensor, t: Time) -> torch.Tensor:
         """`x + σ z`; x and noise (B, …), σ scalar or (B,)."""
-        return x + spread(sigma, x) * noise
+        return x + spread(t, x) * noise
+
+    def coefficients(self, t: Time, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """1 and σ."""
+        sigma = spread(t, like)
+        return torch.ones_like(sigma), sigma
+
+    def derivatives(self, t: Time, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """0 and 1."""
+        sigma = spread(t, like)
+        return torch.zeros_like(sigma), torch.ones_like(sigma)
+
+    def velocity(self, x: torch.Tensor, noise: torch.Tensor, t: Time) -> torch.Tensor:
+        """z itself."""
+        return noise
+
+    def times(self, steps: int, n_steps: int | None = None, levels: int = 1281) -> list[float]:
+        """`steps` evenly spaced noise levels of the Karras grid of iCT's last levels, from σ_max down."""
+        grid = self.grid(levels)
+        return [grid[levels - 1 - j * (levels - 1) // steps].item() for j in range(steps)]
 
     def scalings(self, sigma: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """c_skip, c_out, c_in, c_noise at σ (B,); the first three broadcast over `like` (B, …).
@@ -160,6 +266,52 @@ class VESchedule:
         total = (s**2 + data**2).sqrt()
         skip = 1 / (1 + ((s - self.sigma_min) / data) ** 2)  # this form is exactly 1 at σ_min, for any σ_data
         return skip, data * (s - self.sigma_min) / total, 1 / total, 0.25 * sigma.log()
+
+
+@dataclass(frozen=True)
+class LinearFlow(Flow):
+    """`x_t = (1 − t) x + t z`, t in [0, 1]; the velocity of a pair is z − x."""
+
+    name = "linear"
+    start = 1.0
+
+    def coefficients(self, t: Time, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """1 − t and t."""
+        t = spread(t, like)
+        return 1 - t, t
+
+    def derivatives(self, t: Time, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """−1 and 1."""
+        one = torch.ones_like(spread(t, like))
+        return -one, one
+
+
+@dataclass(frozen=True)
+class TrigFlow(Flow):
+    """`x_t = cos(t) x + sin(t) z`, t in [0, π/2], of data and noise of one deviation (sCM, Lu & Song 2024).
+
+    Attributes:
+        sigma_data: deviation of the data; noise z has it too.
+    """
+
+    sigma_data: float = 0.5
+    name = "trigflow"
+    start = math.pi / 2
+
+    @property
+    def noise_scale(self) -> float:
+        """σ_data."""
+        return self.sigma_data
+
+    def coefficients(self, t: Time, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos t and σ_data sin t, for noise of deviation 1."""
+        t = spread(t, like)
+        return t.cos(), self.sigma_data * t.sin()
+
+    def derivatives(self, t: Time, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """−sin t and σ_data cos t."""
+        t = spread(t, like)
+        return -t.sin(), self.sigma_data * t.cos()
 
 
 def spread(value: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
@@ -182,3 +334,6 @@ def step_probabilities(sigmas: torch.Tensor, mean: float = -1.1, deviation: floa
     edges = torch.erf((sigmas.double().log() - mean) / (math.sqrt(2) * deviation))
     mass = edges.diff()
     return mass / mass.sum()
+
+
+FLOWS: dict[str, type[Flow]] = {flow.name: flow for flow in (VPSchedule, VESchedule, LinearFlow, TrigFlow)}

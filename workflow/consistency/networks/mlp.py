@@ -20,9 +20,18 @@ class ResidualMLP(nn.Module, PyTorchModelHubMixin):
         timesteps: T; the timestep index runs 0..T − 1.
         width: of the residual stream.
         depth: number of residual blocks.
+        second_time: whether the network may be asked with a gap between two times too; its embedding starts at zero.
     """
 
-    def __init__(self, sample_shape: list[int], classes: int, timesteps: int, width: int, depth: int):
+    def __init__(
+        self,
+        sample_shape: list[int],
+        classes: int,
+        timesteps: int,
+        width: int,
+        depth: int,
+        second_time: bool = False,
+    ):
         super().__init__()
         self.sample_shape, self.classes, self.timesteps = tuple(sample_shape), classes, timesteps
         size = math.prod(sample_shape)
@@ -36,6 +45,7 @@ class ResidualMLP(nn.Module, PyTorchModelHubMixin):
         self.outward = nn.Linear(width, size)
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
+        self.gap = embedding_from_zero(width) if second_time else None
 
     @staticmethod
     def sizes(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
@@ -50,16 +60,30 @@ class ResidualMLP(nn.Module, PyTorchModelHubMixin):
         self.frequencies = kept.to(self.frequencies.device)
         return self
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes → like x."""
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor, gap: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes, gap t − r (B,) ≥ 0 → like x."""
         dtype = self.norm.weight.dtype
-        # in half precision times would be other times
-        phase = (t.to(torch.promote_types(x.dtype, torch.float32)) / self.timesteps)[:, None] * self.frequencies
-        time = torch.cat([phase.sin(), phase.cos()], -1).to(dtype)
-        h = self.inward(x.flatten(1).to(dtype)) + self.time(time) + self.label(cond)
+        h = self.inward(x.flatten(1).to(dtype)) + self.time(self._waves(t, x).to(dtype)) + self.label(cond)
+        if gap is not None:
+            h = h + self.gap(self._waves(gap, x).to(dtype))
         for block in self.blocks:
             h = block(h)
         return self.outward(self.norm(h)).view_as(x)
+
+    def _waves(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Sines and cosines of a time (B,) → (B, width); in half precision times would be other times."""
+        phase = (t.to(torch.promote_types(x.dtype, torch.float32)) / self.timesteps)[:, None] * self.frequencies
+        return torch.cat([phase.sin(), phase.cos()], -1)
+
+
+def embedding_from_zero(width: int, output: int | None = None) -> nn.Sequential:
+    """An embedding of sines and cosines (B, width) → (B, output) that is zero until it is trained."""
+    layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, output or width))
+    nn.init.zeros_(layers[2].weight)
+    nn.init.zeros_(layers[2].bias)
+    return layers
 
 
 class _Block(nn.Module):

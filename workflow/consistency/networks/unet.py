@@ -7,9 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..files.storage import load_tensors, save_tensors
 from ..runtime.compat import ensure_torchvision
 from . import check_config, sizes
+from .mlp import embedding_from_zero
 from .pretrained import variant
+
+SECOND_TIME = "second_time.safetensors"  # beside diffusers' own file
 
 
 class UNet(nn.Module):
@@ -24,6 +28,7 @@ class UNet(nn.Module):
         dropout: share of activations dropped in training.
         attention: sides in pixels at which the blocks attend.
         norm_groups: of the group normalisations.
+        second_time: whether the network may be asked with a gap between two times too; its embedding starts at zero.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class UNet(nn.Module):
         attention: list[int] | None = None,
         norm_groups: int = 8,
         net: nn.Module | None = None,
+        second_time: bool = False,
     ):
         super().__init__()
         ensure_torchvision()
@@ -57,12 +63,24 @@ class UNet(nn.Module):
             num_class_embeds=classes + 1,
             num_train_timesteps=timesteps,
         )
+        self.gap, self._gap = None, None
+        if second_time:
+            first = self.net.time_embedding
+            self.gap = embedding_from_zero(first.linear_1.in_features, first.linear_2.out_features)
+            first.register_forward_hook(lambda module, inputs, output: output + self._of_gap(output))
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes → like x."""
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor, gap: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes, gap t − r (B,) ≥ 0 → like x."""
         labels = None if self.net.config.num_class_embeds is None else cond
+        self._gap = gap
         output = self.net(x.to(self.net.conv_in.weight.dtype), t, class_labels=labels).sample
         return output[:, : len(x[0])]  # the rest is a learned variance
+
+    def _of_gap(self, like: torch.Tensor) -> torch.Tensor | float:
+        """What the second time adds to the first one's embedding."""
+        return 0.0 if self._gap is None else self.gap(self.net.time_proj(self._gap).to(like.dtype))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""
@@ -71,6 +89,8 @@ class UNet(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """config.json and diffusion_pytorch_model.safetensors, as diffusers reads them."""
         self.net.save_pretrained(folder, max_shard_size="1TB")
+        if self.gap is not None:
+            save_tensors(Path(folder) / SECOND_TIME, self.gap.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, timesteps: int = 1000) -> UNet:
@@ -90,11 +110,15 @@ class UNet(nn.Module):
         net = UNet2DModel.from_pretrained(folder, variant=variant(folder), local_files_only=True)
         config = net.config
         check_config(folder, config, class_embed_type=(None,), time_embedding_type=("positional", "learned"))
-        return cls(
+        network = cls(
             sample_shape=[config.in_channels, config.sample_size, config.sample_size],
             classes=1 if config.num_class_embeds is None else config.num_class_embeds - 1,
             timesteps=config.num_train_timesteps or timesteps,
             channels=list(config.block_out_channels),
             layers_per_block=config.layers_per_block,
             net=net,
+            second_time=(Path(folder) / SECOND_TIME).is_file(),
         )
+        if network.gap is not None:
+            network.gap.load_state_dict(load_tensors(Path(folder) / SECOND_TIME)[0])
+        return network

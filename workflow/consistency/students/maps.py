@@ -1,8 +1,8 @@
-"""The student: a consistency function over a network that starts as the teacher's."""
+"""Students as flow maps: X(x_t, t, r, c) takes a point of a flow at time t to the point at r ≤ t, and
+`f(x_t, t, c) = X(x_t, t, end, c)` is its consistency function."""
 
 from __future__ import annotations
 
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,74 +13,99 @@ from torch import nn
 from .. import networks
 from ..errors import ConsistencyError, StorageError
 from ..files.storage import atomic, check_folder, check_tensors, load_tensors, write_json
-from ..flow.predictions import data_of
-from ..flow.schedules import VESchedule, VPSchedule, boundary
+from ..flow.schedules import FLOWS, Flow
 from ..networks import LORA_FILE, first_line, sizes
 from ..runtime.devices import HALF
-from ..teachers.protocol import network_time
+from .derivatives import along
+from .parameterisations import PARAMETERISATIONS, of_flow
+
+Tensor = torch.Tensor
+Time = torch.Tensor | float
 
 
-class ConsistencyFunction(nn.Module):
-    """`f(x_s, s) = c_skip(s) x_s + c_out(s) (x_s − σ_s ε_θ(x_s, s, c)) / α_s` (section A.4).
+class FlowMap(nn.Module):
+    """A network, the flow that it moves along, and how its output becomes a point (`parameterisations`).
 
-    f(x, 0) = x exactly. There is no guidance inside: one student is distilled at one fixed w. A network that predicts v
-    or x_0 is asked for what it predicts, and the estimate of x_0 is made of that (`predictions`).
+    Args:
+        parameterisation: a key of `PARAMETERISATIONS`; the flow's own by default.
+        timestep_offset: of a network of the VP schedule (`teachers.protocol`).
     """
 
-    def __init__(self, network: nn.Module, schedule: VPSchedule, timestep_offset: int = -1):
+    def __init__(self, network: nn.Module, flow: Flow, parameterisation: str | None = None, timestep_offset: int = -1):
         super().__init__()
-        self.network, self.schedule, self.timestep_offset = network, schedule, timestep_offset
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of a sample."""
-        return self.network.sample_shape
-
-    def forward(self, x: torch.Tensor, s: torch.Tensor | int, cond: torch.Tensor) -> torch.Tensor:
-        """x (B, …), s timestep(s) 0..T, cond (B,) → the estimate of the ODE's endpoint, like x."""
-        s = torch.as_tensor(s).expand(len(x))
-        output = self.network(x, network_time(s, len(x), self.timestep_offset, x.device), cond).to(x.dtype)
-        clean = data_of(self.network, output, x, s, self.schedule)
-        c_skip, c_out = boundary(s, x)
-        return c_skip * x + c_out * clean
-
-
-class EDMConsistencyFunction(nn.Module):
-    """`f(x, σ) = c_skip(σ) x + c_out(σ) F(c_in(σ) x, c_noise(σ), c)`, VE and EDM preconditioning (section B.2).
-
-    f(x, σ_min) = x exactly. The network's time input runs over its timesteps 0..T − 1: c_noise = ¼ ln σ is
-    mapped there linearly, which the embedding's first layer could undo.
-    """
-
-    def __init__(self, network: nn.Module, schedule: VESchedule):
-        super().__init__()
-        self.network, self.schedule = network, schedule
-        self._low, self._high = 0.25 * math.log(schedule.sigma_min), 0.25 * math.log(schedule.sigma_max)
+        self.network, self.flow = network, flow
+        name = parameterisation or of_flow(flow)
+        self.parameterisation = PARAMETERISATIONS[name](flow, timestep_offset)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """The shape of a sample."""
         return self.network.sample_shape
 
-    def forward(self, x: torch.Tensor, sigma: torch.Tensor | float, cond: torch.Tensor) -> torch.Tensor:
-        """x (B, …), σ scalar or (B,) in [σ_min, σ_max], cond (B,) → the estimate of the ODE's end, like x."""
-        sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(len(x))
-        c_skip, c_out, c_in, c_noise = self.schedule.scalings(sigma, x)
-        time = (c_noise - self._low) / (self._high - self._low) * (self.network.timesteps - 1)
-        return c_skip * x + c_out * self.network(c_in * x, time.to(x.dtype), cond).to(x.dtype)
+    def forward(self, x: Tensor, t: Time, cond: Tensor, r: Time | None = None, velocity: bool = False) -> Tensor:
+        """The point at r on the trajectory through x at t.
+
+        Args:
+            x: (B, …); t: scalar or (B,); cond: int64 (B,).
+            r: scalar or (B,), at most t; the flow's end by default, where the student is a consistency function.
+            velocity: the average velocity from t to r, (x − X)/(t − r), instead of the point.
+        """
+        return self.parameterisation(self.network, x, t, cond, r, velocity)
+
+
+class Student:
+    """What an objective is given: a `FlowMap`, also inside the wrapper that shares gradients between processes."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.map: FlowMap = getattr(module, "module", module)
+
+    @property
+    def flow(self) -> Flow:
+        """The flow that it moves along."""
+        return self.map.flow
+
+    def __call__(self, x: Tensor, t: Time, cond: Tensor, r: Time | None = None) -> Tensor:
+        """`FlowMap.forward`: the point at r (by default the flow's end) on the trajectory through x at t."""
+        return self.module(x, t, cond, r)
+
+    def average_velocity(self, x: Tensor, t: Time, cond: Tensor, r: Time) -> Tensor:
+        """u(x, t, r) = (x − X(x, t, r))/(t − r); at r = t the instantaneous velocity."""
+        return self.module(x, t, cond, r, True)
+
+    def derivative(
+        self, x: Tensor, t: Tensor, cond: Tensor, velocity: Tensor, r: Tensor | None = None, of_velocity: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """X(x, t, r) and its derivative in t along the trajectory, `v ∂_x X + ∂_t X`, without gradient.
+
+        Dropout is drawn as the next call of the student will draw it.
+
+        Args:
+            velocity: dx/dt at x, like x.
+            r: (B,); fixed, the flow's end by default.
+            of_velocity: of the average velocity u(x, t, r) instead of X.
+        """
+
+        def function(x: Tensor, t: Tensor) -> Tensor:
+            return self.map(x, t, cond, r, of_velocity)
+
+        return along(function, (x, t), (velocity, torch.ones_like(t)))
+
+
+def flow_of(name: str, options: dict[str, Any]) -> Flow:
+    """The flow of that name with its options (of `settings.Schedule` or `settings.EDM`)."""
+    return FLOWS[name](**options)
 
 
 def create(
     teacher_folder: str | Path,
-    schedule: VPSchedule,
-    timestep_offset: int,
     parameters: str = "full",
     lora_rank: int = 64,
     seed: int = 0,
     prompts: str | Path | None = None,
     precision: str = "no",
-) -> ConsistencyFunction:
-    """A student that starts at the teacher's weights, with the chosen parameters trainable.
+) -> nn.Module:
+    """A network that starts at the teacher's weights, with the chosen parameters trainable.
 
     Args:
         parameters: "full" (all of them) or "lora" (low-rank adapters on every linear and
@@ -100,7 +125,7 @@ def create(
             network.add_lora(lora_rank)
     else:
         network = _add_lora(network, lora_rank, seed)
-    return ConsistencyFunction(network.train(), schedule, timestep_offset)
+    return network.train()
 
 
 def _add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
@@ -116,12 +141,7 @@ def _add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
         return get_peft_model(network, config)
 
 
-def save(
-    student: ConsistencyFunction | EDMConsistencyFunction,
-    folder: str | Path,
-    card: dict[str, Any],
-    snapshots: dict[str, Path] | None = None,
-) -> None:
+def save(student: FlowMap, folder: str | Path, card: dict[str, Any], snapshots: dict[str, Path] | None = None) -> None:
     """Write the student: a whole network, or peft's adapter folder; plus `student.json` (the card).
 
     Args:
@@ -137,54 +157,59 @@ def save(
         write_json(temporary / "student.json", card)
 
 
-def load(
-    folder: str | Path,
-    teacher_folder: str | Path,
-    schedule: VPSchedule,
-    timestep_offset: int,
-    prompts: str | Path | None = None,
-) -> ConsistencyFunction:
-    """Load a saved student in evaluation mode; adapters are merged into the teacher's weights.
+def load_network(folder: str | Path, base: str | Path | None = None, prompts: str | Path | None = None) -> nn.Module:
+    """A saved student's network; adapters are merged into the weights that they were trained beside.
+
+    Args:
+        base: folder of the network under the adapters.
+        prompts: embeddings, for a text-to-image network.
 
     Raises:
         StorageError: missing or damaged files.
     """
     check_folder(folder)
-    if (Path(folder) / LORA_FILE).is_file():
-        network = networks.load(teacher_folder, prompts=prompts).float()
-        try:
-            network.merge_lora(folder)
-        except ConsistencyError:
-            raise
-        except Exception as error:
-            raise StorageError(f"{folder}: adapters cannot be loaded ({first_line(error)})") from error
-    elif (Path(folder) / "adapter_config.json").is_file():
+    merging = (Path(folder) / LORA_FILE).is_file()
+    if not merging and not (Path(folder) / "adapter_config.json").is_file():
+        return networks.load(folder, prompts=prompts)
+    if not merging:
+        sizes.check_ranks(folder)
+    network = networks.load(base, prompts=prompts)
+    try:
+        if merging:
+            network.float().merge_lora(folder)
+            return network
         from ..runtime.compat import ensure_torchvision
 
         ensure_torchvision()
         from peft import PeftModel
 
-        sizes.check_ranks(folder)
-        base = networks.load(teacher_folder)
-        try:
-            network = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
-        except Exception as error:
-            raise StorageError(f"{folder}: adapters cannot be loaded ({first_line(error)})") from error
-    else:
-        network = networks.load(folder, prompts=prompts)
-    return ConsistencyFunction(network.eval().requires_grad_(False), schedule, timestep_offset)
+        return PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
+    except ConsistencyError:
+        raise
+    except Exception as error:
+        raise StorageError(f"{folder}: adapters cannot be loaded ({first_line(error)})") from error
 
 
-def load_edm(folder: str | Path, schedule: VESchedule, snapshot: str | None = None) -> EDMConsistencyFunction:
-    """Load a student that was trained from pairs, in evaluation mode.
+def load(
+    folder: str | Path,
+    flow: Flow,
+    parameterisation: str | None = None,
+    *,
+    timestep_offset: int = -1,
+    base: str | Path | None = None,
+    prompts: str | Path | None = None,
+    snapshot: str | None = None,
+) -> FlowMap:
+    """A saved student in evaluation mode.
 
     Args:
+        base, prompts: see `load_network`.
         snapshot: name of its weights earlier in training; the final ones by default.
 
     Raises:
         StorageError: missing or damaged files.
     """
-    student = EDMConsistencyFunction(networks.load(folder), schedule)
+    student = FlowMap(load_network(folder, base, prompts), flow, parameterisation, timestep_offset)
     if snapshot is not None:
         weights, _ = load_tensors(Path(folder) / "snapshots" / f"{snapshot}.safetensors")
         student.load_state_dict(weights)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from ..config.jobs import SamplingJob
 from ..errors import MismatchError, memory_advice
 from ..files.storage import load_tensors
 from ..files.writers import Shapes, tensor_file
 from ..flow.noise import normal
-from ..flow.schedules import VESchedule
 from ..runtime.devices import pick_device, place
 from ..runtime.progress import Progress
 from ..teachers.protocol import Teacher
 from ..teachers.targets import solver_named, trajectory
-from .maps import ConsistencyFunction, EDMConsistencyFunction
+from . import samplers
+from .maps import FlowMap, budget_name, flow_of, load
+
+Sampler = Callable[..., torch.Tensor]
 
 
 def load_noise(path: str | Path, sample_shape: tuple[int, ...], count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,114 +80,83 @@ def sample_teacher(
             progress.update(len(points))
 
 
-def ve_times(schedule: VESchedule, steps: int, levels: int = 1281) -> list[float]:
-    """`steps` evenly spaced noise levels of the Karras grid of iCT's last levels, from σ_max down."""
-    grid = schedule.grid(levels)
-    return [grid[levels - 1 - j * (levels - 1) // steps].item() for j in range(steps)]
-
-
-def few_step_times(grid: list[int], steps: int) -> list[int]:
-    """`steps` evenly spaced times of the student's own grid, from T down (section A.7)."""
-    return [grid[j * (len(grid) - 1) // steps] for j in range(steps)]
-
-
-def few_step(
-    student: ConsistencyFunction | EDMConsistencyFunction,
+def sample(
+    student: FlowMap,
+    sampler: Sampler,
+    steps: int,
     noise: torch.Tensor,
     labels: torch.Tensor,
-    times: list[int] | list[float],
+    *,
     seed: int,
     first: int = 0,
+    n_steps: int | None = None,
 ) -> torch.Tensor:
-    """f to x̂, re-noise to the next time, repeat (section A.7).
+    """Samples in `steps` steps.
 
     Args:
-        noise: (B, …), the initial noise of samples first..first + B − 1.
-        times: descending, the first is T (or σ_max, and the noise is then at σ_max).
-        seed: of the re-noising; each sample and step has a stream of its own.
+        sampler: a function like those of `samplers`.
+        noise: standard normal (B, …), the initial noise of samples first..first + B − 1.
+        seed: of fresh noise; each sample and step has a stream of its own.
+        n_steps: N, of a student whose times are a grid.
     """
-    clean = student(noise, times[0], labels)
-    for j, time in enumerate(times[1:], start=1):
-        fresh = normal(seed, "renoise", range(first, first + len(noise)), noise.shape[1:], j).to(noise.device)
-        clean = student(student.schedule.add_noise(clean, fresh, time), time, labels)
-    return clean
+    flow, rows = student.flow, range(first, first + len(noise))
+
+    def fresh(step: int) -> torch.Tensor:
+        return normal(seed, "renoise", rows, noise.shape[1:], step).to(noise.device)
+
+    return sampler(student, noise * flow.noise_scale, flow.times(steps, n_steps), labels, fresh)
+
+
+def load_students(job: SamplingJob, files: dict[str, str]) -> dict[str, FlowMap]:
+    """ "final" → the student, and by the names of their snapshots those of earlier in its training."""
+    flow, folder = flow_of(job.flow, job.flow_options), files["student"]
+    options = {"timestep_offset": job.timestep_offset, "base": files.get("initial"), "prompts": files.get("prompts")}
+    names = {budget_name(budget): budget_name(budget) for budget in job.budgets}
+    return {
+        name: load(folder, flow, job.parameterisation, snapshot=snapshot, **options)
+        for name, snapshot in {"final": None, **names}.items()
+    }
 
 
 @memory_advice("lower evaluation.batch_size")
 @torch.no_grad()
-def sample_student(
-    path: str | Path,
-    student: ConsistencyFunction,
-    noise: torch.Tensor,
-    labels: torch.Tensor,
-    n_steps: int,
-    sampling_steps: list[int],
-    teacher_samples: str | Path,
-    seed: int,
-    batch_size: int,
-    precision: str = "no",
-) -> None:
-    """Write the student's samples: `steps_{n}` (count, …) for each number of sampling steps up to N,
-    and `from_{s}` (count, …), f of the teacher's own trajectory at each start time s.
+def sample_student(path: str | Path, job: SamplingJob, files: dict[str, str]) -> None:
+    """Write a student's samples.
+
+    `steps_{n}` (count, …) for each number of sampling steps; `budget_{b}` (count, …), one step, of the student after
+    each share of its training; with the teacher's samples `from_{s}` (count, …), f of the teacher's own trajectory at
+    each start time s.
 
     Args:
-        precision: that the student runs in; the state stays float32.
+        files: `student` and `noise`; of students of targets `teacher_samples`, `initial` (the network under adapters)
+            and, of a text-to-image network, `prompts`.
 
     Raises:
-        MismatchError: the teacher's samples are of another number.
+        StorageError: missing or damaged files.
+        MismatchError: noise or teacher's samples of another number or shape.
     """
-    reference, _ = load_tensors(teacher_samples, ["points", "times"])
-    if reference["points"].shape[1] != len(noise):
-        raise MismatchError(
-            f"{teacher_samples}: {reference['points'].shape[1]} samples, the noise file has {len(noise)}"
-        )
-    grid, device = student.schedule.grid(n_steps), pick_device()
-    place(student, device, precision)
-    progress = Progress(len(noise), "sample student")
-    few, times = [steps for steps in sampling_steps if steps <= n_steps], reference["times"].tolist()
-    names = [*(f"steps_{steps}" for steps in few), *(f"from_{time}" for time in times)]
-    with tensor_file(path, dict.fromkeys(names, (torch.float32, tuple(noise.shape)))) as file:
-        for first in range(0, len(noise), batch_size):
-            rows = slice(first, first + batch_size)
-            x, cond = noise[rows].to(device), labels[rows].to(device)
-            for steps in few:
-                sampled = few_step(student, x, cond, few_step_times(grid, steps), seed, first)
-                file[f"steps_{steps}"][rows] = sampled.cpu()
-            for row, time in enumerate(times):
-                start = reference["points"][row, rows].to(x)
-                file[f"from_{time}"][rows] = student(start, time, cond).cpu()
-            progress.update(len(x))
-
-
-@memory_advice("lower evaluation.batch_size")
-@torch.no_grad()
-def sample_pairs_student(
-    path: str | Path,
-    students: dict[str, EDMConsistencyFunction],
-    noise: torch.Tensor,
-    labels: torch.Tensor,
-    sampling_steps: list[int],
-    seed: int,
-    batch_size: int,
-    precision: str = "no",
-) -> None:
-    """Write the samples of a student trained from pairs, from σ_max times the shared noise.
-
-    Args:
-        students: "final" → the student: `steps_{n}` (count, …) for each number of sampling steps; the others, of
-            earlier in its training, by name → `{name}` (count, …), one step.
-        precision: that the students run in; the state stays float32.
-    """
-    device = pick_device()
+    students, sampler = load_students(job, files), getattr(samplers, job.sampler)
+    final, device = students["final"], pick_device()
+    noise, labels = load_noise(files["noise"], final.sample_shape, job.count)
+    points, starts = torch.empty(0), []
+    if teacher_samples := files.get("teacher_samples"):
+        reference, _ = load_tensors(teacher_samples, ["points", "times"])
+        points, starts = reference["points"], reference["times"].tolist()
+        if points.shape[1] != len(noise):
+            raise MismatchError(f"{teacher_samples}: {points.shape[1]} samples, the noise file has {len(noise)}")
     for student in students.values():
-        place(student, device, precision)
-    progress = Progress(len(noise), "sample student")
-    sets = {f"steps_{steps}": (students["final"], steps) for steps in sampling_steps}
+        place(student, device, job.precision)
+    sets = {f"steps_{n}": (final, n) for n in job.sampling_steps}
     sets |= {name: (student, 1) for name, student in students.items() if name != "final"}
-    with tensor_file(path, dict.fromkeys(sets, (torch.float32, tuple(noise.shape)))) as file:
-        for first in range(0, len(noise), batch_size):
-            rows = slice(first, first + batch_size)
+    names, progress = [*sets, *(f"from_{time}" for time in starts)], Progress(len(noise), "sample student")
+    with tensor_file(path, dict.fromkeys(names, (torch.float32, tuple(noise.shape)))) as file:
+        for first in range(0, len(noise), job.batch_size):
+            rows = slice(first, first + job.batch_size)
+            x, cond = noise[rows].to(device), labels[rows].to(device)
             for name, (student, steps) in sets.items():
-                start, cond = (noise[rows] * student.schedule.sigma_max).to(device), labels[rows].to(device)
-                file[name][rows] = few_step(student, start, cond, ve_times(student.schedule, steps), seed, first).cpu()
-            progress.update(len(noise[rows]))
+                options = {"seed": job.seed, "first": first, "n_steps": job.n_steps}
+                drawn = sample(student, partial(sampler, **job.sampler_params), steps, x, cond, **options)
+                file[name][rows] = drawn.cpu()
+            for row, time in enumerate(starts):
+                file[f"from_{time}"][rows] = final(points[row, rows].to(x), time, cond).cpu()
+            progress.update(len(x))

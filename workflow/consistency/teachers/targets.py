@@ -273,7 +273,7 @@ class TargetReader:
         self._verified: set[int] = set()
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        """The batch of a step: x_s, x_n, x_0 (B, …), s, n (B,), cond (B,) (see `objectives`)."""
+        """The batch of a step: x_t, x_r, x_0 (B, …), t, r (B,), cond (B,) (see `objectives`)."""
         epoch, place = divmod(step, sum(self.batches))
         if self._shards[0] != epoch:
             self._shards = epoch, generator(self.seed, "order", epoch).permutation(len(self.batches)).tolist()
@@ -285,17 +285,18 @@ class TargetReader:
         tensors = self._tensors(shard)
         if self.manifest["mode"] == "paper":
             k = tensors["k"][items]
-            pair = {name: tensors[name].index_select(0, items) for name in ("x_s", "x_n", "x_0", "cond")}
+            stored = {"x_t": "x_s", "x_r": "x_n", "x_0": "x_0", "cond": "cond"}
+            batch = {name: tensors[key].index_select(0, items) for name, key in stored.items()}
         else:
             row, k = items // self.pairs, items % self.pairs
             points = tensors["points"]
-            pair = {
-                "x_s": points[row, k],
-                "x_n": points[row, k + 1],
+            batch = {
+                "x_t": points[row, k],
+                "x_r": points[row, k + 1],
                 "x_0": points[row, -1],
                 "cond": tensors["cond"][row],
             }
-        return pair | {"s": self.grid[k], "n": self.grid[k + 1]}
+        return batch | {"t": self.grid[k], "r": self.grid[k + 1]}
 
     def _permutation(self, epoch: int, shard: int) -> torch.Tensor:
         if self._order is None or self._order[0] != (epoch, shard):

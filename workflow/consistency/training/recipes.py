@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,18 @@ import torch
 from torch import nn
 
 from .. import networks
+from ..config.jobs import StudentJob
 from ..data import prepare
 from ..data.prepare import as_float
 from ..errors import MismatchError
 from ..files.storage import atomic, sha256, weights_sha256, write_json, write_records
-from ..flow.schedules import VESchedule, VPSchedule
+from ..flow.schedules import Flow, VPSchedule
 from ..flow.streams import generator
 from ..networks.classifier import Classifier, accuracy, classify
 from ..runtime.devices import pick_device
 from ..runtime.provenance import environment
 from ..students import losses, maps, objectives
-from ..students.pairs import PairSource, Steps
+from ..students.pairs import CurriculumTimes, LogitNormalTimes, PairSource, coupling_named, velocity_of
 from ..teachers import targets
 from ..teachers.protocol import Teacher, network_time
 from . import loop
@@ -187,190 +190,148 @@ def import_teacher(
     networks.save(network, folder)
 
 
-def distance_of(loss: dict[str, Any]) -> loop.Distance:
+def loss_of(loss: dict[str, Any]) -> loop.Distance:
     """The function of `losses` that a configured loss names, with its constants."""
     constants = {key: value for key, value in loss.items() if key != "kind"}
-
-    def distance(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return getattr(losses, loss["kind"])(prediction, target, **constants)
-
-    return distance
+    return partial(getattr(losses, loss["kind"]), **constants)
 
 
-def fit_student(
-    folder: str | Path,
-    stats: str | Path,
-    side_folder: str | Path,
-    teacher_folder: str | Path,
-    manifest: str | Path,
-    run: dict[str, Any],
-    objective: str,
-    loss: dict[str, Any],
-    parameters: str,
-    lora_rank: int,
-    schedule: dict[str, Any],
-    timestep_offset: int,
-    settings: dict[str, Any],
-    initial_folder: str | Path | None = None,
-    prompts: str | Path | None = None,
-) -> None:
-    """Distil one student from precomputed targets.
+def objective_of(job: StudentJob, flow: Flow) -> loop.Objective:
+    """The job's objective as the loop calls it, with context and params."""
+    function = getattr(objectives, job.objective)
+    context = objectives.Context(flow, loss_of(job.loss.model_dump()), job.run.n_steps, job.run.guidance)
 
-    Args:
-        run: the row of the experiment's table; its seed orders the draws and starts the adapters.
-        objective: a function of `objectives`.
-        loss: `{"kind": "mse"}` or `{"kind": "pseudo_huber", "c": …}`.
-        parameters: "full" or "lora".
-        initial_folder: the network to start from, where the teacher is not one; the teacher by default.
-        prompts: embeddings, for a text-to-image network.
+    def objective(model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
+        return function(maps.Student(model), batch, context, **job.params)
 
-    Raises:
-        MismatchError: the targets were solved with another teacher.
-    """
-    began = time.monotonic()
-    noise_schedule, options, seed = VPSchedule(**schedule), loop.Settings(**settings), run["seed"]
-    teacher_sha256 = weights_sha256(teacher_folder)
-    reader = targets.TargetReader(manifest, noise_schedule, options.batch_size, seed)
+    objective.capturable = getattr(function, "capturable", True)
+    return objective
+
+
+@dataclass
+class Lesson:
+    """What one student learns from: a network to start with, draws, and the hashes of what they come from."""
+
+    network: nn.Module
+    source: targets.TargetReader | PairSource
+    inputs: dict[str, str]
+
+
+def _from_targets(job: StudentJob, files: dict[str, str], flow: VPSchedule) -> Lesson:
+    """Precomputed targets, and the teacher's weights (where it is a formula, those of a network trained like it)."""
+    teacher_sha256, seed = weights_sha256(files["teacher"]), job.run.seed
+    reader = targets.TargetReader(files["manifest"], flow, job.training.batch_size, seed)
     if reader.manifest["teacher_sha256"] != teacher_sha256:
         raise MismatchError(
-            f"{manifest}: targets of teacher {reader.manifest['teacher_sha256'][:12]}…, "
-            f"{teacher_folder} is {teacher_sha256[:12]}…; delete the targets and run again"
+            f"{files['manifest']}: targets of teacher {reader.manifest['teacher_sha256'][:12]}…, "
+            f"{files['teacher']} is {teacher_sha256[:12]}…; delete the targets and run again"
         )
-    initial_folder = initial_folder or teacher_folder
-    student = maps.create(
-        initial_folder, noise_schedule, timestep_offset, parameters, lora_rank, seed, prompts, options.precision
-    )
-    if options.gradient_checkpointing and hasattr(student.network, "enable_gradient_checkpointing"):
-        student.network.enable_gradient_checkpointing()
-    resolved = {
-        "run": run,
-        "objective": objective,
-        "loss": loss,
-        "parameters": parameters,
-        "lora_rank": lora_rank if parameters == "lora" else None,
-        "schedule": schedule,
-        "timestep_offset": timestep_offset,
-        "training": settings,
-    }
-    inputs = {"teacher_sha256": teacher_sha256, "targets_sha256": sha256(manifest)}
-    inputs["initial_sha256"] = weights_sha256(initial_folder)
-    function = getattr(objectives, objective)
-    records = loop.train(
-        student,
-        function,
-        distance_of(loss),
-        reader,
-        options,
-        seed,
-        side_folder,
-        {**resolved, **inputs},
-        f"train {run['run']}",
-    )
-    if records is None:
-        return
-    card = {
-        "settings": resolved,
-        "inputs": inputs,
-        "environment": environment(str(pick_device(options.device))),
-    }
-    maps.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)})
-    write_records(stats, records)
-    loop.finish(side_folder)
+    initial = files.get("initial") or files["teacher"]
+    options = {"prompts": files.get("prompts"), "precision": job.training.precision}
+    network = maps.create(initial, job.parameters, job.lora_rank or 0, seed, **options)
+    inputs = {"teacher_sha256": teacher_sha256, "targets_sha256": sha256(files["manifest"])}
+    return Lesson(network, reader, inputs | {"initial_sha256": weights_sha256(initial)})
 
 
-def fit_pairs_student(
-    folder: str | Path,
-    stats: str | Path,
-    side_folder: str | Path,
-    data_path: str | Path,
-    run: dict[str, Any],
-    objective: str,
-    coupling: dict[str, Any],
-    velocity: str,
-    network: dict[str, Any],
-    options: dict[str, Any],
-    schedule: dict[str, Any] | None = None,
-    timestep_offset: int | None = None,
-    teacher_folder: str | Path | None = None,
-    frozen_folder: str | Path | None = None,
-) -> None:
-    """Train one student from scratch on pairs: consistency training, or distillation along the teacher's velocity.
-
-    Args:
-        run: the row of the experiment's table; its seed starts the network and orders the draws.
-        coupling: of `settings.Coupling`.
-        velocity: "pair" (CT) or "teacher" (CD).
-        options: of `settings.ConsistencyTraining`, with the run's own loss.
-        schedule, timestep_offset: of a teacher that is a network, for velocity "teacher".
-        teacher_folder: for velocity "teacher".
-        frozen_folder: the student whose snapshot is the coupling's frozen generator.
-
-    Raises:
-        StorageError: missing or damaged files, or a frozen generator without that snapshot.
-    """
-    began = time.monotonic()
-    seed, settings = run["seed"], loop.Settings(**options["training"])
-    tensors, classes = prepare.load(data_path)
+def _from_pairs(job: StudentJob, files: dict[str, str], flow: Flow) -> Lesson:
+    """Pairs that are drawn while training, and a new network."""
+    tensors, classes = prepare.load(files["data"])
     images, labels = tensors["train_images"], tensors["train_labels"]
-    edm = VESchedule(**options["edm"])
-    model = networks.build(network, tuple(images.shape[1:]), classes, TIME_RESOLUTION, seed)
-    student = maps.EDMConsistencyFunction(model, edm)
-    device, inputs = pick_device(settings.device), {"data_sha256": sha256(data_path)}
-    teacher, generate = None, coupling["generator"]
-    if velocity == "teacher":
-        noise_schedule = VPSchedule(**(schedule or {}))
-        teacher = Teacher.load(teacher_folder, noise_schedule, timestep_offset, images.shape[1:], classes)
-        teacher.to(device)
-        inputs["teacher_sha256"] = weights_sha256(teacher_folder)
+    shape, device = tuple(images.shape[1:]), pick_device(job.training.device)
+    network = networks.build(
+        job.network | {"second_time": True} if maps.PARAMETERISATIONS[job.parameterisation].two_times else job.network,
+        shape,
+        classes,
+        TIME_RESOLUTION,
+        job.run.seed,
+    )
+    inputs, velocity = {"data_sha256": sha256(files["data"])}, None
+    if job.velocity == "teacher":
+        schedule = VPSchedule(**(job.teacher_schedule or {}))
+        teacher = Teacher.load(files["teacher"], schedule, job.timestep_offset, shape, classes).to(device)
+        velocity = velocity_of(teacher, flow)
+        inputs["teacher_sha256"] = weights_sha256(files["teacher"])
         if teacher.prediction != "epsilon":
             inputs["teacher_prediction"] = teacher.prediction
-    if isinstance(generate, dict):
-        name = maps.budget_name(generate["budget"])
-        generate = maps.load_edm(frozen_folder, edm, name).to(device)
-        inputs["frozen_sha256"] = sha256(Path(frozen_folder) / "snapshots" / f"{name}.safetensors")
+    coupling = job.coupling
+    generate = coupling.generator
+    if not isinstance(generate, str):
+        name = maps.budget_name(generate.budget)
+        generate = maps.load(files["frozen"], flow, job.parameterisation, snapshot=name).to(device)
+        inputs["frozen_sha256"] = sha256(Path(files["frozen"]) / "snapshots" / f"{name}.safetensors")
+    times = (
+        CurriculumTimes(flow, job.training.steps, **job.times)
+        if "s0" in job.times
+        else LogitNormalTimes(flow, **{key: value for key, value in job.times.items() if key != "kind"})
+    )
     source = PairSource(
         images,
         labels,
-        edm,
-        Steps(**options["curriculum"]),
-        settings.steps,
-        settings.batch_size,
-        seed,
-        coupling["kind"],
-        coupling["share"],
-        generate,
-        None if teacher is None else teacher.velocity,
+        flow,
+        times,
+        batch_size=job.training.batch_size,
+        seed=job.run.seed,
+        coupling=None if coupling.kind == "independent" else coupling_named(coupling.kind),
+        share=coupling.share,
+        generator_model=generate,
+        velocity=velocity,
     )
-    side = Path(side_folder)
-    names = {maps.budget_name(budget): max(1, round(budget * settings.steps)) for budget in options["budgets"]}
-    files = {name: side / f"{name}.safetensors" for name in names}
-    resolved = {
-        "run": run,
-        "objective": objective,
-        "coupling": coupling,
-        "velocity": velocity,
-        "network": network,
-        "schedule": schedule,
-        "timestep_offset": timestep_offset,
-        **options,
-    }
+    return Lesson(network, source, inputs)
+
+
+def fit_student(
+    job: StudentJob,
+    files: dict[str, str],
+    *,
+    folder: str | Path,
+    stats: str | Path,
+    side_folder: str | Path,
+) -> None:
+    """Train one student.
+
+    Args:
+        files: of targets `manifest`, `teacher`, `initial` (the network to start from; the teacher by default) and, of
+            a text-to-image network, `prompts`; of pairs `data`, with velocity teacher `teacher`, and `frozen`, the
+            student whose snapshot is the coupling's generator.
+        folder, stats: the outputs; side_folder: see `loop.train`.
+
+    Raises:
+        StorageError: missing or damaged files, or a frozen generator without that snapshot.
+        MismatchError: the targets were solved with another teacher.
+    """
+    began, side = time.monotonic(), Path(side_folder)
+    flow = maps.flow_of(job.flow, job.flow_options)
+    lesson = (_from_targets if job.draws == "targets" else _from_pairs)(job, files, flow)
+    student = maps.FlowMap(lesson.network, flow, job.parameterisation, job.timestep_offset)
+    if job.training.gradient_checkpointing and hasattr(student.network, "enable_gradient_checkpointing"):
+        student.network.enable_gradient_checkpointing()
+    steps = job.training.steps
+    snapshots = {maps.budget_name(budget): max(1, round(budget * steps)) for budget in job.budgets}
+    paths = {name: side / f"{name}.safetensors" for name in snapshots}
+    pairs = job.draws == "pairs"
+
+    def batch_at(step: int) -> dict[str, torch.Tensor]:
+        batch = lesson.source(step)
+        return batch | {"progress": torch.full((job.training.batch_size,), step / steps)}
+
     records = loop.train(
         student,
-        getattr(objectives, objective),
-        distance_of(options["loss"]),
-        source,
-        settings,
-        seed,
+        objective_of(job, flow),
+        loss_of(job.loss.model_dump()),
+        batch_at,
+        loop.Settings(**job.training.model_dump()),
+        job.run.seed,
         side,
-        {**resolved, **inputs},
-        f"train {run['run']}",
-        source.prepare,
-        {files[name]: step for name, step in names.items()},
-        source.together,
+        job.model_dump() | lesson.inputs,
+        f"train {job.run.run}",
+        lesson.source.prepare if pairs else None,
+        {paths[name]: step for name, step in snapshots.items()},
+        lesson.source.together if pairs else True,
     )
     if records is None:
         return
-    card = {"settings": resolved, "inputs": inputs, "environment": environment(str(device))}
-    maps.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)}, files)
+    device = str(pick_device(job.training.device))
+    card = {"settings": job.model_dump(), "inputs": lesson.inputs, "environment": environment(device)}
+    maps.save(student, folder, card | {"wall_time_s": round(time.monotonic() - began, 3)}, paths)
     write_records(stats, records)
     loop.finish(side)
