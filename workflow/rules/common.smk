@@ -445,12 +445,12 @@ def compared_with(wildcards):
 
 
 def true_ends(wildcards):
-    """The schedules whose exact ODE end something is compared with."""
+    """The flows whose exact ODE end something is compared with, with their options."""
     experiment, settings = wildcards.experiment, preset(wildcards)
     found = {"vp": dump(settings.schedule)} if FROM_TARGETS[experiment] or settings.analysis.order_steps else {}
     if settings.analysis.order_steps:
         found["vp_refined"] = dump(settings.schedule)
-    return found | ({"ve": dump(settings.consistency_training.edm)} if FROM_PAIRS[experiment] else {})
+    return found | {run.flow: jobs.map_job(settings, run).flow_options for run in FROM_PAIRS[experiment].values()}
 
 
 def analysed(experiment):

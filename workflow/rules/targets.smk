@@ -67,7 +67,7 @@ rule solve_truth:
         "../../envs/train.yaml"
     threads: 1
     params:
-        schedules=true_ends,
+        flows=true_ends,
         identity=identity("solve_truth"),
     script:
         "../scripts/solve_truth.py"

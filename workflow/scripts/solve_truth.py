@@ -6,5 +6,5 @@ with job(snakemake):
     from consistency.teachers import truth
 
     noise = load_tensors(snakemake.input.noise, ["noise"])[0]["noise"]
-    schedules = truth.schedules_of(snakemake.params.schedules)
-    truth.solve(snakemake.output[0], Mixture.load(snakemake.input.teacher), noise, schedules)
+    flows = truth.flows_of(snakemake.params.flows)
+    truth.solve(snakemake.output[0], Mixture.load(snakemake.input.teacher), noise, flows)

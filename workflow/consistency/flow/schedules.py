@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -337,3 +338,8 @@ def step_probabilities(sigmas: torch.Tensor, mean: float = -1.1, deviation: floa
 
 
 FLOWS: dict[str, type[Flow]] = {flow.name: flow for flow in (VPSchedule, VESchedule, LinearFlow, TrigFlow)}
+
+
+def flow_of(name: str, options: dict[str, Any]) -> Flow:
+    """The flow of that name with its options (of `settings.Schedule` or `settings.EDM`)."""
+    return FLOWS[name](**options)

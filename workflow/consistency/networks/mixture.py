@@ -64,6 +64,11 @@ class Mixture:
         """d."""
         return self.means.shape[1]
 
+    @property
+    def mean(self) -> torch.Tensor:
+        """Of the whole mixture, (d,)."""
+        return self.weights @ self.means
+
     def to(self, device: torch.device) -> Mixture:
         """Move the parameters."""
         for name in ("weights", "means", "covariances", "_values", "_vectors"):

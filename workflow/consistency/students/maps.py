@@ -13,7 +13,7 @@ from torch import nn
 from .. import networks
 from ..errors import ConsistencyError, StorageError
 from ..files.storage import atomic, check_folder, check_tensors, load_tensors, write_json
-from ..flow.schedules import FLOWS, Flow
+from ..flow.schedules import Flow
 from ..networks import LORA_FILE, first_line, sizes
 from ..runtime.devices import HALF
 from .derivatives import along
@@ -90,11 +90,6 @@ class Student:
             return self.map(x, t, cond, r, of_velocity)
 
         return along(function, (x, t), (velocity, torch.ones_like(t)))
-
-
-def flow_of(name: str, options: dict[str, Any]) -> Flow:
-    """The flow of that name with its options (of `settings.Schedule` or `settings.EDM`)."""
-    return FLOWS[name](**options)
 
 
 def create(

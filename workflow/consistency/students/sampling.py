@@ -13,12 +13,13 @@ from ..errors import MismatchError, memory_advice
 from ..files.storage import load_tensors
 from ..files.writers import Shapes, tensor_file
 from ..flow.noise import normal
+from ..flow.schedules import flow_of
 from ..runtime.devices import pick_device, place
 from ..runtime.progress import Progress
 from ..teachers.protocol import Teacher
 from ..teachers.targets import solver_named, trajectory
 from . import samplers
-from .maps import FlowMap, budget_name, flow_of, load
+from .maps import FlowMap, budget_name, load
 
 Sampler = Callable[..., torch.Tensor]
 

@@ -15,11 +15,12 @@ import torch
 
 from ..errors import MismatchError
 from ..files.storage import save_tensors
-from ..flow.schedules import VESchedule, VPSchedule
+from ..flow.schedules import Flow, VPSchedule, flow_of
 from ..networks.mixture import Mixture
 from ..runtime.progress import Progress
 
 RTOL, ATOL = 1e-12, 1e-13  # of the true end
+FAR = 1e5  # s that stands for infinity: its terms of order 1/s² are below the integrator's error
 
 
 def endpoint(
@@ -57,42 +58,47 @@ def endpoint(
     return torch.from_numpy(solved.y[:, -1].copy()).view(shape)
 
 
-def schedules_of(options: dict[str, dict[str, Any]]) -> dict[str, VPSchedule | VESchedule]:
-    """The schedules named vp, vp_refined and ve with their options (of `settings.Schedule` and `settings.EDM`)."""
-    make = {
-        "vp": lambda chosen: VPSchedule(**chosen),
-        "vp_refined": lambda chosen: VPSchedule(**chosen).refined(),
-        "ve": lambda chosen: VESchedule(**chosen),
+def flows_of(options: dict[str, dict[str, Any]]) -> dict[str, Flow]:
+    """The flows with their options by name; `vp_refined` is the VP schedule on a finer grid."""
+    return {
+        name: VPSchedule(**chosen).refined() if name == "vp_refined" else flow_of(name, chosen)
+        for name, chosen in options.items()
     }
-    return {name: make[name](chosen) for name, chosen in options.items()}
 
 
 def starts(
-    noise: torch.Tensor, schedules: dict[str, VPSchedule | VESchedule]
+    noise: torch.Tensor, flows: dict[str, Flow], mean: torch.Tensor | float = 0.0
 ) -> dict[str, tuple[torch.Tensor, float, float]]:
-    """For each schedule, where its ODE starts from the shared noise, as (y, s at the start, s at the end)."""
-    found = {}
-    for name, schedule in schedules.items():
-        if isinstance(schedule, VPSchedule):
-            alpha, sigma = schedule.alpha[-1].item(), schedule.sigma[-1].item()
-            found[name] = noise.double() / alpha, sigma / alpha, 0.0
+    """For each flow, where its ODE starts from the shared noise, as (y, s at the start, s at the end).
+
+    A flow that starts at noise alone has no finite s there. It is followed from s = FAR on: until then the velocity is
+    that of the data's mean, up to terms of order 1/s².
+
+    Args:
+        mean: of the data, (d,).
+    """
+    starting = {}
+    for name, flow in flows.items():
+        alpha, sigma = (value.item() for value in flow.coefficients(flow.start, noise.double()))
+        if alpha > 1 / FAR:
+            starting[name] = noise.double() * flow.noise_scale / alpha, sigma / alpha, flow.end * (flow.name == "ve")
         else:
-            found[name] = noise.double() * schedule.sigma_max, schedule.sigma_max, schedule.sigma_min
-    return found
+            starting[name] = mean + FAR * noise.double(), FAR, 0.0
+    return starting
 
 
 def solve(
     path: str | Path,
     mixture: Mixture,
     noise: torch.Tensor,
-    schedules: dict[str, VPSchedule | VESchedule],
+    flows: dict[str, Flow],
     checked: int = 4,
     tolerance: float = 1e-7,
     batch_size: int = 512,
 ) -> None:
-    """Write the ODE's end from the shared noise, float64, one tensor (count, d) a schedule.
+    """Write the ODE's end from the shared noise, float64, one tensor (count, d) a flow.
 
-    VP ends at clean data, VE at σ_min, where its consistency function is the identity.
+    Flows end at clean data, VE at σ_min, where its consistency function is the identity.
 
     Args:
         checked: how many samples the second integrator solves too.
@@ -102,7 +108,7 @@ def solve(
         MismatchError: they differ by more.
     """
     tensors, metadata = {}, {}
-    for name, (y, start, end) in starts(noise, schedules).items():
+    for name, (y, start, end) in starts(noise, flows, mixture.mean).items():
         progress = Progress(len(y), f"true ODE endpoint, {name}")
         parts = []
         for part in y.split(batch_size):

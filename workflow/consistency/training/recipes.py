@@ -21,7 +21,7 @@ from ..data import prepare
 from ..data.prepare import as_float
 from ..errors import MismatchError
 from ..files.storage import atomic, sha256, weights_sha256, write_json, write_records
-from ..flow.schedules import Flow, VPSchedule
+from ..flow.schedules import Flow, VPSchedule, flow_of
 from ..flow.streams import generator
 from ..networks.classifier import Classifier, accuracy, classify
 from ..runtime.devices import pick_device
@@ -300,7 +300,7 @@ def fit_student(
         MismatchError: the targets were solved with another teacher.
     """
     began, side = time.monotonic(), Path(side_folder)
-    flow = maps.flow_of(job.flow, job.flow_options)
+    flow = flow_of(job.flow, job.flow_options)
     lesson = (_from_targets if job.draws == "targets" else _from_pairs)(job, files, flow)
     student = maps.FlowMap(lesson.network, flow, job.parameterisation, job.timestep_offset)
     if job.training.gradient_checkpointing and hasattr(student.network, "enable_gradient_checkpointing"):
