@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .. import networks
+from ..config.settings import Training
 from ..data import prepare
 from ..data.prepare import as_float
 from ..errors import MismatchError
@@ -28,6 +29,7 @@ from ..students.pairs import PairSource, Steps
 from ..teachers import targets
 from ..teachers.protocol import Teacher, network_time
 from . import loop
+from .steps import Loss, Task
 
 log = logging.getLogger("consistency")
 
@@ -60,7 +62,7 @@ def fit_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Classifier(list(images.shape[1:]), classes, channels, feature_size)
-    options = loop.Settings(**settings)
+    options = Training.model_validate(settings)
 
     def batch_at(step: int) -> dict[str, torch.Tensor]:
         rows = torch.from_numpy(generator(seed, "order", step).integers(len(images), size=options.batch_size))
@@ -69,14 +71,12 @@ def fit_classifier(
     fingerprint = {"data": sha256(data_path), "settings": settings, "seed": seed, "size": [channels, feature_size]}
     records = loop.train(
         network,
-        classify,
-        losses.cross_entropy,
-        batch_at,
+        Task(classify, batch_at, losses.cross_entropy),
         options,
-        seed,
-        side_folder,
-        fingerprint,
-        "train classifier",
+        seed=seed,
+        side_folder=side_folder,
+        fingerprint=fingerprint,
+        what="train classifier",
     )
     if records is None:
         return
@@ -113,7 +113,7 @@ def fit_teacher(
     images, labels = tensors["train_images"], tensors["train_labels"]
     noise_schedule = VPSchedule(**schedule)
     model = networks.build(network, tuple(images.shape[1:]), classes, noise_schedule.steps, seed)
-    options = loop.Settings(**settings)
+    options = Training.model_validate(settings)
 
     def batch_at(step: int) -> dict[str, torch.Tensor]:
         rng, size = generator(seed, "order", step), options.batch_size
@@ -136,7 +136,15 @@ def fit_teacher(
         "settings": settings,
         "seed": seed,
     }
-    records = loop.train(model, denoise, losses.mse, batch_at, options, seed, side_folder, fingerprint, "train teacher")
+    records = loop.train(
+        model,
+        Task(denoise, batch_at, losses.mse),
+        options,
+        seed=seed,
+        side_folder=side_folder,
+        fingerprint=fingerprint,
+        what="train teacher",
+    )
     if records is None:
         return
     networks.save(model, folder)
@@ -187,7 +195,7 @@ def import_teacher(
     networks.save(network, folder)
 
 
-def distance_of(loss: dict[str, Any]) -> loop.Distance:
+def distance_of(loss: dict[str, Any]) -> Loss:
     """The function of `losses` that a configured loss names, with its constants."""
     constants = {key: value for key, value in loss.items() if key != "kind"}
 
@@ -228,7 +236,7 @@ def fit_student(
         MismatchError: the targets were solved with another teacher.
     """
     began = time.monotonic()
-    noise_schedule, options, seed = VPSchedule(**schedule), loop.Settings(**settings), run["seed"]
+    noise_schedule, options, seed = VPSchedule(**schedule), Training.model_validate(settings), run["seed"]
     teacher_sha256 = weights_sha256(teacher_folder)
     reader = targets.TargetReader(manifest, noise_schedule, options.batch_size, seed)
     if reader.manifest["teacher_sha256"] != teacher_sha256:
@@ -257,14 +265,12 @@ def fit_student(
     function = getattr(objectives, objective)
     records = loop.train(
         student,
-        function,
-        distance_of(loss),
-        reader,
+        Task(function, reader, distance_of(loss)),
         options,
-        seed,
-        side_folder,
-        {**resolved, **inputs},
-        f"train {run['run']}",
+        seed=seed,
+        side_folder=side_folder,
+        fingerprint={**resolved, **inputs},
+        what=f"train {run['run']}",
     )
     if records is None:
         return
@@ -309,7 +315,7 @@ def fit_pairs_student(
         StorageError: missing or damaged files, or a frozen generator without that snapshot.
     """
     began = time.monotonic()
-    seed, settings = run["seed"], loop.Settings(**options["training"])
+    seed, settings = run["seed"], Training.model_validate(options["training"])
     tensors, classes = prepare.load(data_path)
     images, labels = tensors["train_images"], tensors["train_labels"]
     edm = VESchedule(**options["edm"])
@@ -356,17 +362,13 @@ def fit_pairs_student(
     }
     records = loop.train(
         student,
-        getattr(objectives, objective),
-        distance_of(options["loss"]),
-        source,
+        Task(getattr(objectives, objective), source, distance_of(options["loss"]), source.prepare, source.together),
         settings,
-        seed,
-        side,
-        {**resolved, **inputs},
-        f"train {run['run']}",
-        source.prepare,
-        {files[name]: step for name, step in names.items()},
-        source.together,
+        seed=seed,
+        side_folder=side,
+        fingerprint={**resolved, **inputs},
+        what=f"train {run['run']}",
+        snapshots={files[name]: step for name, step in names.items()},
     )
     if records is None:
         return
