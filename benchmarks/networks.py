@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from consistency import config, networks
+from consistency.config.settings import Training
 from consistency.config.shapes import shape_of
 from consistency.data.prepare import as_float
 from consistency.files.storage import load_tensors, save_tensors
@@ -62,6 +63,11 @@ class Case:
     def smaller(self) -> Case:
         """The same with little to do, for tests."""
         return Case(self.name, self.network, self.shape, self.classes, 8, 16, 40, 64)
+
+    def training(self, **changes: Any) -> Training:
+        """How the loop trains for a benchmark: as a bare step does."""
+        sizes = {"batch_size": self.train_batch, "precision": self.precision, "learning_rate": 1e-4}
+        return Training(**sizes, warmup_steps=0, decay_share=0, weight_decay=0, **changes)
 
     def images(self, count: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (uint8) and labels of that shape."""
@@ -345,10 +351,11 @@ def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
                 ends.append((began, time.perf_counter()))
                 return objectives.direct(*args)
 
-            options = loop.Settings(steps + 3, case.train_batch, 1e-4, ema_decay=ema, precision=case.precision)
+            options = case.training(steps=steps + 3, ema_decay=ema)
             side = Path(folder) / name.replace(" ", "-")
             model = maps.FlowMap(case.build(), VPSchedule())
-            loop.train(model, objective, losses.mse, reader, options, 0, side, {"": name})
+            task = loop.Task(objective, reader, losses.mse)
+            loop.train(model, task, options, seed=0, side_folder=side, fingerprint={"": name})
             loop.finish(side)
             # The first ones make the optimiser's state. Means, as not every step makes a batch or writes a record.
             own = statistics.fmean([b[0] - a[1] for a, b in itertools.pairwise(ends)][2:])
@@ -379,10 +386,10 @@ def training_on_gpu(case: Case, rounds: int, steps: int) -> Iterator[Row]:
         bares = {"bare step": Student(case, graphs=False), "bare step as a CUDA graph": Student(case)}
 
         def ours(name: str, ema: float | None) -> float:
-            sizes = {"steps": steps + 8, "batch_size": case.train_batch, "log_every": 8}
-            options = loop.Settings(**sizes, learning_rate=1e-4, ema_decay=ema, precision=case.precision)
+            options = case.training(steps=steps + 8, log_every=8, ema_decay=ema)
             model, side = maps.FlowMap(case.build(), VPSchedule()), Path(folder) / name
-            records = loop.train(model, objectives.direct, losses.mse, reader, options, 0, side, {"": name})
+            task = loop.Task(objectives.direct, reader, losses.mse)
+            records = loop.train(model, task, options, seed=0, side_folder=side, fingerprint={"": name})
             loop.finish(side)
             # the first eight warm up and are captured
             return (records[-1]["seconds"] - records[0]["seconds"]) / steps

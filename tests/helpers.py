@@ -183,6 +183,13 @@ def solved_targets(folder: Path, digits: Path, teacher_folder: Path, count: int)
     return path
 
 
+def constant_rate(**changes: object) -> object:
+    """Settings of a training without warm-up, decay of the learning rate or weight decay."""
+    from consistency.config.settings import Training
+
+    return Training(**{"warmup_steps": 0, "decay_share": 0, "weight_decay": 0, "learning_rate": 1e-2} | changes)
+
+
 def write_any_json(path: Path, value: dict) -> None:
     """A JSON file as `storage.write_json` writes it, also of values that are not finite, which it refuses."""
     from consistency.files.hashes import ZEROS

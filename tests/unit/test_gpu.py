@@ -11,8 +11,10 @@ from consistency.students import losses, maps, objectives
 from consistency.students.pairs import PairSource, Steps
 from consistency.teachers import targets
 from consistency.teachers.protocol import Teacher
-from consistency.training import loop
+from consistency.training import loop, steps
 from consistency.training.graphs import WARM, Graphed
+from consistency.training.steps import Task
+from helpers import constant_rate
 
 pytestmark = pytest.mark.needs("gpu")
 DEVICE = torch.device("cuda")
@@ -28,10 +30,12 @@ def batches(step):
     return {"x_s": x[0], "x_n": x[1], "x_0": x[2], "s": s, "n": s - 100, "cond": cond}
 
 
-def fit(folder, objective=objectives.direct, steps=20, network=None, **settings):
+def fit(folder, objective=objectives.direct, network=None, **settings):
     model = maps.ConsistencyFunction(networks.build(NETWORK | (network or {}), SHAPE, 10, 1000, 0), VPSchedule())
-    options = loop.Settings(steps, 32, 1e-3, **{"precision": "bf16", "ema_decay": 0.9, **settings})
-    records = loop.train(model, objective, losses.mse, batches, options, 0, folder, {})
+    sizes = {"steps": 20, "batch_size": 32, "learning_rate": 1e-3}
+    options = constant_rate(**sizes | {"precision": "bf16", "ema_decay": 0.9} | settings)
+    task = Task(objective, batches, losses.mse)
+    records = loop.train(model, task, options, seed=0, side_folder=folder, fingerprint={})
     return model.state_dict(), records
 
 
@@ -43,7 +47,7 @@ def captures(monkeypatch):
             super()._capture(inputs)
             seen.append(self.graph is not None)
 
-    monkeypatch.setattr(loop, "Graphed", Watched)
+    monkeypatch.setattr(steps, "Graphed", Watched)
     return seen
 
 
@@ -60,7 +64,7 @@ def test_a_captured_training_is_the_plain_one(tmp_path, monkeypatch, objective, 
     seen = captures(monkeypatch)
     graph, records = fit(tmp_path / "a", objective, precision=precision, log_every=5)
     assert seen == [True]
-    monkeypatch.setattr(loop, "capturable", lambda model, objective: False)
+    monkeypatch.setattr(steps, "capturable", lambda model, objective: False)
     plain, others = fit(tmp_path / "b", objective, precision=precision, log_every=5)
     for name, value in plain.items():
         torch.testing.assert_close(graph[name], value, rtol=2e-3, atol=2e-4)
@@ -135,7 +139,7 @@ def test_batches_of_other_shapes_after_the_capture(tmp_path, monkeypatch):
     monkeypatch.setitem(fit.__globals__, "batches", fewer)
     for folder in ("a", "b"):
         found.append(fit(tmp_path / folder)[0])
-        monkeypatch.setattr(loop, "capturable", lambda model, objective: False)
+        monkeypatch.setattr(steps, "capturable", lambda model, objective: False)
     for name, value in found[1].items():
         torch.testing.assert_close(found[0][name], value, rtol=2e-3, atol=2e-4)
 
@@ -171,7 +175,7 @@ def test_gradients_that_are_not_finite_do_not_reach_the_weights(tmp_path, monkey
 
     monkeypatch.setitem(fit.__globals__, "batches", with_root)
     if way == "plain":
-        monkeypatch.setattr(loop, "capturable", lambda model, objective: False)
+        monkeypatch.setattr(steps, "capturable", lambda model, objective: False)
     if way == "fp16":
         weights, records = fit(tmp_path, rooted, precision="fp16", log_every=1)
         assert all(value.isfinite().all() for value in weights.values())
@@ -192,15 +196,15 @@ def test_consistency_training_from_pairs(tmp_path, monkeypatch, coupling, dropou
     for graphs in (True, False):
         seen = captures(monkeypatch)
         if not graphs:
-            monkeypatch.setattr(loop, "capturable", lambda model, objective: False)
+            monkeypatch.setattr(steps, "capturable", lambda model, objective: False)
         network = networks.build(NETWORK | {"dropout": dropout}, SHAPE, 10, 1000, 0)
         student = maps.EDMConsistencyFunction(network, VESchedule())
-        options = loop.Settings(16, 32, 1e-3, optimizer="radam", ema_decay=0.9, precision="bf16", log_every=4)
+        options = constant_rate(
+            steps=16, batch_size=32, learning_rate=1e-3, optimizer="radam", ema_decay=0.9, precision="bf16", log_every=4
+        )
         source = PairSource(images, labels, VESchedule(), Steps(), 16, 32, 0, coupling, 0.5)
-        records = loop.train(
-            student, objectives.consistency_training, losses.pseudo_huber_norm, source, options, 0,
-            tmp_path / str(graphs), {}, "ct", source.prepare, {}, source.together,
-        )  # fmt: skip
+        task = Task(objectives.consistency_training, source, losses.pseudo_huber_norm, source.prepare, source.together)
+        records = loop.train(student, task, options, seed=0, side_folder=tmp_path / str(graphs), fingerprint={})
         found.append(records)
         expected = [] if dropout or not graphs else [True, True] if coupling == "generator_induced" else [True]
         assert seen == expected

@@ -165,12 +165,12 @@ def test_fewer_samples_than_features(name, overrides, count, size):
 
 def test_a_learning_rate_that_is_never_reached():
     """Exactly where the schedule of `training` never gives it."""
-    from consistency.training.loop import Settings
+    from consistency.config.settings import Training
+    from consistency.training.optimizers import rate_at
 
     for warmup, share in ((60, 0.3), (71, 0.3), (72, 0.3), (200, 0.3), (100, 0), (101, 0), (1, 1), (2, 1)):
         training = {"steps": 100, "warmup_steps": warmup, "decay_share": share, "learning_rate": 0.5}
-        plan = Settings(batch_size=1, **training)
-        reached = max(plan.rate_at(step) for step in range(100)) == 0.5
+        reached = max(rate_at(Training(**training), step) for step in range(100)) == 0.5
         found = warnings("digits", {"student": {"training": training}})
         assert (found == []) == reached, (warmup, share, found)
         assert all("student.training.warmup_steps" in line and "never reaches 0.5" in line for line in found)

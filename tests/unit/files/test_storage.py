@@ -192,7 +192,7 @@ def test_a_flipped_bit_in_a_checkpoint(tmp_path, caplog):
     """torch alone reads most of these flips as other numbers."""
     weights, path, rng = {"w": torch.randn(50)}, tmp_path / "checkpoint.pt", random.Random(0)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(weights["w"])]).state_dict()
-    checkpoints.write_checkpoint(path, 5, weights, optimizer, None, [], {"a": 1})
+    checkpoints.write_checkpoint(path, {"step": 5, "weights": weights, "optimizer": optimizer}, {"a": 1})
     whole = checkpoints.read_checkpoint(path, {"a": 1})
     assert whole["step"] == 5
     assert torch.equal(whole["weights"]["w"], weights["w"])

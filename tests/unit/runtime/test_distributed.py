@@ -80,7 +80,9 @@ def replay(name):
         return {"x_s": x, "x_n": x, "s": x[:, 0], "n": x[:, 0], "cond": x[:, 0]}
 
     model = Student(torch.nn.Linear(16, 16), torch.nn.Dropout(0.5))
-    loop.train(model, objective, losses.mse, batch_at, loop.Settings(3, 24, 1e-3, device="cpu"), 0, folder, {})
+    settings = Training(steps=3, batch_size=24, warmup_steps=0, device="cpu")
+    task = loop.Task(objective, batch_at, losses.mse)
+    loop.train(model, task, settings, seed=0, side_folder=folder, fingerprint={})
     (places(name)[0].parent / f"masks-{os.environ['RANK']}.json").write_text(json.dumps(seen))
 
 
@@ -95,8 +97,9 @@ def root(name):
         z[-1] = step != 4
         return {"x": torch.ones(24, 16), "z": z}
 
-    settings = loop.Settings(8, 24, 1e-3, device="cpu", checkpoint_every=1)
-    loop.train(Student(torch.nn.Linear(16, 16)), objective, losses.mse, batch_at, settings, 0, places(name)[2], {})
+    settings = Training(steps=8, batch_size=24, device="cpu", checkpoint_every=1)
+    model, task = Student(torch.nn.Linear(16, 16)), loop.Task(objective, batch_at, losses.mse)
+    loop.train(model, task, settings, seed=0, side_folder=places(name)[2], fingerprint={})
 
 
 every = {

@@ -18,7 +18,7 @@ from consistency.runtime import status
 from consistency.runtime.preemption import SIGNALS
 from consistency.students import losses
 from consistency.training import loop, recipes
-from helpers import ROOT, ended, solved_targets, wait_for
+from helpers import ROOT, constant_rate, ended, solved_targets, wait_for
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1"}
 MLP = {"kind": "mlp", "width": 32, "depth": 1}
@@ -130,8 +130,9 @@ def fit(side, at=None, number=None, steps=20, thread=False):
             os.kill(os.getpid(), number)
         return network(batch["x"]), batch["y"]
 
-    settings = loop.Settings(steps, 8, 1e-2, checkpoint_every=1000, log_every=5)
-    loop.train(model, objective, losses.mse, batch_at, settings, 0, side, {}, "train it")
+    settings = constant_rate(steps=steps, batch_size=8, checkpoint_every=1000, log_every=5)
+    task = loop.Task(objective, batch_at, losses.mse)
+    loop.train(model, task, settings, seed=0, side_folder=side, fingerprint={}, what="train it")
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 

@@ -11,7 +11,7 @@ import torch
 from consistency.runtime import status
 from consistency.students import losses
 from consistency.training import loop
-from helpers import ROOT
+from helpers import ROOT, constant_rate
 
 RECORD = {"step": 50, "loss": 0.25, "grad_norm": 1.5, "lr": 1e-3, "samples_per_s": 640.0, "seconds": 10.0}
 
@@ -129,8 +129,9 @@ def fit(side, steps, stop=None):
         x = torch.from_numpy(np.random.default_rng(step).standard_normal((8, 4), dtype="float32"))
         return {"x": x, "y": x.flip(1)}
 
-    settings = loop.Settings(steps, 8, 1e-2, checkpoint_every=10, log_every=2)
-    return loop.train(model, lambda m, b: (m(b["x"]), b["y"]), losses.mse, batch_at, settings, 0, side, {})
+    settings = constant_rate(steps=steps, batch_size=8, checkpoint_every=10, log_every=2)
+    task = loop.Task(lambda m, b: (m(b["x"]), b["y"]), batch_at, losses.mse)
+    return loop.train(model, task, settings, seed=0, side_folder=side, fingerprint={})
 
 
 def test_tensorboard_holds_the_records(tmp_path, monkeypatch):

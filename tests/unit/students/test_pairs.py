@@ -17,6 +17,7 @@ from consistency.students.maps import EDMConsistencyFunction
 from consistency.students.pairs import PairSource, Steps
 from consistency.teachers.protocol import AnalyticTeacher
 from consistency.training import loop, optimizers
+from helpers import constant_rate
 
 DOUBLE = torch.float64
 MEAN, VARIANCE = 0.3, 0.25  # of every coordinate, where the data are one Gaussian
@@ -452,9 +453,9 @@ def test_every_step_drops_anew_and_reproducibly(tmp_path):
             found.append(target != 0)
             return prediction, target
 
-        settings = loop.Settings(steps=2, batch_size=8, learning_rate=0.0, device="cpu")
-        distance = losses.pseudo_huber_norm
-        loop.train(Dropped(), objective, distance, lambda step: SAME, settings, seed, tmp_path / name, {"a": name})
+        settings = constant_rate(steps=2, batch_size=8, learning_rate=1e-30, device="cpu")
+        task = loop.Task(objective, lambda step: SAME, losses.pseudo_huber_norm)
+        loop.train(Dropped(), task, settings, seed=seed, side_folder=tmp_path / name, fingerprint={"a": name})
         return found
 
     first, second = masks("a", 1)

@@ -18,6 +18,8 @@ from consistency.students import losses, maps, sampling
 from consistency.teachers import targets
 from consistency.teachers.protocol import Teacher
 from consistency.training import loop, optimizers, recipes
+from consistency.training.steps import Task
+from helpers import constant_rate
 from safetensors.torch import load_file
 
 CPU = torch.device("cpu")
@@ -113,9 +115,8 @@ def test_fp16_on_the_cpu_is_refused(tmp_path, teacher_folder):
     with pytest.raises(ConfigError) as caught:
         teacher_in("fp16")
     one_line(caught, words)
-    settings = loop.Settings(2, 8, 1e-2, precision="fp16")
     with pytest.raises(ConfigError) as caught:
-        loop.train(Net(), objective, losses.mse, batch_at, settings, 0, tmp_path / "side", {})
+        fit(tmp_path / "side", precision="fp16")
     one_line(caught, words)
     save_tensors(tmp_path / "t", {"points": torch.zeros(1, 2, 1, 8, 8), "times": torch.tensor([1000])})
     student = maps.create(teacher_folder, VPSchedule(), -1)
@@ -163,9 +164,9 @@ def objective(model, batch):
 
 
 def fit(side, batches=batch_at, objective=objective, **changes):
-    settings = {"steps": 30, "batch_size": 8, "learning_rate": 1e-2, "log_every": 1, "clip_norm": 1.0} | changes
-    model = Net()
-    records = loop.train(model, objective, losses.mse, batches, loop.Settings(**settings), 7, side, {})
+    settings = constant_rate(**{"steps": 30, "batch_size": 8, "log_every": 1} | changes)
+    task, model = Task(objective, batches, losses.mse), Net()
+    records = loop.train(model, task, settings, seed=7, side_folder=side, fingerprint={})
     return {name: value.clone() for name, value in model.state_dict().items()}, records
 
 
@@ -220,9 +221,9 @@ def test_what_prepare_is_given_are_model_and_average(tmp_path, precision, frozen
         def batches(step):
             return batch_at(step) | {"step": torch.full((8,), step)}
 
-        settings = {"steps": 20, "batch_size": 8, "learning_rate": 1e-2, "checkpoint_every": 10, "ema_decay": 0.9}
-        settings = loop.Settings(**settings, precision=precision)
-        loop.train(model, objective, losses.mse, batches, settings, 7, tmp_path, {}, "", prepare, snapshots)
+        settings = constant_rate(steps=20, batch_size=8, checkpoint_every=10, ema_decay=0.9, precision=precision)
+        task = Task(objective, batches, losses.mse, prepare)
+        loop.train(model, task, settings, seed=7, side_folder=tmp_path, fingerprint={}, snapshots=snapshots)
 
     with pytest.raises(KeyboardInterrupt):
         go()

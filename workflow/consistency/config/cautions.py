@@ -23,7 +23,7 @@ def _trainings(experiment: Experiment, runs: list[Run]) -> list[str]:
     found = []
     for section, training in trainings(experiment, runs).items():
         decay = round(training.decay_share * training.steps)
-        if training.warmup_steps + max(decay, 1) > training.steps + 1:  # `loop.Settings.rate_at`
+        if training.warmup_steps + max(decay, 1) > training.steps + 1:  # `optimizers.rate_at`
             found.append(
                 f"{section}.training.warmup_steps: {training.warmup_steps} steps of warm-up and {decay} of decay in "
                 f"{training.steps} steps: the learning rate never reaches {training.learning_rate:g}"

@@ -15,43 +15,35 @@ from ..files.storage import check_sealed, write_sealed
 log = logging.getLogger("consistency")
 
 
-def write_checkpoint(
-    path: Path,
-    step: int,
-    weights: dict[str, torch.Tensor],
-    optimizer: dict[str, Any],
-    average: dict[str, torch.Tensor] | None,
-    records: list[dict[str, float]],
-    fingerprint: dict[str, Any],
-    scaler: Any = None,
-    unrecorded: tuple[float, float, int, float] = (0.0, 0.0, 0, 0.0),
-) -> None:
-    """`unrecorded`: sums of losses and norms, steps and seconds since the last record."""
-    state = {
-        "step": step,
-        "weights": {k: v.detach().cpu() for k, v in weights.items()},
-        "optimizer": optimizer,
-        "average": {k: v.cpu() for k, v in average.items()} if average is not None else {},
-        "scaler": scaler.state_dict() if scaler is not None else {},
-        "records": records,
-        "unrecorded": unrecorded,
-        "fingerprint": json.dumps(fingerprint, sort_keys=True),
-    }
+def write_checkpoint(path: Path, state: dict[str, Any], fingerprint: dict[str, Any]) -> None:
+    """Write a training's state, with `step`, and what its result depends on."""
     content = io.BytesIO()  # torch.save to a file hides what the operating system says of a full disk
-    torch.save(state, content)
+    torch.save(state | {"fingerprint": json.dumps(fingerprint, sort_keys=True)}, content)
     write_sealed(path, content.getbuffer())  # what a zip file's own checksums would tell, torch doesn't look at
 
 
-def read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint's state; None where there is none, it is damaged, or it is of other settings."""
-    state = None
-    if path.is_file():
-        try:
-            check_sealed(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            log.warning("%s: damaged checkpoint (%s); training starts from the beginning", path, type(error).__name__)
-        if state is not None and state["fingerprint"] != json.dumps(fingerprint, sort_keys=True):
-            log.warning("%s: checkpoint of other settings or inputs; training starts from the beginning", path)
-            state = None
-    return state
+def read_checkpoint(
+    path: Path, fingerprint: dict[str, Any], snapshots: dict[Path, int] | None = None
+) -> dict[str, Any] | None:
+    """The checkpoint's state; None where there is none, or none that training can go on from. Where there is one, the
+    log says why not: it is damaged, is of other settings, or a snapshot from before its step is missing.
+
+    Args:
+        snapshots: file → step after which it is written.
+    """
+    if not path.is_file():
+        return None
+    try:
+        check_sealed(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = f"damaged checkpoint ({type(error).__name__})"
+    else:
+        if state["fingerprint"] != json.dumps(fingerprint, sort_keys=True):
+            reason = "checkpoint of other settings or inputs"
+        elif any(step <= state["step"] and not file.exists() for file, step in (snapshots or {}).items()):
+            reason = "a snapshot from before its step is missing"
+        else:
+            return state
+    log.warning("%s: %s; training starts from the beginning", path, reason)
+    return None

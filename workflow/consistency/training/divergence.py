@@ -22,15 +22,14 @@ def is_skipped(scaler: Any) -> bool:
 
 
 def of_gradients(
-    what: str, step: int, loss: float, weights: dict[str, nn.Parameter], gradients: list[torch.Tensor] | None = None
+    what: str, step: int, loss: float, weights: dict[str, nn.Parameter], gradients: list[torch.Tensor | None]
 ) -> str:
     """The line for gradients that are not finite: names the first weight that has one.
 
     Args:
-        gradients: of the weights, in their order; by default those that the weights have.
+        gradients: of the weights, in their order; None where a weight has none.
     """
-    known = gradients or [p.grad for p in weights.values()]
-    for name, gradient in zip(weights, known, strict=True):
+    for name, gradient in zip(weights, gradients, strict=True):
         if gradient is not None and not torch.isfinite(gradient).all():
             return (
                 f"{what}: the gradient of weight {name!r} is not finite at step {step}, where the loss is {loss:.4g}; "
@@ -59,20 +58,30 @@ def of_loss(
     step: int,
     value: float,
     batch: Batch,
-    prediction: torch.Tensor,
-    target: torch.Tensor,
+    output: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
     model: nn.Module,
 ) -> str:
-    """The line for a loss that is not finite: names the first thing that is not, from the weights to the outputs."""
-    for name, parameter in model.named_parameters():  # before the inputs, which a generator may have made
+    """The line for a loss that is not finite: names the first thing that is not, from the weights to the outputs.
+
+    Args:
+        output: of the objective: losses (B,), or prediction and target.
+    """
+    start = f"{what}: loss is {value} at step {step}:"
+    for name, parameter in model.named_parameters():  # before the inputs, which a generator may have computed
         if not torch.isfinite(parameter).all():
-            return f"{what}: loss is {value} at step {step}: weight {name!r} is not finite; lower learning_rate"
+            return f"{start} weight {name!r} is not finite; lower learning_rate"
     for name, tensor in batch.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            if tensor.ndim == 0:
+                return f"{start} input {name!r} is not finite"
             rows = (~torch.isfinite(tensor.reshape(len(tensor), -1))).any(1).nonzero().flatten().tolist()
-            return f"{what}: loss is {value} at step {step}: input {name!r} is not finite in batch rows {rows[:5]}"
-    if target.is_floating_point() and not torch.isfinite(target).all():
-        return f"{what}: loss is {value} at step {step}: the target is not finite; lower learning_rate"
-    if not torch.isfinite(prediction).all():
-        return f"{what}: loss is {value} at step {step}: the network's output overflowed; lower learning_rate"
-    return f"{what}: loss is {value} at step {step}: the distance overflowed; lower learning_rate"
+            return f"{start} input {name!r} is not finite in batch rows {rows[:5]}"
+    if isinstance(output, torch.Tensor):
+        reason = "the objective's losses are not finite, though weights and inputs are"
+    elif output[1].is_floating_point() and not torch.isfinite(output[1]).all():
+        reason = "the target is not finite"
+    elif not torch.isfinite(output[0]).all():
+        reason = "the network's output overflowed"
+    else:
+        reason = "the distance overflowed"
+    return f"{start} {reason}; lower learning_rate"

@@ -20,9 +20,9 @@ class Graphed:
     """`function`, run as it is at first, captured once and replayed from then on; the same kernels on the same numbers.
 
     What it reads beside its arguments, such as weights, is read where it lies at the capture: it may change its values,
-    not its place. Gradients that it makes stay in their place too while there is a graph, and are overwritten by the
-    next call. A function that cannot be captured (it waits for the GPU, say) is run as it is, and so is any from its
-    first call with arguments of other shapes on.
+    not its address. Gradients that it computes keep their addresses too while there is a graph, and the next call
+    overwrites them. A function that cannot be captured (it waits for the GPU, say) is run as it is, and so is any
+    from its first call with arguments of other shapes on.
 
     Args:
         function: tensors on the GPU → a tensor.
@@ -71,7 +71,7 @@ class Graphed:
 
 def capturable(model: nn.Module, objective: Callable[..., object]) -> bool:
     """Whether a step can be captured: objective and model's modules say so themselves (`capturable`, yes by default),
-    and the model drops out nothing, since two passes of a graph cannot be given the same dropout (see
+    and the model drops out nothing, since two passes of a graph cannot use the same dropout (see
     `objectives.consistency_training`)."""
     return getattr(objective, "capturable", True) and not any(
         not getattr(module, "capturable", True)

@@ -17,6 +17,7 @@ from torch import nn
 
 from .. import networks
 from ..config.jobs import StudentJob
+from ..config.settings import Training
 from ..data import prepare
 from ..data.prepare import as_float
 from ..errors import MismatchError
@@ -31,6 +32,7 @@ from ..students.pairs import CurriculumTimes, LogitNormalTimes, PairSource, coup
 from ..teachers import targets
 from ..teachers.protocol import Teacher, network_time
 from . import loop
+from .steps import Loss, Objective, Task
 
 log = logging.getLogger("consistency")
 
@@ -63,7 +65,7 @@ def fit_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Classifier(list(images.shape[1:]), classes, channels, feature_size)
-    options = loop.Settings(**settings)
+    options = Training.model_validate(settings)
 
     def batch_at(step: int) -> dict[str, torch.Tensor]:
         rows = torch.from_numpy(generator(seed, "order", step).integers(len(images), size=options.batch_size))
@@ -72,14 +74,12 @@ def fit_classifier(
     fingerprint = {"data": sha256(data_path), "settings": settings, "seed": seed, "size": [channels, feature_size]}
     records = loop.train(
         network,
-        classify,
-        losses.cross_entropy,
-        batch_at,
+        Task(classify, batch_at, losses.cross_entropy),
         options,
-        seed,
-        side_folder,
-        fingerprint,
-        "train classifier",
+        seed=seed,
+        side_folder=side_folder,
+        fingerprint=fingerprint,
+        what="train classifier",
     )
     if records is None:
         return
@@ -116,7 +116,7 @@ def fit_teacher(
     images, labels = tensors["train_images"], tensors["train_labels"]
     noise_schedule = VPSchedule(**schedule)
     model = networks.build(network, tuple(images.shape[1:]), classes, noise_schedule.steps, seed)
-    options = loop.Settings(**settings)
+    options = Training.model_validate(settings)
 
     def batch_at(step: int) -> dict[str, torch.Tensor]:
         rng, size = generator(seed, "order", step), options.batch_size
@@ -139,7 +139,15 @@ def fit_teacher(
         "settings": settings,
         "seed": seed,
     }
-    records = loop.train(model, denoise, losses.mse, batch_at, options, seed, side_folder, fingerprint, "train teacher")
+    records = loop.train(
+        model,
+        Task(denoise, batch_at, losses.mse),
+        options,
+        seed=seed,
+        side_folder=side_folder,
+        fingerprint=fingerprint,
+        what="train teacher",
+    )
     if records is None:
         return
     networks.save(model, folder)
@@ -190,13 +198,13 @@ def import_teacher(
     networks.save(network, folder)
 
 
-def loss_of(loss: dict[str, Any]) -> loop.Distance:
+def loss_of(loss: dict[str, Any]) -> Loss:
     """The function of `losses` that a configured loss names, with its constants."""
     constants = {key: value for key, value in loss.items() if key != "kind"}
     return partial(getattr(losses, loss["kind"]), **constants)
 
 
-def objective_of(job: StudentJob, flow: Flow) -> loop.Objective:
+def objective_of(job: StudentJob, flow: Flow) -> Objective:
     """The job's objective as the loop calls it, with context and params."""
     function = getattr(objectives, job.objective)
     context = objectives.Context(flow, loss_of(job.loss.model_dump()), job.run.n_steps, job.run.guidance)
@@ -316,17 +324,19 @@ def fit_student(
 
     records = loop.train(
         student,
-        objective_of(job, flow),
-        loss_of(job.loss.model_dump()),
-        batch_at,
-        loop.Settings(**job.training.model_dump()),
-        job.run.seed,
-        side,
-        job.model_dump() | lesson.inputs,
-        f"train {job.run.run}",
-        lesson.source.prepare if pairs else None,
-        {paths[name]: step for name, step in snapshots.items()},
-        lesson.source.together if pairs else True,
+        Task(
+            objective_of(job, flow),
+            batch_at,
+            loss_of(job.loss.model_dump()),
+            lesson.source.prepare if pairs else None,
+            lesson.source.together if pairs else True,
+        ),
+        job.training,
+        seed=job.run.seed,
+        side_folder=side,
+        fingerprint=job.model_dump() | lesson.inputs,
+        what=f"train {job.run.run}",
+        snapshots={paths[name]: step for name, step in snapshots.items()},
     )
     if records is None:
         return
