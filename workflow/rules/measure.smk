@@ -3,9 +3,9 @@
 
 rule measure_data:
     input:
-        images=pixels_of,
+        images=lambda w: plan_of(w).pixels,
         weights=weights_of,
-        captions=captions_of,
+        captions=lambda w: plan_of(w).captions,
     output:
         features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         metrics=f"{RESULTS}/{{experiment}}/metrics/data.json",
@@ -22,7 +22,7 @@ rule measure_data:
         run=lambda w: {"run": "data", "method": "data"},
         reference=lambda w: "test_images" if preset(w).data.kind == "mixture" else "train_images",
         neighbours=lambda w: preset(w).evaluation.neighbours,
-        extract=measuring,
+        extract=lambda w: plan_of(w).measuring,
         settings=lambda w: {"data": dump(preset(w).data)},
     script:
         "../scripts/measure_data.py"
@@ -34,8 +34,8 @@ rule measure_teacher:
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         weights=weights_of,
-        captions=captions_of,
-        truth=truth_of,
+        captions=lambda w: plan_of(w).captions,
+        truth=lambda w: plan_of(w).truth,
     output:
         features=f"{RESULTS}/{{experiment}}/features/teacher-{{condition}}.safetensors",
         metrics=f"{RESULTS}/{{experiment}}/metrics/teacher-{{condition}}.json",
@@ -49,11 +49,11 @@ rule measure_teacher:
         gpu=gpus,
         runtime=minutes,
     params:
-        run=lambda w: {"run": f"teacher-{w.condition}", "method": "teacher", **condition_of(w)},
+        run=lambda w: {"run": f"teacher-{w.condition}", "method": "teacher", **plan_of(w).conditions[w.condition]},
         neighbours=lambda w: preset(w).evaluation.neighbours,
-        extract=measuring,
-        vae=vae_of,
-        space=space_of,
+        extract=lambda w: plan_of(w).measuring,
+        vae=lambda w: plan_of(w).vae,
+        space=lambda w: plan_of(w).space,
         settings=lambda w: {"evaluation": dump(preset(w).evaluation), "schedule": dump(preset(w).schedule)},
     script:
         "../scripts/measure_teacher.py"
@@ -68,15 +68,15 @@ rule measure_student:
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         weights=weights_of,
-        captions=captions_of,
-        truth=truth_of,
+        captions=lambda w: plan_of(w).captions,
+        truth=lambda w: plan_of(w).truth,
     output:
         features=f"{RESULTS}/{{experiment}}/features/{{run}}.safetensors",
         metrics=f"{RESULTS}/{{experiment}}/metrics/{{run}}.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_student-{{run}}.log",
     wildcard_constraints:
-        run=pattern({run for runs in FROM_TARGETS.values() for run in runs}),
+        run=pattern(run for planned in PLANS.values() for run in planned.from_targets),
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -87,9 +87,9 @@ rule measure_student:
     params:
         run=lambda w: row_of(run_of(w)),
         neighbours=lambda w: preset(w).evaluation.neighbours,
-        extract=measuring,
-        vae=vae_of,
-        space=space_of,
+        extract=lambda w: plan_of(w).measuring,
+        vae=lambda w: plan_of(w).vae,
+        space=lambda w: plan_of(w).space,
         settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
     script:
         "../scripts/measure_student.py"
@@ -102,14 +102,14 @@ rule measure_pairs_student:
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         weights=weights_of,
-        truth=truth_of,
+        truth=lambda w: plan_of(w).truth,
     output:
         features=f"{RESULTS}/{{experiment}}/features/{{run}}.safetensors",
         metrics=f"{RESULTS}/{{experiment}}/metrics/{{run}}.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_pairs_student-{{run}}.log",
     wildcard_constraints:
-        run=pattern({run for runs in FROM_PAIRS.values() for run in runs}),
+        run=pattern(run for planned in PLANS.values() for run in planned.from_pairs),
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -120,8 +120,8 @@ rule measure_pairs_student:
     params:
         run=lambda w: row_of(run_of(w)),
         neighbours=lambda w: preset(w).evaluation.neighbours,
-        extract=measuring,
-        space=space_of,
+        extract=lambda w: plan_of(w).measuring,
+        space=lambda w: plan_of(w).space,
         settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
     script:
         "../scripts/measure_pairs_student.py"
@@ -131,7 +131,7 @@ rule measure_couplings:
     input:
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
-        teacher=lambda w: f"{RESULTS}/{w.experiment}/teacher" if is_exact(w.experiment) else [],
+        teacher=lambda w: f"{RESULTS}/{w.experiment}/teacher" if plan_of(w).exact else [],
     output:
         metrics=f"{RESULTS}/{{experiment}}/metrics/couplings-{{run}}.json",
         curves=f"{RESULTS}/{{experiment}}/couplings/{{run}}.safetensors",
@@ -154,7 +154,7 @@ rule measure_orders:
     input:
         teacher=f"{RESULTS}/{{experiment}}/teacher",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        truth=truth_of,
+        truth=lambda w: plan_of(w).truth,
     output:
         f"{RESULTS}/{{experiment}}/metrics/orders.json",
     log:
@@ -171,7 +171,7 @@ rule measure_orders:
 
 rule collect_metrics:
     input:
-        lambda w: [f"{RESULTS}/{w.experiment}/metrics/{source}.json" for source in sources_of(w.experiment)],
+        lambda w: plan_of(w).measured,
     output:
         f"{RESULTS}/{{experiment}}/metrics.csv",
         f"{RESULTS}/{{experiment}}/metrics.csv.sha256",

@@ -6,13 +6,11 @@
 
 rule page_samples:
     input:
-        samples=lambda w: [
-            f"{RESULTS}/{w.experiment}/samples/{row['source']}.safetensors" for row in compared(w.experiment)
-        ],
-        pictures=lambda w: pictures_of(w, [row["source"] for row in compared(w.experiment)]),
+        samples=lambda w: plan_of(w).samples(row["source"] for row in plan_of(w).compared),
+        pictures=lambda w: plan_of(w).pictures(row["source"] for row in plan_of(w).compared),
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        truth=truth_of,
-        captions=captions_of,
+        truth=lambda w: plan_of(w).truth,
+        captions=lambda w: plan_of(w).captions,
         code=workflow.source_path("../consistency/report/pages/samples.py"),
         template=workflow.source_path("../consistency/report/pages/samples.html"),
         shell=workflow.source_path("../consistency/report/pages/shell.py"),
@@ -30,7 +28,7 @@ rule page_samples:
     conda:
         "../../envs/paper.yaml"
     params:
-        rows=lambda w: compared(w.experiment),
+        rows=lambda w: plan_of(w).compared,
         title_json=lambda w: as_json(preset(w).title),
     script:
         "../scripts/page.py"
@@ -57,7 +55,7 @@ rule page_tradeoff:
     conda:
         "../../envs/paper.yaml"
     params:
-        runs={experiment: group_rows(experiment) for experiment in EXPERIMENTS},
+        runs={name: planned.rows for name, planned in PLANS.items()},
         titles_json=lambda w: as_json({name: e.title for name, e in EXPERIMENTS.items()}),
     script:
         "../scripts/page.py"

@@ -4,8 +4,8 @@
 rule sample_student:
     input:
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
-        initial=initial_of,
-        prompts=prompts_of,
+        initial=lambda w: plan_of(w).initial,
+        prompts=lambda w: plan_of(w).prompts,
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         teacher_samples=lambda w: f"{RESULTS}/{w.experiment}/samples/teacher-{run_of(w).condition}.safetensors",
     output:
@@ -13,7 +13,7 @@ rule sample_student:
     log:
         f"{RESULTS}/logs/{{experiment}}/sample_student-{{run}}.log",
     wildcard_constraints:
-        run=pattern({run for runs in FROM_TARGETS.values() for run in runs}),
+        run=pattern(run for planned in PLANS.values() for run in planned.from_targets),
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -43,7 +43,7 @@ rule sample_pairs_student:
     log:
         f"{RESULTS}/logs/{{experiment}}/sample_pairs_student-{{run}}.log",
     wildcard_constraints:
-        run=pattern({run for runs in FROM_PAIRS.values() for run in runs}),
+        run=pattern(run for planned in PLANS.values() for run in planned.from_pairs),
     conda:
         "../../envs/train.yaml"
     threads: 1

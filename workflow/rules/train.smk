@@ -3,17 +3,17 @@
 
 rule train_student:
     input:
-        unpack(targets_of),
+        unpack(lambda w: plan_of(w).inputs_of_training(w.run)),
         teacher=f"{RESULTS}/{{experiment}}/teacher",
-        initial=initial_of,
-        prompts=prompts_of,
+        initial=lambda w: plan_of(w).initial,
+        prompts=lambda w: plan_of(w).prompts,
     output:
         model=directory(f"{RESULTS}/{{experiment}}/students/{{run}}"),
         stats=f"{RESULTS}/{{experiment}}/stats/{{run}}.jsonl",
     log:
         f"{RESULTS}/logs/{{experiment}}/train_student-{{run}}.log",
     wildcard_constraints:
-        run=pattern({run for runs in FROM_TARGETS.values() for run in runs}),
+        run=pattern(run for planned in PLANS.values() for run in planned.from_targets),
     conda:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).student.training.threads
@@ -36,7 +36,7 @@ rule train_student:
 
 rule train_pairs_student:
     input:
-        unpack(pairs_inputs),
+        unpack(lambda w: plan_of(w).inputs_of_training(w.run)),
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
     output:
         model=directory(f"{RESULTS}/{{experiment}}/students/{{run}}"),
@@ -44,7 +44,7 @@ rule train_pairs_student:
     log:
         f"{RESULTS}/logs/{{experiment}}/train_pairs_student-{{run}}.log",
     wildcard_constraints:
-        run=pattern({run for runs in FROM_PAIRS.values() for run in runs}),
+        run=pattern(run for planned in PLANS.values() for run in planned.from_pairs),
     priority: 3
     conda:
         "../../envs/train.yaml"
@@ -58,9 +58,9 @@ rule train_pairs_student:
         objective=lambda w: run_of(w).objective,
         coupling=lambda w: dump(run_of(w).coupling),
         velocity=lambda w: run_of(w).velocity,
-        network=network_of,
+        network=lambda w: plan_of(w).network(w.run),
         options=lambda w: dump(preset(w).consistency_training) | {"loss": dump(run_of(w).loss)},
-        schedule=lambda w: dump(preset(w).schedule) if asks_a_network(w) else None,
-        timestep_offset=lambda w: preset(w).teacher.timestep_offset if asks_a_network(w) else None,
+        schedule=lambda w: dump(preset(w).schedule) if plan_of(w).asks_a_network(w.run) else None,
+        timestep_offset=lambda w: preset(w).teacher.timestep_offset if plan_of(w).asks_a_network(w.run) else None,
     script:
         "../scripts/train_pairs_student.py"
