@@ -81,8 +81,6 @@ with one_line("configuration: "):
     PLANS = {name: Plan(name, experiment, RESULTS, JOB_RESULTS) for name, experiment in EXPERIMENTS.items()}
 
 gc.set_threshold(100_000, 50, 50)  # a DAG's objects stay; to look through all of them again and again takes long
-for experiment in EXPERIMENTS.values():
-    os.environ.update(preflight.hidden(experiment))  # whole addresses, for this process's jobs
 LIVING = []  # what is held as long as this process lives
 if CONFIG.tensorboard:
     Board.ask()  # not a param, which would train again
@@ -96,13 +94,15 @@ if workflow.output_settings.dryrun:
         logger.info(estimates.table(name, planned.experiment, list(planned.runs.values())))
 GPUS = getattr(workflow.global_resources.get("gpu"), "value", None)
 for name, experiment in EXPERIMENTS.items():
+    os.environ.update(preflight.hidden(experiment))  # whole addresses, for this process's jobs
     if GPUS is not None and experiment.gpu > GPUS:  # such a job would get less and not know it
         raise WorkflowError(
             f"{name}: a job needs gpu={experiment.gpu}, but --resources allows gpu={GPUS} (as profiles/default does): "
             "allow more, or name a cluster's profile with --workflow-profile, which takes the default's place"
         )
-CAPTIONS = [path.stem for path in sorted((WORKFLOW / "report").glob("*.rst"))]
-PAPER = workflow.modifier.modify_rulename("paper")
+# A user's text is for a param NAME_json, which a job reads by `decoded`: Snakemake writes the params of all that is in its
+# report into a <script>, as they are.
+as_json = escape.script
 
 # Snakemake's between-workflow cache (--cache), where the other checkouts' results are: docs/reuse.md.
 CACHED = workflow.workflow_settings.cache is not None
@@ -132,29 +132,21 @@ def state_of(path):
         return provenance.files_sha256(path) if path else None
 
 
-def own_or_downloaded(own, part, wildcards):
+def own_or_downloaded(wildcards, part):
     """The user's own files as inputs, for Snakemake's cache hashes files only, or the folder that is downloaded in their
     stead. A folder without files stays, so that the job names it."""
-    if not own:
-        return [f"{plan_of(wildcards).folder}/downloads/{part}"]
+    planned = plan_of(wildcards)
+    if not (own := planned.own[part]):
+        return [f"{planned.folder}/downloads/{part}"]
     with one_line():
         files = [path for path in provenance.own_files(own) if path.is_file()]
         return [local(str(usable(path))) for path in files or [own]]
 
 
-def pipeline_of(wildcards):
-    """Where the teacher comes from, as inputs."""
-    return own_or_downloaded(plan_of(wildcards).own_teacher, "teacher", wildcards)
-
-
-def decoder_of(wildcards):
-    """The VAE as inputs."""
-    return own_or_downloaded(plan_of(wildcards).own_vae, "vae", wildcards)
-
-
 def weights_of(wildcards):
     """The weights that samples are measured with, as inputs: the extractors', and of latents the VAE's."""
-    return plan_of(wildcards).weights + (decoder_of(wildcards) if plan_of(wildcards).in_latents else [])
+    planned = plan_of(wildcards)
+    return planned.weights + (own_or_downloaded(wildcards, "vae") if planned.in_latents else [])
 
 
 def plan_of(wildcards):
@@ -190,12 +182,6 @@ def paper_outputs(wildcards):
 def dump(value):
     """A part of the configuration as plain data."""
     return value.model_dump()
-
-
-def as_json(value):
-    """A text of the user's for a param NAME_json, which a job reads by `decoded`. Snakemake writes the params of all that
-    is in its report into a <script>, as they are."""
-    return escape.script(value)
 
 
 def memory(wildcards):

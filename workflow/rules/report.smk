@@ -64,7 +64,9 @@ rule page_tradeoff:
 rule report:
     input:
         paper_outputs,
-        captions=[workflow.source_path(f"../report/{name}.rst") for name in CAPTIONS],
+        captions=[
+            workflow.source_path(f"../report/{path.name}") for path in sorted((WORKFLOW / "report").glob("*.rst"))
+        ],
         stylesheet=workflow.source_path("../report/report.css"),
         frames=workflow.source_path("../report/frames.js"),
     output:
@@ -76,7 +78,7 @@ rule report:
         "../../envs/report.yaml"
     params:
         # as a module: of the workflow that uses it
-        target=PAPER,
+        target=workflow.modifier.modify_rulename("paper"),
         config=lambda w: addresses.hide(workflow.config),
         snakefile=lambda w: os.path.relpath(workflow.main_snakefile),  # a checkout may be moved
     script:

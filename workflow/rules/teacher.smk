@@ -14,7 +14,7 @@ rule prepare_data:
         "../../envs/train.yaml"
     params:
         data=lambda w: dump(preset(w).data),
-        own_files=lambda w: state_of(plan_of(w).own_data),
+        own_files=lambda w: state_of(plan_of(w).own["data"]),
         identity=identity("prepare_data"),
     script:
         "../scripts/prepare_data.py"
@@ -109,7 +109,7 @@ rule download_weights:
 
 rule import_teacher:
     input:
-        source=pipeline_of,
+        source=lambda w: own_or_downloaded(w, "teacher"),
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
         prompts=lambda w: plan_of(w).prompts,
     output:
@@ -126,8 +126,8 @@ rule import_teacher:
         mem_mb=memory,
     params:
         schedule=lambda w: dump(preset(w).schedule),
-        folder=lambda w: plan_of(w).own_teacher,
-        own_files=lambda w: state_of(plan_of(w).own_teacher),
+        folder=lambda w: plan_of(w).own["teacher"],
+        own_files=lambda w: state_of(plan_of(w).own["teacher"]),
         subfolder=lambda w: preset(w).teacher.subfolder,
         identity=identity("import_teacher"),
     script:
@@ -203,7 +203,7 @@ rule prepare_captions:
         data=lambda w: preset(w).data.model_dump(
             include={"name": True, "source": True, "side": True, "download": {"url", "name", "sha256"}}
         ),
-        own_files=lambda w: state_of(plan_of(w).own_data),
+        own_files=lambda w: state_of(plan_of(w).own["data"]),
         identity=identity("prepare_captions"),
     script:
         "../scripts/prepare_captions.py"
@@ -212,7 +212,7 @@ rule prepare_captions:
 rule encode_prompts:
     input:
         captions=f"{RESULTS}/{{experiment}}/captions.json",
-        pipeline=pipeline_of,
+        pipeline=lambda w: own_or_downloaded(w, "teacher"),
     output:
         f"{RESULTS}/{{experiment}}/prompts.safetensors",
     log:
@@ -228,8 +228,8 @@ rule encode_prompts:
         gpu=gpus,
         runtime=minutes,
     params:
-        folder=lambda w: plan_of(w).own_teacher,
-        own_files=lambda w: state_of(plan_of(w).own_teacher),
+        folder=lambda w: plan_of(w).own["teacher"],
+        own_files=lambda w: state_of(plan_of(w).own["teacher"]),
         side=lambda w: preset(w).data.side,
         batch_size=lambda w: preset(w).data.batch_size,
         precision=lambda w: preset(w).data.precision,
@@ -241,7 +241,7 @@ rule encode_prompts:
 rule encode_images:
     input:
         images=f"{RESULTS}/{{experiment}}/images.safetensors",
-        vae=decoder_of,
+        vae=lambda w: own_or_downloaded(w, "vae"),
     output:
         f"{RESULTS}/{{experiment}}/data.safetensors",
     log:
@@ -257,8 +257,8 @@ rule encode_images:
         gpu=gpus,
         runtime=minutes,
     params:
-        folder=lambda w: plan_of(w).own_vae,
-        own_files=lambda w: state_of(plan_of(w).own_vae),
+        folder=lambda w: plan_of(w).own["vae"],
+        own_files=lambda w: state_of(plan_of(w).own["vae"]),
         batch_size=lambda w: preset(w).data.batch_size,
         precision=lambda w: preset(w).data.precision,
         identity=identity("encode_images"),

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 class Plan:
-    """What one experiment consists of. Look-ups that every job asks for are computed once.
+    """What one experiment consists of. What jobs ask for again and again is computed once.
 
     Attributes:
         name: the experiment's.
@@ -35,10 +35,22 @@ class Plan:
         job_folder: the same folder as a job sees it: a workflow that uses this one as a module may put a prefix before
             `folder` in inputs and outputs, but not in params.
         runs, from_targets, from_pairs: id → run, in the table's order: all of them, and by what they learn from.
+        exact: whether the teacher is a closed form, so that the ODE's true end can be computed.
+        in_latents: whether samples are latents, of captioned images.
+        own: the user's own files by part, data, teacher and vae; None where a part has none.
+        downloads: part → where it is downloaded from: teacher, vae, extractors' weights.
+        space: what an ODE error is measured in, coordinates, latents or pixels.
+        metrics: the table of metrics.
+        pixels: the data as images.
+        initial: the network that students of targets start as: the teacher, or one trained here where it is a formula.
+        truth, prompts, captions: the ODE's true end, the prompts' embeddings and their texts; [] where there are none.
     """
 
     def __init__(self, name: str, experiment: Experiment, results: str = "results", job_results: str | None = None):
         """
+        Args:
+            results, job_results: the parents of `folder` and `job_folder`, by default the same.
+
         Raises:
             ConfigError: the table of runs cannot be expanded.
         """
@@ -47,16 +59,22 @@ class Plan:
         self.runs = {run.run: run for run in expand(name, experiment)}
         self.from_targets = {key: run for key, run in self.runs.items() if not run.from_pairs}
         self.from_pairs = {key: run for key, run in self.runs.items() if run.from_pairs}
-
-    @cached_property
-    def exact(self) -> bool:
-        """Whether the teacher is a closed form, so that the ODE's true end can be computed."""
-        return self.experiment.teacher.source == "analytic"
-
-    @cached_property
-    def in_latents(self) -> bool:
-        """Whether samples are latents, of captioned images."""
-        return self.experiment.data.kind == "captions"
+        data, teacher = experiment.data, experiment.teacher
+        self.exact, self.in_latents = teacher.source == "analytic", data.kind == "captions"
+        vae = getattr(data, "vae", None)
+        self.own = {
+            "data": getattr(data, "folder", None) or getattr(data, "source", None),
+            "teacher": teacher.path,
+            "vae": vae if isinstance(vae, str) else None,
+        }
+        self.downloads = weights(experiment)
+        self.space = {"mixture": "coordinates", "captions": "latents"}.get(data.kind, "pixels")
+        self.metrics = f"{self.folder}/metrics.csv"
+        self.pixels = f"{self.folder}/{'images' if self.in_latents else 'data'}.safetensors"
+        self.initial = f"{self.folder}/{'initial' if self.exact else 'teacher'}"
+        self.truth = f"{self.folder}/truth.safetensors" if self.exact else []
+        self.prompts = f"{self.folder}/prompts.safetensors" if self.in_latents else []
+        self.captions = f"{self.folder}/captions.json" if self.in_latents else []
 
     @cached_property
     def conditions(self) -> dict[str, Row]:
@@ -81,42 +99,12 @@ class Plan:
     @cached_property
     def true_ends(self) -> dict[str, Row]:
         """The schedules whose exact ODE end something is compared with, by name."""
-        vp, orders = self.experiment.schedule.model_dump(), bool(self.experiment.analysis.order_steps)
-        schedules = {"vp": vp} if self.from_targets or orders else {}
-        schedules |= {"vp_refined": vp} if orders else {}
-        return schedules | ({"ve": self.experiment.consistency_training.edm.model_dump()} if self.from_pairs else {})
+        orders = bool(self.experiment.analysis.order_steps)
+        needed = {"vp": self.from_targets or orders, "vp_refined": orders, "ve": self.from_pairs}
+        vp, ve = self.experiment.schedule, self.experiment.consistency_training.edm
+        return {name: (ve if name == "ve" else vp).model_dump() for name, used in needed.items() if used}
 
-    # Inputs: a path, or [] where there is none.
-
-    @cached_property
-    def truth(self) -> str | list[str]:
-        """The ODE's true end, where it can be computed."""
-        return f"{self.folder}/truth.safetensors" if self.exact else []
-
-    @cached_property
-    def initial(self) -> str:
-        """The network that students of targets start as: the teacher, or beside a closed form one trained for that."""
-        return f"{self.folder}/{'initial' if self.exact else 'teacher'}"
-
-    @cached_property
-    def prompts(self) -> str | list[str]:
-        """The prompts' embeddings, which a text-to-image network needs."""
-        return f"{self.folder}/prompts.safetensors" if self.in_latents else []
-
-    @cached_property
-    def captions(self) -> str | list[str]:
-        """The prompts as text, for CLIP."""
-        return f"{self.folder}/captions.json" if self.in_latents else []
-
-    @cached_property
-    def pixels(self) -> str:
-        """The data as images."""
-        return f"{self.folder}/{'images' if self.in_latents else 'data'}.safetensors"
-
-    @cached_property
-    def metrics(self) -> str:
-        """The table of metrics."""
-        return f"{self.folder}/metrics.csv"
+    # Inputs.
 
     @cached_property
     def measured(self) -> list[str]:
@@ -158,30 +146,6 @@ class Plan:
             inputs["frozen"] = f"{self.folder}/students/{run.coupling.generator.method}-s{run.seed}"
         return inputs
 
-    # The user's own files, and what is downloaded.
-
-    @cached_property
-    def own_data(self) -> str | None:
-        """The user's own images."""
-        data = self.experiment.data
-        return getattr(data, "folder", None) or getattr(data, "source", None)
-
-    @cached_property
-    def own_teacher(self) -> str | None:
-        """The user's own folder of a network or pipeline."""
-        return self.experiment.teacher.path
-
-    @cached_property
-    def own_vae(self) -> str | None:
-        """The user's own folder of a VAE."""
-        vae = getattr(self.experiment.data, "vae", None)
-        return vae if isinstance(vae, str) else None
-
-    @cached_property
-    def downloads(self) -> dict[str, Hub | Url]:
-        """Part → where it is downloaded from: teacher, vae, extractors' weights."""
-        return weights(self.experiment)
-
     @cached_property
     def weights(self) -> list[str]:
         """The folders of the extractors' weights, as inputs."""
@@ -198,10 +162,8 @@ class Plan:
     @cached_property
     def measuring(self) -> Row:
         """How samples are measured: the extractors with the folders of their weights, the batch."""
-        return {
-            "extractors": self._extractors(self.job_folder),
-            "batch_size": self.experiment.evaluation.batch_size,
-        }
+        extractors = self._extractors(self.job_folder)
+        return {"extractors": extractors, "batch_size": self.experiment.evaluation.batch_size}
 
     def _extractors(self, folder: str) -> list[Row]:
         """The extractors' options, with their weights below `folder`; a mixture's features are its coordinates."""
@@ -218,13 +180,8 @@ class Plan:
         """The VAE's folder and how it runs, where samples are latents."""
         if not self.in_latents:
             return None
-        data, folder = self.experiment.data, self.own_vae or f"{self.job_folder}/downloads/vae"
+        data, folder = self.experiment.data, self.own["vae"] or f"{self.job_folder}/downloads/vae"
         return {"folder": folder, "batch_size": data.batch_size, "precision": data.precision}
-
-    @cached_property
-    def space(self) -> str:
-        """What an ODE error is measured in."""
-        return {"mixture": "coordinates", "captions": "latents"}.get(self.experiment.data.kind, "pixels")
 
     def network(self, run_id: str) -> Row:
         """The network of a run from scratch, with the run's own dropout."""
