@@ -20,8 +20,8 @@ include: "workflow/rules/common.smk"
 
 wildcard_constraints:
     experiment=pattern(EXPERIMENTS),
-    condition=pattern({name for e in EXPERIMENTS for name in conditions_of(e)}),
-    run=pattern({run for e in EXPERIMENTS for run in RUNS[e]}),
+    condition=pattern(name for planned in PLANS.values() for name in planned.conditions),
+    run=pattern(run for planned in PLANS.values() for run in planned.runs),
     mode="paper|trajectory",
     shard=r"\d+",
 
@@ -35,7 +35,7 @@ localrules:
 # are needed are here, or can be had; the process that jobs on this machine start from.
 onstart:
     LIVING.append(hold(".snakemake/running", share=True))
-    LIVING.append(alone_in(PLACE))
+    LIVING.append(alone_in(JOB_RESULTS))
     missing = [
         f"{name}: {line}" for name, e in EXPERIMENTS.items() for line in preflight.problems(e, Path(RESULTS) / name)
     ]

@@ -1,9 +1,10 @@
-# Configuration, and the look-ups that rules use. Settings reach a job through its params alone, key
-# by key, so that a change reruns the jobs that use the key and no others.
+# The configuration, and what only Snakemake knows. What a job needs, its rule asks of the experiment's plan
+# (consistency/plan/plan.py). Settings reach a job through its params alone, key by key, so that a change reruns the jobs that
+# use the key and no others.
 import gc
 import os
-import re
 import sys
+from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -34,17 +35,34 @@ import _warm
 from _job import shared
 from consistency import config as settings
 from consistency import addresses, escape
-from consistency.config import jobs, strict
-from consistency.config.settings import condition
+from consistency.config import strict
 from consistency.errors import ConsistencyError
 from consistency.files.locks import hold, hold_for
 from consistency.files.storage import check_writable, explain
 from consistency.plan import estimates, preflight
+from consistency.plan.plan import Plan, megabytes, paper, pattern, row_of
 from consistency.runtime import provenance
 from consistency.runtime.progress import Board
 
+
+@contextmanager
+def one_line(where=""):
+    """The library's errors as Snakemake's, without a trace."""
+    try:
+        yield
+    except ConsistencyError as error:
+        raise WorkflowError(f"{where}{error}") from None
+
+
+def usable(path, name=""):
+    """A path that Snakemake takes as it is written."""
+    if sign := _surroundings.unusable(path):
+        raise ConsistencyError(f"{name}{path}: {sign!r} in a path means something else to Snakemake; rename it")
+    return path
+
+
 _surroundings.prepare()
-try:
+with one_line("configuration: "):
     if workflow.is_main_process:  # Snakemake's own reader takes the last of two equal keys
         for file in filter(os.path.exists, workflow.configfiles):
             strict.check(file)
@@ -52,23 +70,17 @@ try:
     CONFIG, EXPERIMENTS = settings.load(
         config, chosen_elsewhere="experiments" in workflow.config_settings.overwrite_config
     )
-    # Seen from the working directory: as a module's, outputs are under its prefix, which params don't get by themselves.
-    PLACE = str(workflow.modifier.modify_path(CONFIG.results))
-    for name, place in (("this workflow's folder", WORKFLOW), ("results", PLACE)):
-        if sign := _surroundings.unusable(place):
-            raise ConsistencyError(f"{name}: {place}: {sign!r} in a path means something else to Snakemake; rename it")
-    check_writable(PLACE)
+    RESULTS = CONFIG.results
+    # As jobs see it: as a module's, outputs are under its prefix, which params don't get by themselves.
+    JOB_RESULTS = str(workflow.modifier.modify_path(RESULTS))
+    usable(WORKFLOW, "this workflow's folder: ")
+    check_writable(usable(JOB_RESULTS, "results: "))
     for name in EXPERIMENTS:
-        if (Path(PLACE) / name).is_dir():
-            check_writable(Path(PLACE) / name)
-    RUNS = {name: {run.run: run for run in settings.expand(name, e)} for name, e in EXPERIMENTS.items()}
-except ConsistencyError as error:
-    raise WorkflowError(f"configuration: {error}") from None
+        if (Path(JOB_RESULTS) / name).is_dir():
+            check_writable(Path(JOB_RESULTS) / name)
+    PLANS = {name: Plan(name, experiment, RESULTS, JOB_RESULTS) for name, experiment in EXPERIMENTS.items()}
 
 gc.set_threshold(100_000, 50, 50)  # a DAG's objects stay; to look through all of them again and again takes long
-for experiment in EXPERIMENTS.values():
-    os.environ.update(preflight.hidden(experiment))  # whole addresses, for this process's jobs
-RESULTS = CONFIG.results
 LIVING = []  # what is held as long as this process lives
 if CONFIG.tensorboard:
     Board.ask()  # not a param, which would train again
@@ -78,28 +90,26 @@ if workflow.is_main_process:
     if not workflow.output_settings.dryrun and workflow.modifier.is_main_snakefile():
         _results.remember(RESULTS)
 if workflow.output_settings.dryrun:
-    for name, experiment in EXPERIMENTS.items():
-        logger.info(estimates.table(name, experiment, list(RUNS[name].values())))
+    for name, planned in PLANS.items():
+        logger.info(estimates.table(name, planned.experiment, list(planned.runs.values())))
+RUN = pattern(run for planned in PLANS.values() for run in planned.runs)
 GPUS = getattr(workflow.global_resources.get("gpu"), "value", None)
 for name, experiment in EXPERIMENTS.items():
+    os.environ.update(preflight.hidden(experiment))  # whole addresses, for this process's jobs
     if GPUS is not None and experiment.gpu > GPUS:  # such a job would get less and not know it
         raise WorkflowError(
             f"{name}: a job needs gpu={experiment.gpu}, but --resources allows gpu={GPUS} (as profiles/default does): "
             "allow more, or name a cluster's profile with --workflow-profile, which takes the default's place"
         )
-FROM_TARGETS = {name: {run: row for run, row in runs.items() if not row.from_pairs} for name, runs in RUNS.items()}
-FROM_PAIRS = {name: {run: row for run, row in runs.items() if row.from_pairs} for name, runs in RUNS.items()}
-PAGE_SEEDS = 3  # most seeds of a method on the page of samples
-CAPTIONS = [path.stem for path in sorted((WORKFLOW / "report").glob("*.rst"))]
-PAPER = workflow.modifier.modify_rulename("paper")
+# A user's text is for a param NAME_json, which a job reads by `decoded`: Snakemake writes the params of all that is in its
+# report into a <script>, as they are.
+as_json = escape.script
 
 # Snakemake's between-workflow cache (--cache), where the other checkouts' results are: docs/reuse.md.
 CACHED = workflow.workflow_settings.cache is not None
 if CACHED:
-    try:
+    with one_line("--cache: "):
         provenance.check_shared()
-    except ConsistencyError as error:
-        raise WorkflowError(f"--cache: {error}") from None
 
 
 def identity(script):
@@ -117,60 +127,57 @@ def identity(script):
 
 
 @cache
-def state_of(place):
-    """What tells the user's own files from those that were there before; None where there is no such place."""
-    try:
-        return provenance.files_sha256(place) if place else None
-    except ConsistencyError as error:
-        raise WorkflowError(str(error)) from None
+def state_of(path):
+    """What tells the user's own files from those that were there before; None where there are none."""
+    with one_line():
+        return provenance.files_sha256(path) if path else None
 
 
-def data_files(wildcards):
-    """The state of the user's data set, as a param: with other files it is prepared again."""
-    data = preset(wildcards).data
-    return state_of(getattr(data, "folder", None) or getattr(data, "source", None))
+def own_or_downloaded(wildcards, part):
+    """The user's own files as inputs, for Snakemake's cache hashes files only, or the folder that is downloaded in their
+    stead. A folder without files stays, so that the job names it."""
+    planned = plan_of(wildcards)
+    if not (own := planned.own[part]):
+        return [f"{planned.folder}/downloads/{part}"]
+    with one_line():
+        files = [path for path in provenance.own_files(own) if path.is_file()]
+        return [local(str(usable(path))) for path in files or [own]]
 
 
-def teacher_files(wildcards):
-    """The state of the user's teacher."""
-    return state_of(preset(wildcards).teacher.path)
+def weights_of(wildcards):
+    """The weights that samples are measured with, as inputs: the extractors', and of latents the VAE's."""
+    planned = plan_of(wildcards)
+    return planned.weights + (own_or_downloaded(wildcards, "vae") if planned.in_latents else [])
 
 
-def files_in(folder):
-    """The files of a user's folder, as inputs: Snakemake's cache hashes files only. A missing one stays, to be named."""
-    try:
-        files = [path for path in provenance.own_files(folder) if path.is_file()]
-    except ConsistencyError as error:
-        raise WorkflowError(str(error)) from None
-    for path in files or [folder]:
-        if sign := _surroundings.unusable(path):
-            raise WorkflowError(f"{path}: {sign!r} in a path means something else to Snakemake; rename it")
-    return [local(str(path)) for path in files or [folder]]
+def plan_of(wildcards):
+    """The plan of a job's experiment."""
+    return PLANS[wildcards.experiment]
+
+
+def of_plan(look_up):
+    """For a rule: what `look_up` takes from the plan of a job's experiment."""
+    return lambda wildcards: look_up(PLANS[wildcards.experiment])
 
 
 def preset(wildcards):
-    """The experiment of a job."""
-    return EXPERIMENTS[wildcards.experiment]
-
-
-# Keys of a teacher that say how it is called, which is not how it is trained.
-CALLED = {"timestep_offset", "precision", "compile", "hub", "subfolder"}
-
-
-def with_teacher(*sources):
-    """A pattern for the experiments whose teacher comes from one of these sources (none: matches nothing)."""
-    return pattern(name for name, e in EXPERIMENTS.items() if e.teacher.source in sources)
-
-
-def as_json(value):
-    """A text of the user's for a param NAME_json, which a job reads by `decoded`. Snakemake writes the params of all that
-    is in its report into a <script>, as they are."""
-    return escape.script(value)
+    """The settings of a job's experiment."""
+    return PLANS[wildcards.experiment].experiment
 
 
 def run_of(wildcards):
     """The row of the table of runs."""
-    return RUNS[wildcards.experiment][wildcards.run]
+    return PLANS[wildcards.experiment].runs[wildcards.run]
+
+
+def experiments_where(condition):
+    """A pattern for the experiments whose plan meets a condition."""
+    return pattern(name for name, planned in PLANS.items() if condition(planned))
+
+
+def paper_outputs(wildcards):
+    """Metrics, claims, tables, figures and pages of every experiment."""
+    return paper(PLANS.values(), RESULTS)
 
 
 def dump(value):
@@ -178,16 +185,19 @@ def dump(value):
     return value.model_dump()
 
 
-@cache
-def conditions_of(experiment):
-    """Teacher conditions (solver, N, w) of an experiment, by id."""
-    runs = FROM_TARGETS[experiment].values()
-    return {run.condition: {"solver": run.solver, "n_steps": run.n_steps, "guidance": run.guidance} for run in runs}
+def memory(wildcards):
+    """Memory of a job that runs a network, in MB."""
+    return preset(wildcards).mem_mb
 
 
-def condition_of(wildcards):
-    """Solver, N and w of a job on one teacher condition."""
-    return conditions_of(wildcards.experiment)[wildcards.condition]
+def gpus(wildcards):
+    """GPUs of a job that runs a network."""
+    return preset(wildcards).gpu
+
+
+def minutes(wildcards, attempt):
+    """Time limit of a job that runs a network, on a cluster."""
+    return preset(wildcards).runtime * attempt
 
 
 def alone_in(results):
@@ -221,302 +231,6 @@ def start_jobs_warm():
 def imports():
     """What jobs of these experiments import that others do without."""
     found = [e.network.kind == "unet" and "diffusers.models.unets.unet_2d" for e in EXPERIMENTS.values()]
-    found += [run.parameters == "lora" and "peft" for runs in RUNS.values() for run in runs.values()]
+    found += [run.parameters == "lora" and "peft" for planned in PLANS.values() for run in planned.runs.values()]
     found = sorted({module for module in found if module})
     return ["consistency.runtime.compat:ensure_torchvision", *found] if found else []
-
-
-def pattern(names):
-    """A wildcard pattern that matches these names and no others (none: matches nothing)."""
-    return _branches(sorted(set(names))) or "(?!)"
-
-
-def _branches(names):
-    """Of sorted names: what they begin with in common is tried once, or a file of a thousand runs takes long to match."""
-    groups = {}
-    for name in names:
-        groups.setdefault(name[:1], []).append(name)
-    parts = []
-    for letter, group in groups.items():
-        start = os.path.commonprefix(group)
-        rest = [name[len(start) :] for name in group]
-        parts.append(re.escape(start) + (f"(?:{_branches(rest)})" if letter and len(group) > 1 else ""))
-    return "|".join(parts)
-
-
-def sources_of(experiment):
-    """Everything that metrics are measured on: the data, the teacher's conditions, the runs."""
-    teachers = [f"teacher-{name}" for name in conditions_of(experiment)]
-    couplings = [f"couplings-{run}" for run in analysed(experiment)]
-    orders = ["orders"] * bool(EXPERIMENTS[experiment].analysis.order_steps)
-    return ["data", *teachers, *RUNS[experiment], *couplings, *orders]
-
-
-def figures_of(experiment):
-    """The figures that an experiment has something to show in."""
-    settings, names = EXPERIMENTS[experiment], []
-    if FROM_TARGETS[experiment]:
-        names += ["tradeoff", "training"]
-        names += ["points"] if is_exact(experiment) else ["start-times", "sampling-steps", "samples"]
-    if FROM_PAIRS[experiment]:
-        names += ["convergence"]
-    if len({shares_of(run)[1] for run in FROM_PAIRS[experiment].values() if shares_of(run)[0]}) > 1:
-        names += ["share"]
-    if analysed(experiment):
-        names += ["transport", *(["discrepancy", "trajectories"] if is_exact(experiment) else [])]
-    return names + ["orders"] * bool(settings.analysis.order_steps)
-
-
-def is_exact(experiment):
-    """Whether the teacher is known in closed form, and with it the ODE's true end."""
-    return EXPERIMENTS[experiment].teacher.source == "analytic"
-
-
-def shares_of(run):
-    """Whether a run belongs to the comparison of μ (the student's average as generator), and its μ."""
-    generated = run.coupling.kind == "generator_induced" and run.coupling.generator == "ema"
-    plain = run.coupling.kind == "independent" and run.velocity == "pair"
-    return generated or plain, run.coupling.share if generated else 0.0
-
-
-def initial_of(wildcards):
-    """The network that students of targets start from: the teacher, or where that is a formula, one trained like it."""
-    return f"{RESULTS}/{wildcards.experiment}/{'initial' if is_exact(wildcards.experiment) else 'teacher'}"
-
-
-def truth_of(wildcards):
-    """The ODE's true end, where it is known."""
-    return f"{RESULTS}/{wildcards.experiment}/truth.safetensors" if is_exact(wildcards.experiment) else []
-
-
-def with_data(*kinds, but=False):
-    """A pattern for the experiments whose data are of these kinds (with `but`: of others)."""
-    return pattern(name for name, e in EXPERIMENTS.items() if (e.data.kind in kinds) != but)
-
-
-def download_of(experiment, part):
-    """Where a part is downloaded from, as the job needs it."""
-    return preflight.weights(EXPERIMENTS[experiment])[part].model_dump(exclude={"gigabytes"})
-
-
-def size_of(source):
-    """Size of a download in MB, as a resource: a better estimate is no reason to download again. 0: not configured."""
-    return round(1000 * (getattr(source, "gigabytes", None) or 0))
-
-
-def extractors_of(wildcards, root=PLACE):
-    """The extractors with the folders of their weights; a mixture's features are its coordinates."""
-    settings, folder = preset(wildcards), f"{root}/{wildcards.experiment}"
-    found = []
-    for extractor in settings.extractors if settings.data.kind != "mixture" else []:
-        places = {"classifier": f"{folder}/classifier", "efficientnet-lite0": None}
-        options = {
-            "kind": extractor.kind,
-            "folder": places.get(extractor.kind, f"{folder}/downloads/{extractor.kind}"),
-        }
-        if getattr(extractor, "aesthetic", None):
-            options["aesthetic"] = f"{folder}/downloads/aesthetic"
-        found.append(options)
-    return found
-
-
-def weights_of(wildcards):
-    """The folders of the extractors' weights, and of the VAE that decodes."""
-    found = [options.get(key) for options in extractors_of(wildcards, RESULTS) for key in ("folder", "aesthetic")]
-    return [folder for folder in found if folder] + (decoder_of(wildcards) if in_latents(wildcards) else [])
-
-
-def measuring(wildcards):
-    """How samples are measured."""
-    return {"extractors": extractors_of(wildcards), "batch_size": preset(wildcards).evaluation.batch_size}
-
-
-def in_latents(wildcards):
-    """Whether samples are latents, of captioned images."""
-    return preset(wildcards).data.kind == "captions"
-
-
-def vae_of(wildcards):
-    """The VAE's folder and how it runs, where samples are latents."""
-    if not in_latents(wildcards):
-        return None
-    data = preset(wildcards).data
-    folder = data.vae if isinstance(data.vae, str) else f"{PLACE}/{wildcards.experiment}/downloads/vae"
-    return {"folder": folder, "batch_size": data.batch_size, "precision": data.precision}
-
-
-def decoder_of(wildcards):
-    """The VAE as inputs: the folder that is downloaded, or the files of the user's own."""
-    vae = preset(wildcards).data.vae
-    return files_in(vae) if isinstance(vae, str) else [f"{RESULTS}/{wildcards.experiment}/downloads/vae"]
-
-
-def pipeline_of(wildcards):
-    """Where the teacher comes from, as inputs: the folder that is downloaded, or the files of the user's own."""
-    path = preset(wildcards).teacher.path
-    return files_in(path) if path else [f"{RESULTS}/{wildcards.experiment}/downloads/teacher"]
-
-
-def prompts_of(wildcards):
-    """The prompts' embeddings, which a text-to-image network needs."""
-    return f"{RESULTS}/{wildcards.experiment}/prompts.safetensors" if in_latents(wildcards) else []
-
-
-def captions_of(wildcards):
-    """The prompts, for CLIP."""
-    return f"{RESULTS}/{wildcards.experiment}/captions.json" if in_latents(wildcards) else []
-
-
-def pixels_of(wildcards):
-    """The data as images."""
-    name = "images" if in_latents(wildcards) else "data"
-    return f"{RESULTS}/{wildcards.experiment}/{name}.safetensors"
-
-
-def pictures_of(wildcards, sources):
-    """Where images of samples are: of latents, those that were decoded for the features."""
-    kind = "features" if in_latents(wildcards) else "samples"
-    return [f"{RESULTS}/{wildcards.experiment}/{kind}/{source}.safetensors" for source in sources]
-
-
-def space_of(wildcards):
-    """What an ODE error is measured in."""
-    return {"mixture": "coordinates", "captions": "latents"}.get(preset(wildcards).data.kind, "pixels")
-
-
-def memory(wildcards):
-    """Memory of a job that runs a network, in MB."""
-    return preset(wildcards).mem_mb
-
-
-def gpus(wildcards):
-    """GPUs of a job that runs a network."""
-    return preset(wildcards).gpu
-
-
-def minutes(wildcards, attempt):
-    """Time limit of a job that runs a network, on a cluster."""
-    return preset(wildcards).runtime * attempt
-
-
-def training_of(wildcards):
-    """How a run's student is trained."""
-    return jobs.training_job(preset(wildcards), run_of(wildcards))
-
-
-def lessons_of(wildcards):
-    """What a run learns from: targets and the teacher's weights; or data, the teacher's velocity, a frozen generator."""
-    run, folder = run_of(wildcards), f"{RESULTS}/{wildcards.experiment}"
-    if run.from_pairs:
-        inputs = {"data": f"{folder}/data.safetensors"}
-        if run.velocity == "teacher":
-            inputs["teacher"] = f"{folder}/teacher"
-        if not isinstance(run.coupling.generator, str):
-            inputs["frozen"] = f"{folder}/students/{run.coupling.generator.method}-s{run.seed}"
-        return inputs
-    targets = f"{folder}/targets/{run.targets}-{run.condition}"
-    return {
-        "manifest": f"{targets}/manifest.json",
-        "shards": [f"{targets}/shard-{shard}.safetensors" for shard in range(preset(wildcards).targets.shards)],
-        "teacher": f"{folder}/teacher",
-        "initial": initial_of(wildcards),
-        "prompts": prompts_of(wildcards),
-    }
-
-
-def sampled_from(wildcards):
-    """What a run's samples need besides student and noise: the network under its adapters, the teacher's samples."""
-    run, folder = run_of(wildcards), f"{RESULTS}/{wildcards.experiment}"
-    if run.from_pairs:
-        return {}
-    return {
-        "initial": initial_of(wildcards),
-        "prompts": prompts_of(wildcards),
-        "teacher_samples": f"{folder}/samples/teacher-{run.condition}.safetensors",
-    }
-
-
-def compared_with(wildcards):
-    """What a run's samples are compared with besides the data: its teacher's."""
-    run, folder = run_of(wildcards), f"{RESULTS}/{wildcards.experiment}"
-    kinds = {"teacher_samples": "samples", "teacher_features": "features"}
-    paths = {name: f"{folder}/{kind}/teacher-{run.condition}.safetensors" for name, kind in kinds.items() if run.solver}
-    return paths
-
-
-def true_ends(wildcards):
-    """The flows whose exact ODE end something is compared with, with their options."""
-    experiment, settings = wildcards.experiment, preset(wildcards)
-    found = {"vp": dump(settings.schedule)} if FROM_TARGETS[experiment] or settings.analysis.order_steps else {}
-    if settings.analysis.order_steps:
-        found["vp_refined"] = dump(settings.schedule)
-    return found | {run.flow: jobs.map_job(settings, run).flow_options for run in FROM_PAIRS[experiment].values()}
-
-
-def analysed(experiment):
-    """The runs whose students serve to measure couplings."""
-    methods = EXPERIMENTS[experiment].analysis.coupling_methods
-    return [run for run, row in FROM_PAIRS[experiment].items() if row.method in methods]
-
-
-def paper_outputs(wildcards):
-    """Metrics, claims, tables, figures and pages of every experiment."""
-    outputs = [f"{RESULTS}/metrics.csv", f"{RESULTS}/claims.csv"]
-    outputs += [f"{RESULTS}/tables/claims.{kind}" for kind in ("md", "tex", "html")]
-    for experiment in EXPERIMENTS:
-        outputs += [f"{RESULTS}/tables/{experiment}-main.{kind}" for kind in ("csv", "md", "tex", "html")]
-        outputs += [
-            f"{RESULTS}/figures/{experiment}-{name}.{kind}"
-            for name in figures_of(experiment)
-            for kind in ("pdf", "png")
-        ]
-        if FROM_PAIRS[experiment]:
-            outputs += [f"{RESULTS}/tables/{experiment}-couplings.{kind}" for kind in ("csv", "md", "tex", "html")]
-        outputs.append(f"{RESULTS}/pages/{experiment}-samples.html")
-    if any(FROM_TARGETS[experiment] or is_exact(experiment) for experiment in EXPERIMENTS):
-        outputs.append(f"{RESULTS}/pages/tradeoff.html")
-    return outputs
-
-
-def group_rows(experiment, runs=RUNS):
-    """Run, method, seed and condition of every run: what claims and figures group by."""
-    columns = ("run", "method", "seed", "group", "solver", "n_steps", "guidance", "targets", "parameters")
-    return [{key: getattr(run, key) for key in columns} for run in runs[experiment].values()]
-
-
-def pairs_rows(experiment):
-    """Run, method, seed of every run from pairs, its μ where it is compared by μ, and the training's steps."""
-    steps = EXPERIMENTS[experiment].consistency_training.training.steps
-    rows = []
-    for row in group_rows(experiment, FROM_PAIRS):
-        compared, share = shares_of(FROM_PAIRS[experiment][row["run"]])
-        rows.append(row | {"share": share if compared else None, "steps": steps})
-    return rows
-
-
-def pictured(experiment):
-    """The runs shown in the sample grid: the first seed of each method, under the first condition
-    of each guidance scale."""
-    chosen = {}
-    for run in FROM_TARGETS[experiment].values():
-        chosen.setdefault((run.guidance, run.method), run)
-    conditions = {run.guidance: run.group for run in reversed(chosen.values())}
-    return [run for run in chosen.values() if conditions[run.guidance] == run.group]
-
-
-def compared(experiment):
-    """The sets on the page of samples: the teacher's conditions, and the runs of the first seeds of each method."""
-    rows = [
-        {"source": f"teacher-{name}", "method": "teacher", "condition": name, "n_steps": condition["n_steps"]}
-        for name, condition in conditions_of(experiment).items()
-    ]
-    seeds = {}
-    for run in RUNS[experiment].values():
-        chosen = seeds.setdefault(run.method, [])
-        if run.seed not in chosen and len(chosen) < PAGE_SEEDS:
-            chosen.append(run.seed)
-        if run.seed in chosen:
-            steps = run.sampling_steps(EXPERIMENTS[experiment].evaluation.sampling_steps)
-            row = {"source": run.run, "method": run.method, "group": run.group, "seed": run.seed}
-            rows.append(row | {"condition": None if run.from_pairs else run.condition, "sampling_steps": steps})
-    return rows

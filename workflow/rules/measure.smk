@@ -3,9 +3,9 @@
 
 rule measure_data:
     input:
-        images=pixels_of,
+        images=lambda w: plan_of(w).pixels,
         weights=weights_of,
-        captions=captions_of,
+        captions=lambda w: plan_of(w).captions,
     output:
         features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         metrics=f"{RESULTS}/{{experiment}}/metrics/data.json",
@@ -22,7 +22,7 @@ rule measure_data:
         run=lambda w: {"run": "data", "method": "data"},
         reference=lambda w: "test_images" if preset(w).data.kind == "mixture" else "train_images",
         neighbours=lambda w: preset(w).evaluation.neighbours,
-        extract=measuring,
+        extract=lambda w: plan_of(w).measuring,
         settings=lambda w: {"data": dump(preset(w).data)},
     script:
         "../scripts/measure_data.py"
@@ -34,8 +34,8 @@ rule measure_teacher:
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         weights=weights_of,
-        captions=captions_of,
-        truth=truth_of,
+        captions=lambda w: plan_of(w).captions,
+        truth=lambda w: plan_of(w).truth,
     output:
         features=f"{RESULTS}/{{experiment}}/features/teacher-{{condition}}.safetensors",
         metrics=f"{RESULTS}/{{experiment}}/metrics/teacher-{{condition}}.json",
@@ -49,11 +49,11 @@ rule measure_teacher:
         gpu=gpus,
         runtime=minutes,
     params:
-        run=lambda w: {"run": f"teacher-{w.condition}", "method": "teacher", **condition_of(w)},
+        run=lambda w: {"run": f"teacher-{w.condition}", "method": "teacher", **plan_of(w).conditions[w.condition]},
         neighbours=lambda w: preset(w).evaluation.neighbours,
-        extract=measuring,
-        vae=vae_of,
-        space=space_of,
+        extract=lambda w: plan_of(w).measuring,
+        vae=lambda w: plan_of(w).vae,
+        space=lambda w: plan_of(w).space,
         settings=lambda w: {"evaluation": dump(preset(w).evaluation), "schedule": dump(preset(w).schedule)},
     script:
         "../scripts/measure_teacher.py"
@@ -61,21 +61,21 @@ rule measure_teacher:
 
 rule measure_student:
     input:
-        unpack(compared_with),
+        unpack(lambda w: plan_of(w).compared_with(w.run)),
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
         samples=f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         weights=weights_of,
-        captions=captions_of,
-        truth=truth_of,
+        captions=lambda w: plan_of(w).captions,
+        truth=lambda w: plan_of(w).truth,
     output:
         features=f"{RESULTS}/{{experiment}}/features/{{run}}.safetensors",
         metrics=f"{RESULTS}/{{experiment}}/metrics/{{run}}.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_student-{{run}}.log",
     wildcard_constraints:
-        run=pattern({run for runs in RUNS.values() for run in runs}),
+        run=RUN,
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -84,12 +84,12 @@ rule measure_student:
         gpu=gpus,
         runtime=minutes,
     params:
-        run=lambda w: dump(jobs.row_of(run_of(w))),
+        run=lambda w: row_of(run_of(w)),
         truth_of=lambda w: run_of(w).flow,
         neighbours=lambda w: preset(w).evaluation.neighbours,
-        extract=measuring,
-        vae=vae_of,
-        space=space_of,
+        extract=lambda w: plan_of(w).measuring,
+        vae=lambda w: plan_of(w).vae,
+        space=lambda w: plan_of(w).space,
         settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
     script:
         "../scripts/measure_student.py"
@@ -99,7 +99,7 @@ rule measure_couplings:
     input:
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
-        teacher=lambda w: f"{RESULTS}/{w.experiment}/teacher" if is_exact(w.experiment) else [],
+        teacher=lambda w: f"{RESULTS}/{w.experiment}/teacher" if plan_of(w).exact else [],
     output:
         metrics=f"{RESULTS}/{{experiment}}/metrics/couplings-{{run}}.json",
         curves=f"{RESULTS}/{{experiment}}/couplings/{{run}}.safetensors",
@@ -109,7 +109,7 @@ rule measure_couplings:
         "../../envs/train.yaml"
     threads: 1
     params:
-        run=lambda w: dump(jobs.row_of(run_of(w))),
+        run=lambda w: row_of(run_of(w)),
         edm=lambda w: dump(preset(w).consistency_training.edm),
         curriculum=lambda w: dump(preset(w).consistency_training.curriculum),
         analysis=lambda w: preset(w).analysis.model_dump(include={"steps", "count", "batch_size", "gradient_budget"}),
@@ -122,7 +122,7 @@ rule measure_orders:
     input:
         teacher=f"{RESULTS}/{{experiment}}/teacher",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        truth=truth_of,
+        truth=lambda w: plan_of(w).truth,
     output:
         f"{RESULTS}/{{experiment}}/metrics/orders.json",
     log:
@@ -139,7 +139,7 @@ rule measure_orders:
 
 rule collect_metrics:
     input:
-        lambda w: [f"{RESULTS}/{w.experiment}/metrics/{source}.json" for source in sources_of(w.experiment)],
+        lambda w: plan_of(w).measured,
     output:
         f"{RESULTS}/{{experiment}}/metrics.csv",
         f"{RESULTS}/{{experiment}}/metrics.csv.sha256",

@@ -56,6 +56,12 @@ def compared_with_its_record(made_by):
 
 
 if not (workflow.remote_exec or workflow.subprocess_exec):  # inside of a job
-    for known in workflow.rules:
-        if known.script and known.basedir == HERE:
-            known.set_input(compared_with_its_record(known))
+    for each in workflow.rules:
+        if each.basedir != HERE:  # of the workflow that uses this one
+            continue
+        if each.script:
+            each.set_input(compared_with_its_record(each))
+        # Snakemake asks for a function's signature several times a job, which takes a second of a dry run of 1,000 runs.
+        for value in (*each.input, *each.params):
+            if callable(function := getattr(value, "callable", value)):
+                function.__signature__ = inspect.signature(function)

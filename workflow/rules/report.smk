@@ -6,13 +6,11 @@
 
 rule page_samples:
     input:
-        samples=lambda w: [
-            f"{RESULTS}/{w.experiment}/samples/{row['source']}.safetensors" for row in compared(w.experiment)
-        ],
-        pictures=lambda w: pictures_of(w, [row["source"] for row in compared(w.experiment)]),
+        samples=lambda w: plan_of(w).samples(row["source"] for row in plan_of(w).compared),
+        pictures=lambda w: plan_of(w).pictures(row["source"] for row in plan_of(w).compared),
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        truth=truth_of,
-        captions=captions_of,
+        truth=lambda w: plan_of(w).truth,
+        captions=lambda w: plan_of(w).captions,
         code=workflow.source_path("../consistency/report/pages/samples.py"),
         template=workflow.source_path("../consistency/report/pages/samples.html"),
         shell=workflow.source_path("../consistency/report/pages/shell.py"),
@@ -30,7 +28,7 @@ rule page_samples:
     conda:
         "../../envs/paper.yaml"
     params:
-        rows=lambda w: compared(w.experiment),
+        rows=lambda w: plan_of(w).compared,
         title_json=lambda w: as_json(preset(w).title),
     script:
         "../scripts/page.py"
@@ -57,7 +55,7 @@ rule page_tradeoff:
     conda:
         "../../envs/paper.yaml"
     params:
-        runs={experiment: group_rows(experiment) for experiment in EXPERIMENTS},
+        runs={name: planned.rows for name, planned in PLANS.items()},
         titles_json=lambda w: as_json({name: e.title for name, e in EXPERIMENTS.items()}),
     script:
         "../scripts/page.py"
@@ -66,7 +64,9 @@ rule page_tradeoff:
 rule report:
     input:
         paper_outputs,
-        captions=[workflow.source_path(f"../report/{name}.rst") for name in CAPTIONS],
+        captions=[
+            workflow.source_path(f"../report/{path.name}") for path in sorted((WORKFLOW / "report").glob("*.rst"))
+        ],
         stylesheet=workflow.source_path("../report/report.css"),
         frames=workflow.source_path("../report/frames.js"),
     output:
@@ -78,7 +78,7 @@ rule report:
         "../../envs/report.yaml"
     params:
         # as a module: of the workflow that uses it
-        target=PAPER,
+        target=workflow.modifier.modify_rulename("paper"),
         config=lambda w: addresses.hide(workflow.config),
         snakefile=lambda w: os.path.relpath(workflow.main_snakefile),  # a checkout may be moved
     script:

@@ -3,7 +3,7 @@
 
 rule sample_student:
     input:
-        unpack(sampled_from),
+        unpack(lambda w: plan_of(w).sampled_from(w.run)),
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
     output:
@@ -11,7 +11,7 @@ rule sample_student:
     log:
         f"{RESULTS}/logs/{{experiment}}/sample_student-{{run}}.log",
     wildcard_constraints:
-        run=pattern({run for runs in RUNS.values() for run in runs}),
+        run=RUN,
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -20,6 +20,6 @@ rule sample_student:
         gpu=gpus,
         runtime=minutes,
     params:
-        sampling=lambda w: dump(jobs.sampling_job(preset(w), run_of(w))),
+        sampling=lambda w: plan_of(w).sampling(w.run),
     script:
         "../scripts/sample_student.py"

@@ -24,7 +24,7 @@ rule teacher_samples:
         teacher=f"{RESULTS}/{{experiment}}/teacher",
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        prompts=prompts_of,
+        prompts=lambda w: plan_of(w).prompts,
     output:
         f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}.safetensors",
     log:
@@ -38,7 +38,7 @@ rule teacher_samples:
         gpu=gpus,
         runtime=minutes,
     params:
-        condition=condition_of,
+        condition=lambda w: plan_of(w).conditions[w.condition],
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
         precision=lambda w: preset(w).teacher.precision,
@@ -60,14 +60,14 @@ rule solve_truth:
     log:
         f"{RESULTS}/logs/{{experiment}}/solve_truth.log",
     wildcard_constraints:
-        experiment=with_teacher("analytic"),
+        experiment=experiments_where(lambda planned: planned.exact),
     cache: CACHED
     priority: 5
     conda:
         "../../envs/train.yaml"
     threads: 1
     params:
-        flows=true_ends,
+        flows=lambda w: plan_of(w).true_ends,
         identity=identity("solve_truth"),
     script:
         "../scripts/solve_truth.py"
@@ -77,7 +77,7 @@ rule solve_targets:
     input:
         teacher=f"{RESULTS}/{{experiment}}/teacher",
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
-        prompts=prompts_of,
+        prompts=lambda w: plan_of(w).prompts,
     output:
         f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}/shard-{{shard}}.safetensors",
     log:
@@ -92,7 +92,7 @@ rule solve_targets:
         gpu=gpus,
         runtime=minutes,
     params:
-        condition=condition_of,
+        condition=lambda w: plan_of(w).conditions[w.condition],
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
         precision=lambda w: preset(w).teacher.precision,
@@ -106,10 +106,7 @@ rule solve_targets:
 rule gather_targets:
     input:
         teacher=f"{RESULTS}/{{experiment}}/teacher",
-        shards=lambda w: [
-            f"{RESULTS}/{w.experiment}/targets/{w.mode}-{w.condition}/shard-{shard}.safetensors"
-            for shard in range(preset(w).targets.shards)
-        ],
+        shards=lambda w: plan_of(w).shards(f"{w.mode}-{w.condition}"),
     output:
         f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}/manifest.json",
     log:
@@ -118,7 +115,7 @@ rule gather_targets:
     conda:
         "../../envs/train.yaml"
     params:
-        condition=condition_of,
+        condition=lambda w: plan_of(w).conditions[w.condition],
         n_draws=lambda w: preset(w).targets.count,
         seed=lambda w: preset(w).targets.seed,
         identity=identity("gather_targets"),

@@ -7,14 +7,14 @@ rule prepare_data:
     log:
         f"{RESULTS}/logs/{{experiment}}/prepare_data.log",
     wildcard_constraints:
-        experiment=with_data("captions", but=True),
+        experiment=experiments_where(lambda planned: not planned.in_latents),
     cache: CACHED
     localrule: True
     conda:
         "../../envs/train.yaml"
     params:
         data=lambda w: dump(preset(w).data),
-        own_files=data_files,
+        own_files=lambda w: state_of(plan_of(w).own["data"]),
         identity=identity("prepare_data"),
     script:
         "../scripts/prepare_data.py"
@@ -52,7 +52,7 @@ rule train_teacher:
     log:
         f"{RESULTS}/logs/{{experiment}}/train_teacher.log",
     wildcard_constraints:
-        experiment=with_teacher("train"),
+        experiment=experiments_where(lambda planned: planned.experiment.teacher.source == "train"),
     cache: CACHED
     priority: 10
     conda:
@@ -63,7 +63,7 @@ rule train_teacher:
         gpu=gpus,
         runtime=minutes,
     params:
-        teacher=lambda w: preset(w).teacher.model_dump(exclude=CALLED),
+        teacher=lambda w: plan_of(w).teacher,
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
         identity=identity("train_teacher"),
@@ -77,13 +77,13 @@ rule download_teacher:
     log:
         f"{RESULTS}/logs/{{experiment}}/download_teacher.log",
     wildcard_constraints:
-        experiment=with_teacher("hub"),
+        experiment=experiments_where(lambda planned: planned.experiment.teacher.source == "hub"),
     priority: 20
     localrule: True
     conda:
         "../../envs/train.yaml"
     params:
-        source=lambda w: download_of(w.experiment, "teacher"),
+        source=lambda w: plan_of(w).downloads["teacher"].model_dump(exclude={"gigabytes"}),
     script:
         "../scripts/download.py"
 
@@ -100,24 +100,24 @@ rule download_weights:
     conda:
         "../../envs/train.yaml"
     resources:
-        download_mb=lambda w: size_of(preflight.weights(preset(w))[w.part]),
+        download_mb=lambda w: megabytes(plan_of(w).downloads[w.part]),
     params:
-        source=lambda w: download_of(w.experiment, w.part),
+        source=lambda w: plan_of(w).downloads[w.part].model_dump(exclude={"gigabytes"}),
     script:
         "../scripts/download.py"
 
 
 rule import_teacher:
     input:
-        source=pipeline_of,
+        source=lambda w: own_or_downloaded(w, "teacher"),
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
-        prompts=prompts_of,
+        prompts=lambda w: plan_of(w).prompts,
     output:
         model=directory(f"{RESULTS}/{{experiment}}/teacher"),
     log:
         f"{RESULTS}/logs/{{experiment}}/import_teacher.log",
     wildcard_constraints:
-        experiment=with_teacher("path", "hub"),
+        experiment=experiments_where(lambda planned: planned.experiment.teacher.source in ("path", "hub")),
     cache: CACHED
     priority: 10
     conda:
@@ -126,8 +126,8 @@ rule import_teacher:
         mem_mb=memory,
     params:
         schedule=lambda w: dump(preset(w).schedule),
-        folder=lambda w: preset(w).teacher.path,
-        own_files=teacher_files,
+        folder=lambda w: plan_of(w).own["teacher"],
+        own_files=lambda w: state_of(plan_of(w).own["teacher"]),
         subfolder=lambda w: preset(w).teacher.subfolder,
         identity=identity("import_teacher"),
     script:
@@ -140,7 +140,7 @@ rule write_analytic_teacher:
     log:
         f"{RESULTS}/logs/{{experiment}}/write_analytic_teacher.log",
     wildcard_constraints:
-        experiment=with_teacher("analytic"),
+        experiment=experiments_where(lambda planned: planned.exact),
     cache: CACHED
     conda:
         "../../envs/train.yaml"
@@ -163,7 +163,7 @@ rule train_initial:
     log:
         f"{RESULTS}/logs/{{experiment}}/train_initial.log",
     wildcard_constraints:
-        experiment=with_teacher("analytic"),
+        experiment=experiments_where(lambda planned: planned.exact),
     cache: CACHED
     priority: 10
     conda:
@@ -174,7 +174,7 @@ rule train_initial:
         gpu=gpus,
         runtime=minutes,
     params:
-        teacher=lambda w: preset(w).teacher.model_dump(exclude=CALLED),
+        teacher=lambda w: plan_of(w).teacher,
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
         identity=identity("train_teacher"),
@@ -192,18 +192,18 @@ rule prepare_captions:
     log:
         f"{RESULTS}/logs/{{experiment}}/prepare_captions.log",
     wildcard_constraints:
-        experiment=with_data("captions"),
+        experiment=experiments_where(lambda planned: planned.in_latents),
     cache: CACHED
     localrule: True
     conda:
         "../../envs/train.yaml"
     resources:
-        download_mb=lambda w: size_of(preset(w).data.download),
+        download_mb=lambda w: megabytes(preset(w).data.download),
     params:
         data=lambda w: preset(w).data.model_dump(
             include={"name": True, "source": True, "side": True, "download": {"url", "name", "sha256"}}
         ),
-        own_files=data_files,
+        own_files=lambda w: state_of(plan_of(w).own["data"]),
         identity=identity("prepare_captions"),
     script:
         "../scripts/prepare_captions.py"
@@ -212,13 +212,13 @@ rule prepare_captions:
 rule encode_prompts:
     input:
         captions=f"{RESULTS}/{{experiment}}/captions.json",
-        pipeline=pipeline_of,
+        pipeline=lambda w: own_or_downloaded(w, "teacher"),
     output:
         f"{RESULTS}/{{experiment}}/prompts.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/encode_prompts.log",
     wildcard_constraints:
-        experiment=with_data("captions"),
+        experiment=experiments_where(lambda planned: planned.in_latents),
     cache: CACHED
     conda:
         "../../envs/train.yaml"
@@ -228,8 +228,8 @@ rule encode_prompts:
         gpu=gpus,
         runtime=minutes,
     params:
-        folder=lambda w: preset(w).teacher.path,
-        own_files=teacher_files,
+        folder=lambda w: plan_of(w).own["teacher"],
+        own_files=lambda w: state_of(plan_of(w).own["teacher"]),
         side=lambda w: preset(w).data.side,
         batch_size=lambda w: preset(w).data.batch_size,
         precision=lambda w: preset(w).data.precision,
@@ -241,13 +241,13 @@ rule encode_prompts:
 rule encode_images:
     input:
         images=f"{RESULTS}/{{experiment}}/images.safetensors",
-        vae=decoder_of,
+        vae=lambda w: own_or_downloaded(w, "vae"),
     output:
         f"{RESULTS}/{{experiment}}/data.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/encode_images.log",
     wildcard_constraints:
-        experiment=with_data("captions"),
+        experiment=experiments_where(lambda planned: planned.in_latents),
     cache: CACHED
     conda:
         "../../envs/train.yaml"
@@ -257,8 +257,8 @@ rule encode_images:
         gpu=gpus,
         runtime=minutes,
     params:
-        folder=lambda w: preset(w).data.vae if isinstance(preset(w).data.vae, str) else None,
-        own_files=lambda w: state_of(preset(w).data.vae) if isinstance(preset(w).data.vae, str) else None,
+        folder=lambda w: plan_of(w).own["vae"],
+        own_files=lambda w: state_of(plan_of(w).own["vae"]),
         batch_size=lambda w: preset(w).data.batch_size,
         precision=lambda w: preset(w).data.precision,
         identity=identity("encode_images"),

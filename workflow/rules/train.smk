@@ -3,22 +3,22 @@
 
 rule train_student:
     input:
-        unpack(lessons_of),
+        unpack(lambda w: plan_of(w).lessons(w.run)),
     output:
         model=directory(f"{RESULTS}/{{experiment}}/students/{{run}}"),
         stats=f"{RESULTS}/{{experiment}}/stats/{{run}}.jsonl",
     log:
         f"{RESULTS}/logs/{{experiment}}/train_student-{{run}}.log",
     wildcard_constraints:
-        run=pattern({run for runs in RUNS.values() for run in runs}),
+        run=RUN,
     conda:
         "../../envs/train.yaml"
-    threads: lambda w: training_of(w).training.threads
+    threads: lambda w: plan_of(w).section(w.run).training.threads
     resources:
         mem_mb=memory,
         gpu=gpus,
         runtime=minutes,
     params:
-        student=lambda w: dump(training_of(w)),
+        student=lambda w: plan_of(w).training(w.run),
     script:
         "../scripts/train_student.py"

@@ -6,7 +6,17 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from .settings import Coupling, Experiment, FlowName, Loss, Parameterisation, Run, Training
+from .settings import (
+    ConsistencyTraining,
+    Coupling,
+    Experiment,
+    FlowName,
+    Loss,
+    Parameterisation,
+    Run,
+    Student,
+    Training,
+)
 from .sources import Strict
 
 
@@ -81,9 +91,14 @@ def map_job(experiment: Experiment, run: Run) -> MapJob:
     )
 
 
+def section(experiment: Experiment, run: Run) -> Student | ConsistencyTraining:
+    """The part of the configuration that a run is trained by."""
+    return experiment.consistency_training if run.from_pairs else experiment.student
+
+
 def training_job(experiment: Experiment, run: Run) -> StudentJob:
     """How a run's student is trained."""
-    section = experiment.consistency_training if run.from_pairs else experiment.student
+    chosen = section(experiment, run)
     settings = {key: getattr(run, key) for key in ("objective", "params", "draws", "loss")}
     if run.from_pairs:
         network = experiment.network.model_dump()
@@ -91,14 +106,14 @@ def training_job(experiment: Experiment, run: Run) -> StudentJob:
             "coupling": run.coupling,
             "velocity": run.velocity,
             "teacher_schedule": experiment.schedule.model_dump() if _asks_a_network(experiment, run) else None,
-            "times": (run.times or section.curriculum).model_dump(),
+            "times": (run.times or chosen.curriculum).model_dump(),
             "network": network if run.dropout is None else network | {"dropout": run.dropout},
-            "budgets": section.budgets,
+            "budgets": chosen.budgets,
         }
     else:
         rank = experiment.student.lora_rank if run.parameters == "lora" else None
         settings |= {"parameters": run.parameters, "lora_rank": rank}
-    return StudentJob(run=row_of(run), training=section.training, **map_job(experiment, run).model_dump(), **settings)
+    return StudentJob(run=row_of(run), training=chosen.training, **map_job(experiment, run).model_dump(), **settings)
 
 
 def sampling_job(experiment: Experiment, run: Run) -> SamplingJob:

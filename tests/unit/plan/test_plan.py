@@ -1,0 +1,467 @@
+"""What jobs an experiment has and what each needs: expected values are written down, for presets and for small tables."""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from consistency.config import load_experiment
+from consistency.config.settings import Experiment
+from consistency.errors import ConfigError
+from consistency.plan.plan import Plan, megabytes, paper, pattern, row_of
+from helpers import ROOT
+
+MIXTURE = {
+    "kind": "mixture",
+    "dimension": 2,
+    "components": [{"weight": 1.0, "mean": [0.0, 0.0], "deviation": 1.0}],
+    "train_count": 64,
+    "test_count": 64,
+}
+PAIRS = {
+    "ic": {"objective": "consistency_training"},
+    "gc": {"objective": "consistency_training", "coupling": {"kind": "generator_induced", "share": 0.3}},
+    "online": {
+        "objective": "consistency_training",
+        "coupling": {"kind": "generator_induced", "share": 0.7, "generator": "online"},
+    },
+    "frozen": {
+        "objective": "consistency_training",
+        "coupling": {"kind": "generator_induced", "generator": {"method": "ic", "budget": 0.25}},
+    },
+    "cd": {"objective": "consistency_training", "velocity": "teacher"},
+}
+TARGETS = {"cm": {"objective": "consistency_distillation"}, "direct": {"objective": "direct"}}
+
+
+def small(results="out", job_results=None, **changes):
+    """The plan of an experiment on digits: two methods, two conditions, seeds 3 and 4."""
+    settings = {
+        "title": "small",
+        "data": {"kind": "digits"},
+        "methods": TARGETS,
+        "runs": [{"n_steps": [5, 10], "guidance": 4, "seed": [3, 4]}],
+    }
+    return Plan("small", Experiment.model_validate(settings | changes), results, job_results)
+
+
+def of_pairs(*methods, **changes):
+    """The plan of an experiment from pairs, one seed."""
+    return small(methods=PAIRS, runs=[{"method": list(methods), "seed": 0}], **changes)
+
+
+def exact(**changes):
+    """The plan of an experiment whose teacher is known in closed form."""
+    return small(data=MIXTURE, teacher={"source": "analytic"}, **changes)
+
+
+def preset(name, **changes):
+    return Plan(name, load_experiment(name, changes), "results")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return preset("digits")
+
+
+@pytest.fixture(scope="module")
+def modes():
+    return preset("gaussians-modes")
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    return preset("sdxl")
+
+
+@pytest.fixture(scope="module")
+def cifar10():
+    return preset("cifar10")
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys, consistency.plan.plan; print(*{'torch', 'pandas', 'snakemake', 'diffusers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "workflow", capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_runs_by_what_they_learn_from(digits):
+    assert len(digits.from_targets) == 30  # 2 methods, 3 seeds: 2 × 2 of ddim, 1 of heun
+    assert list(digits.from_targets)[:4] == [
+        "cm-ddim-n10-w1-s0",
+        "cm-ddim-n10-w1-s1",
+        "cm-ddim-n10-w1-s2",
+        "direct-ddim-n10-w1-s0",
+    ]
+    assert list(digits.from_pairs) == [f"ct-{name}-s{seed}" for name in ("ic", "ot", "gc") for seed in (0, 1, 2)]
+    assert list(digits.runs) == [*digits.from_targets, *digits.from_pairs]
+
+
+def test_a_table_that_cannot_be_expanded():
+    with pytest.raises(ConfigError, match=r"small: runs\.0\.n_steps: 7 does not divide schedule\.steps 1000"):
+        small(runs=[{"n_steps": 7, "seed": 0}])
+
+
+def test_conditions(digits, modes):
+    assert list(digits.conditions) == ["ddim-n10-w1", "ddim-n10-w4", "ddim-n50-w1", "ddim-n50-w4", "heun-n10-w1"]
+    assert digits.conditions["ddim-n50-w4"] == {"solver": "ddim", "n_steps": 50, "guidance": 4.0}
+    assert modes.conditions == {}
+
+
+def test_a_condition_that_runs_share_is_there_once():
+    plan = small(runs=[{"n_steps": 5, "seed": 0}, {"n_steps": 5, "seed": 0, "parameters": "lora"}])
+    assert (len(plan.runs), list(plan.conditions)) == (4, ["ddim-n5-w1"])
+
+
+def test_analysed(digits, modes):
+    assert digits.analysed == ["ct-gc-s0", "ct-gc-s1", "ct-gc-s2"]
+    assert modes.analysed == ["cd-s0", "cd-s1", "cd-s2"]
+    assert small().analysed == []
+
+
+def test_sources():
+    plan = small(
+        methods=TARGETS | PAIRS,
+        runs=[{"method": "direct", "n_steps": 5, "seed": 3}, {"method": ["ic", "gc"], "seed": 0}],
+        analysis={"order_steps": [5], "coupling_methods": ["gc"]},
+    )
+    expected = ["data", "teacher-ddim-n5-w1", "direct-ddim-n5-w1-s3", "ic-s0", "gc-s0", "couplings-gc-s0", "orders"]
+    assert plan.sources == expected
+    assert plan.measured == [f"out/small/metrics/{source}.json" for source in expected]
+    assert plan.metrics == "out/small/metrics.csv"
+
+
+def test_true_ends():
+    def ends(plan):
+        return {name: schedule.get("steps", schedule.get("sigma_max")) for name, schedule in plan.true_ends.items()}
+
+    orders = {"analysis": {"order_steps": [5, 10]}}
+    assert ends(exact()) == {"vp": 1000}
+    assert ends(exact(**orders)) == {"vp": 1000, "vp_refined": 1000}
+    pairs = {"methods": PAIRS, "runs": [{"method": "ic", "seed": 0}], "consistency_training": {"edm": {"sigma_max": 5}}}
+    assert ends(exact(**pairs)) == {"ve": 5.0}
+    assert ends(exact(**pairs, **orders)) == {"vp": 1000, "vp_refined": 1000, "ve": 5.0}
+
+
+def test_inputs_of_a_teacher_that_is_a_network(digits):
+    assert not digits.exact
+    assert (digits.initial, digits.truth) == ("results/digits/teacher", [])
+
+
+def test_inputs_of_a_closed_form(modes):
+    assert modes.exact
+    assert modes.initial == "results/gaussians-modes/initial"
+    assert modes.truth == "results/gaussians-modes/truth.safetensors"
+
+
+def test_inputs_of_images(digits):
+    assert not digits.in_latents
+    assert (digits.prompts, digits.captions, digits.pixels) == ([], [], "results/digits/data.safetensors")
+
+
+def test_inputs_of_captions(sdxl):
+    assert sdxl.in_latents
+    assert sdxl.prompts == "results/sdxl/prompts.safetensors"
+    assert sdxl.captions == "results/sdxl/captions.json"
+    assert sdxl.pixels == "results/sdxl/images.safetensors"
+
+
+def test_samples_and_pictures(digits, sdxl):
+    assert digits.samples(["a", "b"]) == [
+        "results/digits/samples/a.safetensors",
+        "results/digits/samples/b.safetensors",
+    ]
+    assert digits.pictures(["a"]) == ["results/digits/samples/a.safetensors"]
+    assert sdxl.samples(["a"]) == ["results/sdxl/samples/a.safetensors"]
+    assert sdxl.pictures(["a"]) == ["results/sdxl/features/a.safetensors"]  # decoded there
+
+
+def test_teachers_of_runs():
+    assert small().teachers(["cm-ddim-n5-w4-s3", "direct-ddim-n10-w4-s4"]) == [
+        "teacher-ddim-n5-w4",
+        "teacher-ddim-n10-w4",
+    ]
+
+
+def test_stats():
+    assert small().stats(["a", "b"]) == ["out/small/stats/a.jsonl", "out/small/stats/b.jsonl"]
+
+
+def test_training_from_targets(cifar10):
+    folder = "results/cifar10/targets/paper-heun-n50-w1"
+    assert cifar10.inputs_of_training("direct-heun-n50-w1-s2") == {
+        "manifest": f"{folder}/manifest.json",
+        "shards": [f"{folder}/shard-{shard}.safetensors" for shard in range(8)],
+    }
+
+
+def test_training_from_targets_of_a_runs_own_mode():
+    plan = small(runs=[{"n_steps": 5, "seed": 0, "targets": "trajectory"}], targets={"shards": 1})
+    inputs = plan.inputs_of_training("cm-ddim-n5-w1-trajectory-s0")
+    assert inputs["shards"] == ["out/small/targets/trajectory-ddim-n5-w1/shard-0.safetensors"]
+
+
+def test_training_from_pairs():
+    plan = of_pairs(*PAIRS)
+    assert plan.inputs_of_training("ic-s0") == {}
+    assert plan.inputs_of_training("online-s0") == {}
+    assert plan.inputs_of_training("cd-s0") == {"teacher": "out/small/teacher"}
+    assert plan.inputs_of_training("frozen-s0") == {"frozen": "out/small/students/ic-s0"}
+
+
+def test_a_frozen_generator_has_the_runs_seed():
+    plan = small(methods=PAIRS, runs=[{"method": ["ic", "frozen"], "seed": [0, 7]}])
+    assert plan.inputs_of_training("frozen-s7") == {"frozen": "out/small/students/ic-s7"}
+
+
+def test_who_asks_a_network():
+    pairs = {"methods": PAIRS, "runs": [{"method": ["ic", "cd"], "seed": 0}]}
+    plan, closed_form = small(**pairs), exact(**pairs)
+    assert [plan.asks_a_network("ic-s0"), plan.asks_a_network("cd-s0")] == [False, True]
+    assert not closed_form.asks_a_network("cd-s0")
+
+
+def test_a_runs_own_dropout(cifar10):
+    """It replaces the network's, zero too; the preset's own settings stay as they are."""
+    assert cifar10.network("ct-ic-s0")["dropout"] == 0.3
+    assert cifar10.network("ct-gc-s0") == cifar10.network("ct-ic-s0") | {"dropout": 0.0}
+    assert cifar10.experiment.network.dropout == 0.3
+
+
+def test_own_files(digits, sdxl):
+    assert digits.own == {"data": None, "teacher": None, "vae": None} == sdxl.own
+    assert preset("celeba64").own["data"] == "data/celeba/img_align_celeba.zip"
+    assert small(data={"kind": "fashion", "folder": "idx"}).own["data"] == "idx"
+    assert small(teacher={"source": "path", "path": "mine"}).own["teacher"] == "mine"
+    own = preset("sdxl", data={"source": "pictures", "vae": "my-vae"})
+    assert (own.own["data"], own.own["vae"]) == ("pictures", "my-vae")
+
+
+def test_downloads(digits, cifar10, sdxl):
+    assert digits.downloads == {}
+    assert list(cifar10.downloads) == ["teacher", "inception-v3"]
+    assert list(sdxl.downloads) == ["teacher", "vae", "inception-v3", "dinov2", "clip", "aesthetic"]
+    assert sdxl.downloads["vae"].repo == "madebyollin/sdxl-vae-fp16-fix"
+    assert "vae" not in preset("sdxl", data={"vae": "my-vae"}).downloads
+
+
+def test_megabytes(sdxl):
+    assert megabytes(sdxl.downloads["teacher"]) == 6800
+    assert megabytes(sdxl.downloads["aesthetic"]) == 4
+    assert megabytes(None) == 0
+
+
+def test_weights_of_extractors(digits, modes, sdxl):
+    assert digits.weights == ["results/digits/classifier"]
+    assert modes.weights == []  # a mixture's features are its coordinates
+    folder = "results/sdxl/downloads"
+    assert sdxl.weights == [f"{folder}/{part}" for part in ("inception-v3", "dinov2", "clip", "aesthetic")]
+
+
+def test_an_extractor_without_a_file():
+    plan = small(extractors=[{"kind": "efficientnet-lite0"}, {"kind": "classifier"}])
+    assert plan.weights == ["out/small/classifier"]
+    assert plan.measuring["extractors"][0] == {"kind": "efficientnet-lite0", "folder": None}
+
+
+def test_measuring(modes, sdxl):
+    assert sdxl.measuring == {
+        "extractors": [
+            {"kind": "inception-v3", "folder": "results/sdxl/downloads/inception-v3"},
+            {"kind": "dinov2", "folder": "results/sdxl/downloads/dinov2"},
+            {
+                "kind": "clip",
+                "folder": "results/sdxl/downloads/clip",
+                "aesthetic": "results/sdxl/downloads/aesthetic",
+            },
+        ],
+        "batch_size": 8,
+    }
+    assert modes.measuring == {"extractors": [], "batch_size": 2000}
+
+
+def test_vae(digits, sdxl):
+    assert digits.vae is None
+    assert sdxl.vae == {"folder": "results/sdxl/downloads/vae", "batch_size": 8, "precision": "fp16"}
+    assert preset("sdxl", data={"vae": "my-vae"}).vae["folder"] == "my-vae"
+
+
+def test_space(digits, modes, sdxl):
+    assert [plan.space for plan in (digits, modes, sdxl)] == ["pixels", "coordinates", "latents"]
+
+
+def test_how_a_teacher_is_called_is_not_how_it_is_trained(digits):
+    called = preset("digits", teacher={"timestep_offset": 0, "precision": "bf16"})
+    trained = preset("digits", teacher={"training": {"steps": 9}})
+    assert called.teacher == digits.teacher != trained.teacher
+    assert digits.teacher["training"]["steps"] == 3500
+
+
+def test_a_modules_prefix_is_in_params_alone():
+    """Snakemake puts a module's prefix before inputs and outputs by itself."""
+    plan = small(job_results="prefix/out")
+    assert plan.weights == ["out/small/classifier"]
+    assert plan.measuring["extractors"] == [{"kind": "classifier", "folder": "prefix/out/small/classifier"}]
+    captioned = Plan("sdxl", load_experiment("sdxl"), "out", "prefix/out")
+    assert captioned.vae["folder"] == "prefix/out/sdxl/downloads/vae"
+
+
+def test_rows():
+    plan = small(methods=TARGETS | PAIRS, runs=[{"method": "cm", "n_steps": 5, "seed": 3}, {"method": "gc", "seed": 0}])
+    from_targets = {
+        "run": "cm-ddim-n5-w1-s3",
+        "method": "cm",
+        "seed": 3,
+        "group": "ddim-n5-w1",
+        "solver": "ddim",
+        "n_steps": 5,
+        "guidance": 1.0,
+        "targets": "paper",
+        "parameters": "full",
+    }
+    from_pairs = {
+        "run": "gc-s0",
+        "method": "gc",
+        "seed": 0,
+        "group": "scratch",
+        "solver": None,
+        "n_steps": None,
+        "guidance": None,
+        "targets": None,
+        "parameters": "full",
+    }
+    assert plan.rows == [from_targets, from_pairs]
+    assert plan.rows_from_targets == [from_targets]
+    assert plan.rows_from_pairs == [from_pairs | {"share": 0.3, "steps": 1500}]
+    assert row_of(plan.runs["cm-ddim-n5-w1-s3"]) == {
+        "run": "cm-ddim-n5-w1-s3",
+        "method": "cm",
+        "solver": "ddim",
+        "n_steps": 5,
+        "guidance": 1.0,
+        "seed": 3,
+    }
+
+
+def test_shares_of_generated_pairs():
+    """μ, of the runs that the comparison by μ has: independent pairs are its 0; other generators and velocities are none."""
+    shares = {row["method"]: row["share"] for row in of_pairs(*PAIRS).rows_from_pairs}
+    assert shares == {"ic": 0.0, "gc": 0.3, "online": None, "frozen": None, "cd": None}
+
+
+def test_rows_analysed(modes):
+    assert [row["run"] for row in modes.rows_analysed] == ["cd-s0", "cd-s1", "cd-s2"]
+    assert {row["steps"] for row in modes.rows_analysed} == {700}
+    assert small().rows_analysed == []
+
+
+def test_pictured(digits):
+    """The first seed of each method, under the first condition of each guidance scale."""
+    assert digits.pictured == [
+        "cm-ddim-n10-w1-s0",
+        "direct-ddim-n10-w1-s0",
+        "cm-ddim-n10-w4-s0",
+        "direct-ddim-n10-w4-s0",
+    ]
+    assert digits.rows_pictured[2] == {"run": "cm-ddim-n10-w4-s0", "method": "cm", "group": "ddim-n10-w4"}
+    assert of_pairs("ic").pictured == []
+
+
+def test_a_method_that_lacks_the_first_condition_is_not_pictured():
+    plan = small(runs=[{"method": "cm", "n_steps": 5, "seed": 3}, {"n_steps": 10, "seed": 3}])
+    assert plan.pictured == ["cm-ddim-n5-w1-s3"]
+
+
+def test_compared():
+    plan = small(evaluation={"sampling_steps": [1, 8]}, runs=[{"method": "cm", "n_steps": 5, "seed": 3}])
+    assert plan.compared == [
+        {"source": "teacher-ddim-n5-w1", "method": "teacher", "condition": "ddim-n5-w1", "n_steps": 5},
+        {
+            "source": "cm-ddim-n5-w1-s3",
+            "method": "cm",
+            "group": "ddim-n5-w1",
+            "seed": 3,
+            "condition": "ddim-n5-w1",
+            "sampling_steps": [1],  # 8 is above its N
+        },
+    ]
+
+
+def test_a_run_from_pairs_is_compared_with_all_sampling_steps():
+    rows = of_pairs("gc", evaluation={"sampling_steps": [1, 8]}).compared
+    assert [(row["source"], row["condition"], row["sampling_steps"]) for row in rows] == [("gc-s0", None, [1, 8])]
+
+
+def test_three_seeds_of_each_method_are_compared():
+    plan = small(runs=[{"n_steps": [5, 10], "seed": [9, 8, 7, 6]}])
+    seeds = Counter((row["method"], row["group"], row["seed"]) for row in plan.compared if row["method"] != "teacher")
+    methods, groups = ("cm", "direct"), ("ddim-n5-w1", "ddim-n10-w1")
+    assert seeds == {(method, group, seed): 1 for method in methods for group in groups for seed in (9, 8, 7)}
+
+
+@pytest.mark.parametrize(
+    "name, figures",
+    [
+        ("digits", "tradeoff training start-times sampling-steps samples convergence share transport"),
+        ("gaussians-modes", "convergence share transport discrepancy trajectories"),
+        ("gaussians-skewed", "tradeoff training points orders"),
+        ("sdxl", "tradeoff training start-times sampling-steps samples"),
+        ("celeba64", "convergence share"),
+    ],
+)
+def test_figures(name, figures):
+    assert preset(name).figures == figures.split()
+
+
+def test_one_share_makes_no_figure_of_shares():
+    assert "share" not in of_pairs("gc", "frozen").figures
+    assert "share" in of_pairs("gc", "ic").figures
+
+
+def test_paper():
+    both = [small(), of_pairs("ic")]
+    both[1].name = "pairs"
+    outputs = paper(iter(both), "out")
+    assert len(outputs) == len(set(outputs))
+    tables = [name.removeprefix("out/tables/") for name in outputs if "/tables/" in name]
+    assert [name for name in tables if name.startswith("claims")] == ["claims.md", "claims.tex", "claims.html"]
+    assert [name for name in tables if name.endswith("csv")] == [
+        "small-main.csv",
+        "pairs-main.csv",
+        "pairs-couplings.csv",
+    ]
+    assert [name for name in outputs if "/pages/" in name] == [
+        "out/pages/small-samples.html",
+        "out/pages/pairs-samples.html",
+        "out/pages/tradeoff.html",
+    ]
+    assert {"out/metrics.csv", "out/claims.csv", "out/figures/pairs-convergence.png"} <= set(outputs)
+    assert "out/figures/small-convergence.png" not in outputs
+
+
+def test_the_tradeoff_page_needs_an_ode_error():
+    assert "out/pages/tradeoff.html" not in paper([of_pairs("ic")], "out")
+    pairs = {"methods": PAIRS, "runs": [{"method": "ic", "seed": 0}]}
+    assert "out/pages/tradeoff.html" in paper([exact(**pairs)], "out")
+
+
+def test_pattern():
+    names = ["cm-s0", "cm-s1", "cm-s10", "cm", "direct.x", "d+"]
+    matched = [name for name in (*names, "cm-s", "cm-s2", "directox", "dd", "") if re.fullmatch(pattern(names), name)]
+    assert matched == names
+    assert not re.search(pattern([]), "anything")
+
+
+def test_pattern_of_presets_runs(digits):
+    expression = re.compile(pattern(digits.runs))
+    assert all(map(expression.fullmatch, digits.runs))
+    assert not any(expression.fullmatch(f"{run}0") or expression.fullmatch(run[:-1]) for run in digits.runs)
+
+
+def test_pattern_of_many_names_is_short():
+    """A beginning that names have in common stands there once."""
+    names = [f"direct-ddim-n10-w{scale / 100:g}-s{seed}" for scale in range(100) for seed in range(5)]
+    expression = pattern(names)
+    assert expression.count("ddim") == 1
+    assert all(re.fullmatch(expression, name) for name in names)

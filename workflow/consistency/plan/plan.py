@@ -1,0 +1,342 @@
+"""The plan of an experiment: its runs, what its outputs are called, and what each job needs.
+
+Paths are as rules write them, below the folder of results. Nothing is read from disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+from ..config import jobs
+from ..config.resolve import expand
+from ..config.settings import ConsistencyTraining, Experiment, Run, Student
+from ..config.sources import Hub, Url
+from .preflight import weights
+
+CALLING = {"timestep_offset", "precision", "compile", "hub", "subfolder"}  # keys of a teacher
+PAGE_SEEDS = 3  # most seeds of a method on the page of samples
+TABLE = ("csv", "md", "tex", "html")
+GROUPING = ("run", "method", "seed", "group", "solver", "n_steps", "guidance", "targets", "parameters")
+
+Row = dict[str, Any]
+
+
+class Plan:
+    """What one experiment consists of. What jobs ask for again and again is computed once.
+
+    Attributes:
+        name: the experiment's.
+        experiment: its settings.
+        folder: its outputs, as rules name them.
+        job_folder: the same folder as a job sees it: a workflow that uses this one as a module may put a prefix before
+            `folder` in inputs and outputs, but not in params.
+        runs, from_targets, from_pairs: id → run, in the table's order: all of them, and by what they learn from.
+        exact: whether the teacher is a closed form, so that the ODE's true end can be computed.
+        in_latents: whether samples are latents, of captioned images.
+        own: the user's own files by part, data, teacher and vae; None where a part has none.
+        downloads: part → where it is downloaded from: teacher, vae, extractors' weights.
+        space: what an ODE error is measured in, coordinates, latents or pixels.
+        metrics: the table of metrics.
+        pixels: the data as images.
+        initial: the network that students of targets start as: the teacher, or one trained here where it is a formula.
+        truth, prompts, captions: the ODE's true end, the prompts' embeddings and their texts; [] where there are none.
+    """
+
+    def __init__(self, name: str, experiment: Experiment, results: str = "results", job_results: str | None = None):
+        """
+        Args:
+            results, job_results: the parents of `folder` and `job_folder`, by default the same.
+
+        Raises:
+            ConfigError: the table of runs cannot be expanded.
+        """
+        self.name, self.experiment = name, experiment
+        self.folder, self.job_folder = f"{results}/{name}", f"{job_results or results}/{name}"
+        self.runs = {run.run: run for run in expand(name, experiment)}
+        self.from_targets = {key: run for key, run in self.runs.items() if not run.from_pairs}
+        self.from_pairs = {key: run for key, run in self.runs.items() if run.from_pairs}
+        data, teacher = experiment.data, experiment.teacher
+        self.exact, self.in_latents = teacher.source == "analytic", data.kind == "captions"
+        vae = getattr(data, "vae", None)
+        self.own = {
+            "data": getattr(data, "folder", None) or getattr(data, "source", None),
+            "teacher": teacher.path,
+            "vae": vae if isinstance(vae, str) else None,
+        }
+        self.downloads = weights(experiment)
+        self.space = {"mixture": "coordinates", "captions": "latents"}.get(data.kind, "pixels")
+        self.metrics = f"{self.folder}/metrics.csv"
+        self.pixels = f"{self.folder}/{'images' if self.in_latents else 'data'}.safetensors"
+        self.initial = f"{self.folder}/{'initial' if self.exact else 'teacher'}"
+        self.truth = f"{self.folder}/truth.safetensors" if self.exact else []
+        self.prompts = f"{self.folder}/prompts.safetensors" if self.in_latents else []
+        self.captions = f"{self.folder}/captions.json" if self.in_latents else []
+
+    @cached_property
+    def conditions(self) -> dict[str, Row]:
+        """Teacher conditions by id: solver, N and w."""
+        keys = ("solver", "n_steps", "guidance")
+        return {run.condition: _columns(run, keys) for run in self.from_targets.values()}
+
+    @cached_property
+    def analysed(self) -> list[str]:
+        """The ids of the runs whose students serve to measure couplings."""
+        methods = self.experiment.analysis.coupling_methods
+        return [key for key, run in self.from_pairs.items() if run.method in methods]
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """All that is measured: data, teacher's conditions, runs, couplings, solvers' orders."""
+        teachers = [f"teacher-{name}" for name in self.conditions]
+        couplings = [f"couplings-{run}" for run in self.analysed]
+        orders = ["orders"] * bool(self.experiment.analysis.order_steps)
+        return ["data", *teachers, *self.runs, *couplings, *orders]
+
+    @cached_property
+    def true_ends(self) -> dict[str, Row]:
+        """The flows whose exact ODE end something is compared with, with their options by name."""
+        orders, vp = bool(self.experiment.analysis.order_steps), self.experiment.schedule.model_dump()
+        ends = {name: vp for name, used in (("vp", self.from_targets or orders), ("vp_refined", orders)) if used}
+        return ends | {run.flow: jobs.map_job(self.experiment, run).flow_options for run in self.from_pairs.values()}
+
+    # Inputs.
+
+    @cached_property
+    def measured(self) -> list[str]:
+        """The rows of all that is measured, from which the table of metrics is made."""
+        return [f"{self.folder}/metrics/{source}.json" for source in self.sources]
+
+    def teachers(self, runs: Iterable[str]) -> list[str]:
+        """The teacher's condition of each of these runs, as a source."""
+        return [f"teacher-{self.runs[run].condition}" for run in runs]
+
+    def samples(self, sources: Iterable[str]) -> list[str]:
+        """The samples of sources, in the space that they are drawn in."""
+        return [f"{self.folder}/samples/{source}.safetensors" for source in sources]
+
+    def pictures(self, sources: Iterable[str]) -> list[str]:
+        """The samples of sources as images: latents are decoded where their features are computed."""
+        kind = "features" if self.in_latents else "samples"
+        return [f"{self.folder}/{kind}/{source}.safetensors" for source in sources]
+
+    def stats(self, runs: Iterable[str]) -> list[str]:
+        """The training records of runs."""
+        return [f"{self.folder}/stats/{run}.jsonl" for run in runs]
+
+    def shards(self, targets: str) -> list[str]:
+        """The shards of a set of targets, such as paper-ddim-n10-w1."""
+        count = self.experiment.targets.shards
+        return [f"{self.folder}/targets/{targets}/shard-{shard}.safetensors" for shard in range(count)]
+
+    def section(self, run_id: str) -> Student | ConsistencyTraining:
+        """The part of the configuration that a run is trained by."""
+        return jobs.section(self.experiment, self.runs[run_id])
+
+    def lessons(self, run_id: str) -> dict[str, Any]:
+        """What a student is trained from: targets and the teacher's weights; or data, with the teacher whose velocity
+        it follows and the frozen student that generates its pairs."""
+        run, folder = self.runs[run_id], self.folder
+        if not run.from_pairs:
+            targets = f"{run.targets}-{run.condition}"
+            inputs = {"manifest": f"{folder}/targets/{targets}/manifest.json", "shards": self.shards(targets)}
+            return inputs | {"teacher": f"{folder}/teacher", "initial": self.initial, "prompts": self.prompts}
+        inputs = {"data": f"{folder}/data.safetensors"}
+        if run.velocity == "teacher":
+            inputs["teacher"] = f"{folder}/teacher"
+        if not isinstance(run.coupling.generator, str):
+            inputs["frozen"] = f"{folder}/students/{run.coupling.generator.method}-s{run.seed}"
+        return inputs
+
+    def sampled_from(self, run_id: str) -> dict[str, Any]:
+        """What samples of a student need besides it and the noise: the network under its adapters, and the teacher's
+        samples."""
+        if self.runs[run_id].from_pairs:
+            return {}
+        samples = self.samples(self.teachers([run_id]))[0]
+        return {"initial": self.initial, "prompts": self.prompts, "teacher_samples": samples}
+
+    def compared_with(self, run_id: str) -> dict[str, str]:
+        """What samples of a student are compared with besides the data: its teacher's."""
+        if self.runs[run_id].from_pairs:
+            return {}
+        (teacher,) = self.teachers([run_id])
+        features = f"{self.folder}/features/{teacher}.safetensors"
+        return {"teacher_samples": self.samples([teacher])[0], "teacher_features": features}
+
+    @cached_property
+    def weights(self) -> list[str]:
+        """The folders of the extractors' weights, as inputs."""
+        folders = [options.get(key) for options in self._extractors(self.folder) for key in ("folder", "aesthetic")]
+        return [folder for folder in folders if folder]
+
+    # Params.
+
+    @cached_property
+    def teacher(self) -> Row:
+        """How the teacher is trained, without the keys that say how it is called once it is."""
+        return self.experiment.teacher.model_dump(exclude=CALLING)
+
+    @cached_property
+    def measuring(self) -> Row:
+        """How samples are measured: the extractors with the folders of their weights, the batch."""
+        extractors = self._extractors(self.job_folder)
+        return {"extractors": extractors, "batch_size": self.experiment.evaluation.batch_size}
+
+    def _extractors(self, folder: str) -> list[Row]:
+        """The extractors' options, with their weights below `folder`; a mixture's features are its coordinates."""
+        own = {"classifier": f"{folder}/classifier", "efficientnet-lite0": None}
+        extractors = []
+        for extractor in self.experiment.extractors if self.experiment.data.kind != "mixture" else []:
+            weights = own.get(extractor.kind, f"{folder}/downloads/{extractor.kind}")
+            aesthetic = {"aesthetic": f"{folder}/downloads/aesthetic"} if getattr(extractor, "aesthetic", None) else {}
+            extractors.append({"kind": extractor.kind, "folder": weights, **aesthetic})
+        return extractors
+
+    @cached_property
+    def vae(self) -> Row | None:
+        """The VAE's folder and how it runs, where samples are latents."""
+        if not self.in_latents:
+            return None
+        data, folder = self.experiment.data, self.own["vae"] or f"{self.job_folder}/downloads/vae"
+        return {"folder": folder, "batch_size": data.batch_size, "precision": data.precision}
+
+    def training(self, run_id: str) -> Row:
+        """All that a student's training depends on, besides files (`jobs.StudentJob`)."""
+        return jobs.training_job(self.experiment, self.runs[run_id]).model_dump()
+
+    def sampling(self, run_id: str) -> Row:
+        """All that a student's samples depend on, besides files (`jobs.SamplingJob`)."""
+        return jobs.sampling_job(self.experiment, self.runs[run_id]).model_dump()
+
+    # Tables, figures, pages: what they show, and their rows.
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Run, method, seed and condition of every run: what claims, tables and figures group by."""
+        return [_columns(run, GROUPING) for run in self.runs.values()]
+
+    @cached_property
+    def rows_from_targets(self) -> list[Row]:
+        """`rows` of the runs from targets."""
+        return [row for row in self.rows if row["run"] in self.from_targets]
+
+    @cached_property
+    def rows_from_pairs(self) -> list[Row]:
+        """`rows` of the runs from pairs, with the steps of their training, and μ of those that are compared by it."""
+        steps = self.experiment.consistency_training.training.steps
+        rows = [row for row in self.rows if row["run"] in self.from_pairs]
+        return [row | {"share": _share(self.runs[row["run"]]), "steps": steps} for row in rows]
+
+    @cached_property
+    def rows_analysed(self) -> list[Row]:
+        """`rows_from_pairs` of the runs that serve to measure couplings."""
+        return [row for row in self.rows_from_pairs if row["run"] in self.analysed]
+
+    @cached_property
+    def pictured(self) -> list[str]:
+        """The ids of the runs in the grid of samples: each method's first seed, under the first condition of each w."""
+        first: dict[tuple[float | None, str], str] = {}
+        for key, run in self.from_targets.items():
+            first.setdefault((run.guidance, run.method), key)
+        conditions = {self.runs[key].guidance: self.runs[key].group for key in reversed(first.values())}
+        return [key for key in first.values() if conditions[self.runs[key].guidance] == self.runs[key].group]
+
+    @cached_property
+    def rows_pictured(self) -> list[Row]:
+        """Run, method and condition of each run in the grid of samples."""
+        return [_columns(self.runs[key], ("run", "method", "group")) for key in self.pictured]
+
+    @cached_property
+    def compared(self) -> list[Row]:
+        """The sets on the page of samples: the teacher's conditions, and the runs of each method's first seeds."""
+        rows = [
+            {"source": f"teacher-{name}", "method": "teacher", "condition": name, "n_steps": condition["n_steps"]}
+            for name, condition in self.conditions.items()
+        ]
+        seeds: dict[str, list[int]] = {}
+        for key, run in self.runs.items():
+            chosen = seeds.setdefault(run.method, [])
+            if run.seed not in chosen and len(chosen) < PAGE_SEEDS:
+                chosen.append(run.seed)
+            if run.seed in chosen:
+                steps = run.sampling_steps(self.experiment.evaluation.sampling_steps)
+                row = {"source": key, "method": run.method, "group": run.group, "seed": run.seed}
+                rows.append(row | {"condition": None if run.from_pairs else run.condition, "sampling_steps": steps})
+        return rows
+
+    @cached_property
+    def figures(self) -> list[str]:
+        """The figures that have something to show."""
+        names = []
+        if self.from_targets:
+            names += ["tradeoff", "training"]
+            names += ["points"] if self.exact else ["start-times", "sampling-steps", "samples"]
+        if self.from_pairs:
+            names += ["convergence"]
+        if len({share for run in self.from_pairs.values() if (share := _share(run)) is not None}) > 1:
+            names += ["share"]
+        if self.analysed:
+            names += ["transport", *["discrepancy", "trajectories"] * self.exact]
+        return names + ["orders"] * bool(self.experiment.analysis.order_steps)
+
+
+def row_of(run: Run) -> Row:
+    """The columns of metrics.csv that name a run."""
+    return jobs.row_of(run).model_dump()
+
+
+def _columns(run: Run, names: Iterable[str]) -> Row:
+    return {name: getattr(run, name) for name in names}
+
+
+def _share(run: Run) -> float | None:
+    """μ of a run from pairs, where it belongs to the comparison by μ: its generator is the student's average, or no
+    pair is generated. None: it does not."""
+    if run.coupling.kind == "generator_induced" and run.coupling.generator == "ema":
+        return run.coupling.share
+    return 0.0 if run.coupling.kind == "independent" and run.velocity == "pair" else None
+
+
+def megabytes(source: Hub | Url | None) -> int:
+    """Size of a download, as the configuration states it. 0: it states none."""
+    return round(1000 * (getattr(source, "gigabytes", None) or 0))
+
+
+def paper(plans: Iterable[Plan], results: str) -> list[str]:
+    """Metrics, claims, tables, figures and pages of all experiments."""
+    plans = list(plans)
+    outputs = [f"{results}/metrics.csv", f"{results}/claims.csv", *_files(f"{results}/tables/claims", TABLE[1:])]
+    for plan in plans:
+        outputs += _files(f"{results}/tables/{plan.name}-main", TABLE)
+        for figure in plan.figures:
+            outputs += _files(f"{results}/figures/{plan.name}-{figure}", ("pdf", "png"))
+        if plan.from_pairs:
+            outputs += _files(f"{results}/tables/{plan.name}-couplings", TABLE)
+        outputs.append(f"{results}/pages/{plan.name}-samples.html")
+    return outputs + [f"{results}/pages/tradeoff.html"] * any(plan.from_targets or plan.exact for plan in plans)
+
+
+def _files(stem: str, kinds: Iterable[str]) -> Iterator[str]:
+    return (f"{stem}.{kind}" for kind in kinds)
+
+
+def pattern(names: Iterable[str]) -> str:
+    """A regular expression that matches these names and no others (of no name: matches nothing)."""
+    return _branches(sorted(set(names))) or "(?!)"
+
+
+def _branches(names: list[str]) -> str:
+    """An expression for sorted names that tries a common beginning once: one of a thousand runs is matched quickly."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name[:1], []).append(name)
+    parts = []
+    for letter, group in groups.items():
+        start = os.path.commonprefix(group)  # noqa: RUF071 (by characters, as is meant)
+        rest = [name[len(start) :] for name in group]
+        parts.append(re.escape(start) + (f"(?:{_branches(rest)})" if letter and len(group) > 1 else ""))
+    return "|".join(parts)
