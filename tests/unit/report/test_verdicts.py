@@ -4,8 +4,11 @@ import math
 
 import pandas as pd
 import pytest
-from consistency.config import claims
+from consistency import config
+from consistency.config.claims import CLAIMS
 from consistency.errors import MismatchError
+from consistency.files.storage import read_table, write_json
+from consistency.report import tables, verdicts
 
 
 def table(ratios, metric="ode_error", reference="teacher", steps=(1,)):
@@ -24,7 +27,7 @@ def table(ratios, metric="ode_error", reference="teacher", steps=(1,)):
 
 
 def overall(name, frame, runs):
-    rows = [row for row in claims.decide(name, "x", frame, runs) if claims.is_overall(row["condition"])]
+    rows = [row for row in verdicts.decide(CLAIMS[name], "x", frame, runs) if verdicts.is_overall(row["condition"])]
     assert len(rows) == 1
     return rows[0]
 
@@ -34,8 +37,8 @@ def test_t_interval_equals_scipy():
 
     values = [0.3, -0.1, 0.7, 0.4]
     low, high = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
-    assert claims.t_interval(values) == pytest.approx((sum(values) / 4, low, high))
-    assert claims.t_interval([1.0])[1:] == (-math.inf, math.inf)
+    assert verdicts.t_interval(values) == pytest.approx((sum(values) / 4, low, high))
+    assert verdicts.t_interval([1.0])[1:] == (-math.inf, math.inf)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,7 @@ def test_verdicts(ratios, expected):
     else:
         assert row["ci_low"] == pytest.approx(row["effect"]) == pytest.approx(row["ci_high"])
     assert row["n_seeds"] == len(ratios)
-    assert list(row) == claims.COLUMNS
+    assert list(row) == verdicts.COLUMNS
 
 
 def test_the_claimed_direction_of_quality_is_the_other_one():
@@ -93,11 +96,9 @@ def test_pooling_takes_seeds_that_every_condition_has():
 
 
 def test_a_table_without_claims_is_still_a_table(tmp_path):
-    from consistency.report.tables import claims as write
-
     path = tmp_path / "claims.csv"
-    pd.DataFrame([], columns=claims.COLUMNS).to_csv(path, index=False)
-    write({kind: tmp_path / f"claims.{kind}" for kind in ("md", "tex", "html")}, path)
+    pd.DataFrame([], columns=verdicts.COLUMNS).to_csv(path, index=False)
+    tables.claims({kind: tmp_path / f"claims.{kind}" for kind in ("md", "tex", "html")}, path, [])
     assert "Verdict" in (tmp_path / "claims.html").read_text()
 
 
@@ -111,8 +112,8 @@ def test_a_universal_claim_is_not_contradicted_by_chance_among_many_conditions()
 
 def test_few_step_sampling_counts_for_universal_claims_only():
     frame, runs = table({"a": [0.5, 0.52, 0.48]}, steps=(1, 4))
-    assert [row["condition"] for row in claims.decide("A1", "x", frame, runs)] == ["a, 1-step", "pooled (1)"]
-    names = [row["condition"] for row in claims.decide("A3", "x", frame, runs)]
+    assert [row["condition"] for row in verdicts.decide(CLAIMS["A1"], "x", frame, runs)] == ["a, 1-step", "pooled (1)"]
+    names = [row["condition"] for row in verdicts.decide(CLAIMS["A3"], "x", frame, runs)]
     assert names == ["a, 1-step", "a, 4-step", "every condition (2)"]
 
 
@@ -124,7 +125,7 @@ def test_pooling_is_over_conditions_within_a_seed():
 
 
 def rows_of(name, frame, runs):
-    return {row["condition"]: row for row in claims.decide(name, "x", frame, runs)}
+    return {row["condition"]: row for row in verdicts.decide(CLAIMS[name], "x", frame, runs)}
 
 
 FIVE = [0.5, 0.52, 0.48, 0.51, 0.49]
@@ -140,7 +141,7 @@ def test_a_run_without_its_partner_is_named():
         "pooled (2) (left out: seeds 0, 2, 4, which not every condition has)",
     ]
     assert [row["n_seeds"] for row in found.values()] == [2, 5, 2]
-    assert all(claims.is_overall(name) == name.startswith("pooled") for name in found)
+    assert all(verdicts.is_overall(name) == name.startswith("pooled") for name in found)
 
 
 @pytest.mark.parametrize("claim", ["A1", "A3"])
@@ -168,8 +169,11 @@ def test_a_distance_of_zero_everywhere_has_a_row(tmp_path, claim):
     assert all(math.isnan(row["effect"]) for row in found.values())
     assert all("0, 1, 2, 3, 4" in name or "without a ratio" in name for name in found)
     pd.DataFrame(found.values()).to_csv(tmp_path / "claims.csv", index=False)
-    assert f"inconclusive  {next(iter(found.values()))['quantity']}" in claims.summary(tmp_path / "claims.csv")
-    assert "nan" not in claims.summary(tmp_path / "claims.csv")
+    (tmp_path / "x").mkdir()
+    write_json(tmp_path / "x/claims.json", {"claims": [claim]})
+    summary = verdicts.summary(tmp_path / "claims.csv")
+    assert f"inconclusive  {next(iter(found.values()))['quantity']}" in summary
+    assert "nan" not in summary
 
 
 def test_one_condition_without_a_ratio_holds_back_every_condition():
@@ -202,7 +206,7 @@ def test_a_metric_that_is_not_finite_is_an_error_that_names_the_run(value):
     frame, runs = table({"a": FIVE})
     frame.loc[frame.run == "direct-a-s3", "value"] = value
     with pytest.raises(MismatchError) as caught:
-        claims.decide("A1", "digits", frame, runs)
+        verdicts.decide(CLAIMS["A1"], "digits", frame, runs)
     assert "digits: ode_error (extractor pixels, reference teacher) of run direct-a-s3 is" in str(caught.value)
 
 
@@ -210,7 +214,7 @@ def test_each_extractor_gets_its_verdict_and_only_inception_is_called_fid():
     frame, runs = table({"c": [1.5, 1.52, 1.48]}, metric="frechet_distance")
     other, _ = table({"c": [0.5, 0.52, 0.48]}, metric="frechet_distance")
     frame = pd.concat([frame.assign(extractor="inception-v3"), other.assign(extractor="efficientnet-lite0")])
-    rows = [row for row in claims.decide("A2", "x", frame, runs) if claims.is_overall(row["condition"])]
+    rows = [row for row in verdicts.decide(CLAIMS["A2"], "x", frame, runs) if verdicts.is_overall(row["condition"])]
     assert {row["quantity"]: row["verdict"] for row in rows} == {
         "FID to teacher, direct/cm > 1": "reproduced",
         "Fréchet distance (efficientnet-lite0) to teacher, direct/cm > 1": "contradicted",
@@ -227,3 +231,102 @@ def test_scores_are_claimed_the_other_way_and_need_positive_values():
     assert (
         row["condition"] == "pooled (1) (pairs without a ratio in 1; left out: seed 0, which not every condition has)"
     )
+
+
+OWN = {"ours": "direct", "other": "cm", "metric": "brightness", "reference": "none", "direction": "below"}
+
+
+def checked(*claims, preset="digits", **more):
+    """The claims of a preset that has these, as a job gets them."""
+    loaded = config.load_experiment(preset, {"claims": list(claims)}, extra_metrics=["brightness"], **more).claims
+    return [claim.model_dump() for claim in loaded]
+
+
+def decided(tmp_path, frame, runs, claims, experiment="x"):
+    """The claims table of a job, through its files."""
+    folder = tmp_path / experiment
+    folder.mkdir(exist_ok=True)
+    frame.to_csv(folder / "metrics.csv", index=False)
+    paths = {"table": folder / "claims.csv", "definitions": folder / "claims.json"}
+    verdicts.check(paths, experiment, folder / "metrics.csv", runs.to_dict("records"), claims)
+    return read_table(folder / "claims.csv", converters=verdicts.AS_TEXT)
+
+
+def test_a_claim_of_the_users_own_goes_through_to_table_page_and_summary(tmp_path):
+    own = OWN | {"name": "dimmer", "sentence": "Direct CMs draw dimmer digits than CMs."}
+    frame, runs = table({"ddim-n10-w1": FIVE}, "brightness", "none")
+    rows = decided(tmp_path, frame, runs, checked("A1", own))
+    assert [",".join(line.split(",")[:4]) for line in (tmp_path / "x/claims.csv").read_text().splitlines()[1:]] == [
+        'dimmer,,x,"ddim-n10-w1',
+        "dimmer,,x,pooled (1)",
+    ]
+    assert set(rows.quantity) == {"brightness, direct/cm < 1"}
+    assert rows.verdict.tolist() == ["reproduced", "reproduced"]
+    assert rows.effect.tolist() == pytest.approx([math.prod(FIVE) ** (1 / 5)] * 2)
+
+    rows.to_csv(tmp_path / "claims.csv", index=False)
+    paths = {kind: tmp_path / f"claims.{kind}" for kind in ("md", "tex", "html")}
+    tables.claims(paths, tmp_path / "claims.csv", [tmp_path / "x/claims.json"])
+    assert "- **dimmer**: Direct CMs draw dimmer digits than CMs." in paths["md"].read_text()
+    assert "<h2>dimmer: Direct CMs draw dimmer digits than CMs.</h2>" in paths["html"].read_text()
+    assert "dimmer & reproduced" in paths["tex"].read_text()
+    first, second = verdicts.summary(tmp_path / "claims.csv").split("\n")
+    assert first == "dimmer on x: Direct CMs draw dimmer digits than CMs."
+    assert second.split() == [
+        *"reproduced brightness, direct/cm < 1 0.5 [0.48, 0.52]".split(),  # exp(mean ± t₀.₉₇₅,₄ · s / √5)
+        *"pooled (1), 5 seeds".split(),
+    ]
+
+
+def test_a_claim_without_name_and_sentence_gets_both_of_what_it_compares():
+    [claim] = checked(OWN | {"metric": "frechet_distance", "reference": "data"})
+    assert (claim["name"], claim["sentence"]) == (
+        "direct-cm-frechet_distance-data",
+        "Fréchet distance to data, direct/cm < 1",
+    )
+    sides = {"ours": "generator_induced", "other": "independent"}
+    [claim] = checked({**OWN, "ours": "ct-gc", "other": "ct-gc", "metric": "transport_cost", "reference": sides})
+    assert (claim["name"], claim["sentence"]) == (
+        "ct-gc-transport_cost-generator_induced-independent",
+        "Transport cost, generator induced/independent < 1",
+    )
+
+
+def test_a_claim_chooses_sampling_steps_and_extractor():
+    frame, runs = table({"a": FIVE}, "frechet_distance", "data", steps=(1, 2, 4))
+    frame = pd.concat([frame.assign(extractor=name) for name in ("inception-v3", "efficientnet-lite0")])
+    own = OWN | {"metric": "frechet_distance", "reference": "data"}
+
+    def conditions(**more):
+        [claim] = config.load_experiment("fashion", {"claims": [own | more]}).claims
+        rows = verdicts.decide(claim, "x", frame, runs)
+        return [(row["quantity"].partition(" to ")[0], row["condition"]) for row in rows]
+
+    names = ["FID", "Fréchet distance (efficientnet-lite0)"]
+    assert conditions() == [(name, condition) for name in names for condition in ("a, 1-step", "pooled (1)")]
+    assert conditions(sampling_steps=[2, 4], extractor="efficientnet-lite0") == [
+        (names[1], "a, 2-step"),
+        (names[1], "a, 4-step"),
+        (names[1], "pooled (2)"),
+    ]
+    assert conditions(sampling_steps=4, universal=True, extractor="efficientnet-lite0") == [
+        (names[1], "a, 4-step"),
+        (names[1], "every condition (1)"),
+    ]
+
+
+def test_a_claim_whose_metric_has_no_values_is_named(tmp_path, caplog):
+    frame, runs = table({"a": FIVE})
+    rows = decided(tmp_path, frame, runs, checked(OWN, "A1", "B3"))
+    assert set(rows.claim) == {"A1"}
+    assert [record.getMessage() for record in caplog.records] == [  # B3's methods have no runs: the dry run says so
+        "x: claims: direct-cm-brightness-none: not decided: metrics.csv does not have what it compares"
+    ]
+
+
+def test_a_table_that_its_definitions_do_not_match_is_an_error(tmp_path):
+    frame, runs = table({"a": FIVE})
+    decided(tmp_path, frame, runs, checked("A1")).to_csv(tmp_path / "claims.csv", index=False)
+    write_json(tmp_path / "x/claims.json", {"claims": checked("A2")})
+    with pytest.raises(MismatchError, match=r"x/claims\.json: no claim 'A1', which has verdicts"):
+        verdicts.summary(tmp_path / "claims.csv")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from .claims import CLAIMS
 from .settings import Experiment, Run
 from .shapes import shape_of
 from .uses import trainings, uses
@@ -65,9 +64,9 @@ def _missing(experiment: Experiment, runs: list[Run]) -> list[str]:
     """What is left of a preset whose `runs` were narrowed."""
     methods, found = {run.method for run in runs}, []
     undecided = [
-        claim
+        claim.name
         for claim in experiment.claims
-        if not any({q.ours.method, q.other.method} <= methods for q in CLAIMS[claim].quantities)
+        if not any({quantity.ours, quantity.other} <= methods for quantity in claim.quantities)
     ]
     if undecided:
         found.append(f"claims: {', '.join(undecided)}: not decided, because methods that they compare have no runs")

@@ -134,7 +134,7 @@ def _lists(name: str, experiment: Experiment) -> None:
     """Numbers that would be measured, and written, twice."""
     analysis = experiment.analysis
     for path, values in {
-        "claims": experiment.claims,
+        "claims": [claim.name for claim in experiment.claims],
         "consistency_training.budgets": [f"{budget:g}" for budget in experiment.consistency_training.budgets],
         "analysis.steps": analysis.steps,
         "analysis.order_steps": analysis.order_steps,

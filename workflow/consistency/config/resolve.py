@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from pydantic import ValidationError
 
 from ..errors import ConfigError
 from . import cautions, checks, limits, strict
-from .claims import CLAIMS
 from .messages import message
 from .names import PAIR_OBJECTIVES, nearest
 from .settings import Config, Coupling, Experiment, Run
@@ -144,8 +144,17 @@ def _check_known(where: str, name: Any, known: list[str]) -> None:
         raise ConfigError(f"{where}: unknown {name!r}; allowed: {', '.join(known)}{nearest(str(name), known)}")
 
 
-def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets: Path = PRESETS) -> Experiment:
+def load_experiment(
+    name: str,
+    overrides: dict[str, Any] | None = None,
+    presets: Path = PRESETS,
+    *,
+    extra_metrics: Sequence[str] = (),
+) -> Experiment:
     """A preset with overrides laid over it, checked.
+
+    Args:
+        extra_metrics: names of metrics beside the built-in ones, which claims may compare.
 
     Raises:
         ConfigError: one line with the key's path, what was given, what is allowed.
@@ -158,15 +167,10 @@ def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets:
     limits.check_names(name, experiment)
     limits.check_schedule(name, experiment.schedule)
     runs = expand(name, experiment)
-    for claim in experiment.claims:
-        if not any({q.ours.method, q.other.method} <= set(experiment.methods) for q in CLAIMS[claim].quantities):
-            needed = sorted({side.method for q in CLAIMS[claim].quantities for side in (q.ours, q.other)})
-            raise ConfigError(
-                f"{name}: claims: {claim} compares {', '.join(needed)}; methods has {list(experiment.methods)}"
-            )
     checks.check_sources(name, experiment, runs)
     checks.check_mixture(name, experiment)
     checks.check_pairs(name, experiment, runs)
+    checks.check_claims(name, experiment, runs, extra_metrics)
     limits.check(name, experiment, runs)
     return experiment
 
@@ -206,6 +210,7 @@ def load(
                 "them, or remove the override"
             )
     experiments = {name: load_experiment(name, config.overrides.get(name), presets) for name in names}
+    checks.check_shared_claims(experiments)
     for name, experiment in experiments.items():
         if changes := config.overrides.get(name):
             check_overrides(name, experiment, expand(name, experiment), changes)

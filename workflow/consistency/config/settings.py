@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
-from .claims import CLAIMS
+from .claims import AnyClaim
 from .names import COUPLINGS, OBJECTIVES, SOLVERS, condition, nearest
-from .sources import Count, Data, Extractor, Folder, Hub, Place, Seed, Strict, TrainedClassifier
-
-NAME = r"^[\w.][\w.-]*$"  # of what stands in tables: with - before it, a spreadsheet would take it for a formula
+from .sources import NAME, Count, Data, Extractor, Folder, Hub, OneLine, Place, Seed, Strict, TrainedClassifier
 
 # Exact assignment of a batch, at every training step (docs/equations.md says what it costs).
 LARGEST_ASSIGNMENT = 2048
-
-
-def _one_line(text: str) -> str:
-    """A text that can be shown anywhere: no line ends, no characters that command terminals or turn the reading
-    direction around."""
-    bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _BIDIRECTIONAL), None)
-    if bad is not None:
-        raise ValueError(f"allowed: one line without control characters such as U+{ord(bad):04X}")
-    return text
-
-
-_BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def _as_list(value: Any) -> Any:
@@ -49,7 +34,6 @@ def _one_of(allowed: list[str]) -> BeforeValidator:
 Solver = Annotated[str, _one_of(SOLVERS), Field(json_schema_extra={"enum": SOLVERS})]
 Objective = Annotated[str, _one_of(OBJECTIVES), Field(json_schema_extra={"enum": OBJECTIVES})]
 CouplingKind = Annotated[str, _one_of(COUPLINGS), Field(json_schema_extra={"enum": COUPLINGS})]
-Claim = Annotated[str, _one_of(list(CLAIMS)), Field(json_schema_extra={"enum": list(CLAIMS)})]
 Mode = Literal["paper", "trajectory"]
 Parameters = Literal["full", "lora"]
 
@@ -324,9 +308,7 @@ class Analysis(Strict):
 class Experiment(Strict):
     """One preset: everything that its results depend on."""
 
-    title: Annotated[str, Field(max_length=1000), AfterValidator(_one_line)] = Field(
-        description="one line for tables and the report"
-    )
+    title: OneLine = Field(description="one line for tables and the report")
     data: Data = Field(description="the data set, by its kind")
     schedule: Schedule = Field(Schedule(), description="the teacher's noise levels")
     network: Network = Field(MLP(kind="mlp"), description="what is trained here from nothing, by its kind")
@@ -355,7 +337,7 @@ class Experiment(Strict):
         description="minutes after which a cluster ends a job on a network; a second attempt has twice as many, "
         "a third three times, and training continues from its checkpoint",
     )
-    claims: list[Claim] = Field([], description="claims decided on this experiment")
+    claims: list[AnyClaim] = Field([], description="claims decided on this experiment: names, or claims of your own")
 
     @property
     def data_set(self) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from .. import escape
-from ..config.claims import AS_TEXT, CLAIMS, DISTANCES, is_overall, shown, t_interval
 from ..files.storage import atomic, read_table, write_table, write_text
+from .verdicts import AS_TEXT, DISTANCES, defined, is_overall, shown, t_interval
 
 METHOD_LABELS = {
     "cm": "CM",
@@ -261,13 +261,15 @@ def couplings(
     _write(paths, frame, f"{title}: couplings", note)
 
 
-def claims(paths: dict[str, str], claims_path: str | Path) -> None:
+def claims(paths: dict[str, str], claims_path: str | Path, definitions: list[str | Path]) -> None:
     """The claims table, overall rows first, then every condition.
 
     Args:
         paths: md, tex, html → where to write.
+        definitions: files that define the claims of the table (`verdicts.check`).
     """
     table = read_table(claims_path, converters=AS_TEXT)
+    claimed = defined(definitions, list(table.claim.unique()))
     chosen = table.condition.map(is_overall).astype(bool)
     overall, details = table[chosen], table[~chosen]
     note = (
@@ -279,20 +281,22 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
         "reproduced, interval and verdict are after Bonferroni's correction. "
         "Distances are in the features that the quantity or the main table names; FID is Inception-v3 alone."
     )
-    sentences = "\n".join(f"- **{name}** (paper {claim.paper}): {claim.sentence}" for name, claim in CLAIMS.items())
+    sentences = "\n".join(
+        f"- **{escape.markdown(name)}**{f' (paper {c.paper})' * bool(c.paper)}: {escape.markdown(c.sentence)}"
+        for name, c in claimed.items()
+    )
     first = _claims_frame(overall)
     write_text(paths["md"], f"{_markdown(first)}\n\n{sentences}\n\n{note}\n")
     write_text(paths["tex"], _latex(first, note))
     body = f"<p>{_VERDICTS}</p>"
-    for name, claim in CLAIMS.items():
+    for name, claim in claimed.items():
         rows = _claims_frame(overall[overall.claim == name]).drop(columns="Claim")
-        if len(rows):
-            heading = escape.html(f"{name}, paper {claim.paper}: {claim.sentence}")
-            body += f"<h2>{heading}</h2>{_table(rows)}"
+        heading = escape.html(f"{name}{f', paper {claim.paper}' * bool(claim.paper)}: {claim.sentence}")
+        body += f"<h2>{heading}</h2>{_table(rows)}"
     if not len(overall):
         body += _table(first)
     body += f"<details><summary>Every condition by itself</summary>{_table(_claims_frame(details))}</details>"
-    write_text(paths["html"], _page("Do the papers' claims hold in these runs?", body, note))
+    write_text(paths["html"], _page("Do the claims hold in these runs?", body, note))
 
 
 _VERDICTS = (

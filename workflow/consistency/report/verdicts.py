@@ -1,4 +1,4 @@
-"""The papers' claims as data, and the rule that decides them.
+"""The rule that decides claims.
 
 A claim is a direction: one measured quantity over another (of Direct CM over that of CM, of one
 coupling over another), below or above 1. For each condition (and pooled over all conditions) the
@@ -22,16 +22,22 @@ an error.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import MismatchError
 from ..escape import line
-from .ratios import check_finite, left_out, log_ratios, names_of, seeds_of, without_ratio
+from .ratios import check_finite, left_out, log_ratios, seeds_of, without_ratio
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ..config.claims import Claim, Comparison, Quantity
+
+log = logging.getLogger(__name__)
 
 MINIMUM_SEEDS = 3
 CONFIDENCE = 0.95
@@ -51,153 +57,6 @@ COLUMNS = [
 AS_TEXT = dict.fromkeys(("claim", "paper", "experiment", "condition", "quantity", "verdict"), str)
 
 
-@dataclass(frozen=True)
-class Side:
-    """One side of a ratio: rows of metrics.csv by method, metric and reference."""
-
-    method: str
-    metric: str
-    reference: str
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """One thing that a claim compares.
-
-    Attributes:
-        label: as in the claims table.
-        ours, other: numerator and denominator.
-        claimed: "below" or "above", the claimed side of 1.
-    """
-
-    label: str
-    ours: Side
-    other: Side
-    claimed: str
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A paper's claim in our words.
-
-    Attributes:
-        universal: decided over every condition, and over few-step sampling too.
-    """
-
-    paper: str
-    sentence: str
-    quantities: tuple[Quantity, ...]
-    universal: bool = False
-
-
-def _methods(ours: str, other: str, metric: str, reference: str, claimed: str) -> Quantity:
-    """The same metric of two methods."""
-    base, _, place = metric.partition("@")
-    name = {
-        "ode_error": "ODE error",
-        "frechet_distance": "Fréchet distance",
-        "wasserstein": "Wasserstein distance",
-        "clip_score": "CLIP score",
-        "aesthetic_score": "Aesthetic score",
-    }[base]
-    place = f" at {float(place.removeprefix('budget=')):.3g} of training" if place else ""
-    sign = "<" if claimed == "below" else ">"
-    to = "" if base.endswith("_score") else f" to {reference}"
-    label = f"{name}{to}{place}, {ours}/{other} {sign} 1"
-    return Quantity(label, Side(ours, metric, reference), Side(other, metric, reference), claimed)
-
-
-def _references(metric: str, ours: str, other: str, claimed: str, name: str, method: str = "cd") -> Quantity:
-    """The same metric under two couplings (or velocities), measured on one student."""
-    sign = "<" if claimed == "below" else ">"
-    return Quantity(
-        f"{name}, {ours.replace('_', ' ')}/{other.replace('_', ' ')} {sign} 1",
-        Side(method, metric, ours),
-        Side(method, metric, other),
-        claimed,
-    )
-
-
-_ODE = (
-    _methods("direct", "cm", "ode_error", "teacher", "below"),
-    _methods("direct", "cm", "ode_error", "truth", "below"),
-)
-_DISTANCES = ("frechet_distance", "wasserstein")
-_QUALITY = tuple(
-    _methods("direct", "cm", metric, reference, "above") for metric in _DISTANCES for reference in ("teacher", "data")
-)
-_SCORES = (
-    _methods("direct", "cm", "clip_score", "prompts", "below"),
-    _methods("direct", "cm", "aesthetic_score", "none", "below"),
-)
-
-CLAIMS = {
-    "A1": Claim(
-        "A",
-        "Direct CMs solve the teacher's probability-flow ODE better than CMs: their ODE error is lower.",
-        _ODE,
-    ),
-    "A2": Claim(
-        "A",
-        "Direct CMs nevertheless give worse samples than CMs: their distance to teacher and data is higher, their CLIP "
-        "and aesthetic scores are lower.",
-        (*_QUALITY, *_SCORES),
-    ),
-    "A3": Claim(
-        "A",
-        "Both hold for every solver, number of teacher steps and guidance scale, with one and with few sampling steps.",
-        (*_ODE, *_QUALITY, *_SCORES),
-        universal=True,
-    ),
-    "B1": Claim(
-        "B",
-        "Consistency training's one-sample velocity leaves a gap to distillation that stays as steps grow to 1,280.",
-        (_references("loss@steps=1280", "ct independent", "cd", "above", "Squared loss at 1,280 steps"),),
-    ),
-    "B2": Claim(
-        "B",
-        "Generator-induced coupling lowers that gap against independent and batch-OT coupling.",
-        tuple(
-            _references("velocity_gap@steps=1280", "generator_induced", other, "below", "Velocity gap at 1,280 steps")
-            for other in ("independent", "optimal_transport")
-        ),
-    ),
-    "B3": Claim(
-        "B",
-        "Generator-induced coupling lowers the transport cost between noise and data against independent and batch-OT.",
-        tuple(
-            _references("transport_cost", "generator_induced", other, "below", "Transport cost", method)
-            for method in ("cd", "ct-gc")
-            for other in ("independent", "optimal_transport")
-        ),
-    ),
-    "B4": Claim(
-        "B",
-        "Mixed generator-induced coupling (μ = 0.5) converges faster and ends better than independent and batch-OT; "
-        "μ from 0.3 to 0.7 and a frozen generator help, μ = 1 is fast early and ends worse than μ = 0.5.",
-        (
-            *(
-                _methods("ct-gc", other, metric, "data", "below")
-                for base in _DISTANCES
-                for metric in (f"{base}@budget=0.25", base)
-                for other in ("ct-ic", "ct-ot")
-            ),
-            *(
-                _methods(ours, other, metric, "data", claimed)
-                for base in _DISTANCES
-                for ours, other, metric, claimed in (
-                    ("ct-gc03", "ct-ic", base, "below"),
-                    ("ct-gc07", "ct-ic", base, "below"),
-                    ("ct-gc-frozen", "ct-ic", base, "below"),
-                    ("ct-gc1", "ct-ic", f"{base}@budget=0.125", "below"),
-                    ("ct-gc1", "ct-gc", base, "above"),
-                )
-            ),
-        ),
-    ),
-}
-
-
 def t_interval(values: list[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
     """Mean and Student's t interval; the interval is infinite for one value, and all is NaN for none."""
     from scipy.special import stdtrit
@@ -213,14 +72,14 @@ def t_interval(values: list[float], confidence: float = CONFIDENCE) -> tuple[flo
     return mean, mean - half, mean + half
 
 
-def verdict(low: float, high: float, seeds: int, claimed: str) -> str:
+def verdict(low: float, high: float, seeds: int, direction: str) -> str:
     """The rule of this module for an interval of log-ratios."""
     if seeds < MINIMUM_SEEDS:
         return "inconclusive"
     if high < 0:
-        return "reproduced" if claimed == "below" else "contradicted"
+        return "reproduced" if direction == "below" else "contradicted"
     if low > 0:
-        return "reproduced" if claimed == "above" else "contradicted"
+        return "reproduced" if direction == "above" else "contradicted"
     return "inconclusive"
 
 
@@ -230,8 +89,8 @@ DISTANCES = {"inception-v3": "FID", "dinov2": "FD-DINOv2"}  # names of Fréchet 
 def by_extractor(metrics: pd.DataFrame, quantity: Quantity) -> list[tuple[str, pd.DataFrame]]:
     """A label for each extractor that measured a quantity, with its rows of metrics.csv; the Fréchet distance in
     Inception-v3 features is called FID there, and nowhere else."""
-    chosen = metrics[(metrics.metric == quantity.ours.metric) & (metrics.reference == quantity.ours.reference)]
-    extractors, found = list(dict.fromkeys(chosen.extractor)), []
+    rows = metrics[(metrics.metric == quantity.metric) & (metrics.reference == quantity.sides[0][1])]
+    extractors, labelled = list(dict.fromkeys(rows.extractor)), []
     for extractor in extractors:
         label = quantity.label
         if label.startswith("Fréchet distance"):
@@ -240,110 +99,197 @@ def by_extractor(metrics: pd.DataFrame, quantity: Quantity) -> list[tuple[str, p
                 label = f"{DISTANCES[extractor]}{rest}"
             elif len(extractors) > 1:
                 label = f"Fréchet distance ({extractor}){rest}"
-        found.append((label, metrics[metrics.extractor == extractor]))
-    return found
+        if quantity.extractor in (None, extractor):
+            labelled.append((label, metrics[metrics.extractor == extractor]))
+    return labelled
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition of a quantity: its interval of log-ratios, the one after Bonferroni's correction, what it lacks."""
+    """One condition of a quantity.
 
-    where: str
+    Attributes:
+        group, sampling_steps: which one.
+        interval: mean of the log-ratios with its 95 % interval.
+        corrected: the same interval after Bonferroni's correction.
+        seeds: how many have a ratio.
+        verdict, corrected_verdict: what the two intervals say.
+        notes: what the condition lacks.
+        sound: every pair has a ratio.
+        paired: both sides have values.
+    """
+
+    group: str
+    sampling_steps: int
     interval: tuple[float, float, float]
-    wide: tuple[float, float, float]
+    corrected: tuple[float, float, float]
     seeds: int
     verdict: str
-    corrected: str
-    notes: tuple[str, ...]
+    corrected_verdict: str
+    notes: list[str]
     sound: bool
+    paired: bool
 
 
-def _condition(where: str, pairs: pd.DataFrame, quantity: Quantity, corrected: float) -> Condition:
-    """Judge one condition; one with a pair that has no ratio stays inconclusive."""
-    values = pairs.log_ratio.dropna().tolist()
-    interval, wide = t_interval(values), t_interval(values, corrected)
-    sound = not len(without_ratio(pairs))
-    verdicts = [verdict(*found[1:], len(values) if sound else 0, quantity.claimed) for found in (interval, wide)]
-    return Condition(where, interval, wide, len(values), *verdicts, tuple(left_out(pairs, quantity)), sound)
+def _paired(pairs: pd.DataFrame) -> bool:
+    return not (pairs.ours.isna().all() or pairs.other.isna().all())
 
 
-def _every(conditions: list[Condition], claimed: str) -> tuple[tuple[float, float, float], int, str]:
-    """Interval, seeds and verdict of a universal claim, of the condition that decided: the clearest contradiction, else
-    the weakest support."""
-    below, measured = claimed == "below", [c for c in conditions if c.seeds]
-    if against := [c for c in measured if c.corrected == "contradicted"]:
-        shown = max(against, key=lambda c: c.wide[1] if below else -c.wide[2])
-        return shown.wide, shown.seeds, "contradicted"
+def _conditions(pairs: pd.DataFrame, quantity: Quantity) -> list[Condition]:
+    """Every condition of a quantity, judged by itself; one with a pair that has no ratio stays inconclusive."""
+    groups = list(pairs.groupby(["group", "sampling_steps"], sort=False))
+    confidence = 1 - (1 - CONFIDENCE) / max(1, sum(_paired(rows) for _, rows in groups))
+    conditions = []
+    for (group, steps), rows in groups:
+        values, sound = rows.log_ratio.dropna().tolist(), not len(without_ratio(rows))
+        interval, corrected = t_interval(values), t_interval(values, confidence)
+        seeds = len(values) if sound else 0
+        conditions.append(
+            Condition(
+                group=group,
+                sampling_steps=int(steps),
+                interval=interval,
+                corrected=corrected,
+                seeds=len(values),
+                verdict=verdict(*interval[1:], seeds, quantity.direction),
+                corrected_verdict=verdict(*corrected[1:], seeds, quantity.direction),
+                notes=left_out(rows, quantity),
+                sound=sound,
+                paired=_paired(rows),
+            )
+        )
+    return conditions
+
+
+Outcome = tuple[tuple[float, float, float], int, str]  # interval of log-ratios, seeds, verdict
+
+
+def _every(conditions: list[Condition], direction: str) -> Outcome:
+    """The outcome of a universal claim, of the condition that decided: the clearest contradiction, else the weakest
+    support."""
+    below, measured = direction == "below", [c for c in conditions if c.seeds]
+    if against := [c for c in measured if c.corrected_verdict == "contradicted"]:
+        decisive = max(against, key=lambda c: c.corrected[1] if below else -c.corrected[2])
+        return decisive.corrected, decisive.seeds, "contradicted"
     if not measured:
         return t_interval([]), 0, "inconclusive"
-    shown = max(measured, key=lambda c: c.interval[0] if below else -c.interval[0])
-    overall = "reproduced" if {c.verdict for c in conditions} == {"reproduced"} else "inconclusive"
-    return shown.interval if overall == "reproduced" else shown.wide, shown.seeds, overall
+    decisive = max(measured, key=lambda c: c.interval[0] if below else -c.interval[0])
+    if {c.verdict for c in conditions} == {"reproduced"}:
+        return decisive.interval, decisive.seeds, "reproduced"
+    return decisive.corrected, decisive.seeds, "inconclusive"
 
 
-def decide(name: str, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame) -> list[dict[str, Any]]:
+def _pooled(pairs: pd.DataFrame, conditions: list[Condition], direction: str) -> tuple[Outcome, list[str]]:
+    """The outcome over all conditions: their mean for each seed that every condition has, then the interval over
+    seeds. And a note that names the other seeds."""
+    by_seed = pairs.dropna(subset=["ours", "other"]).groupby("seed").log_ratio
+    complete = by_seed.count() == len(conditions)
+    rest, means = complete[~complete].index, by_seed.mean()[complete].tolist()
+    notes = [f"left out: {seeds_of(rest.to_frame())}, which not every condition has"] if len(rest) else []
+    interval, sound = t_interval(means), all(condition.sound for condition in conditions)
+    return (interval, len(means), verdict(*interval[1:], len(means) if sound else 0, direction)), notes
+
+
+def decide(claim: Claim | Comparison, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame) -> list[dict]:
     """All rows of one claim on one experiment: a row per condition, then the overall row.
 
-    Conditions are the groups of `runs` at one sampling step; a universal claim takes every number
-    of sampling steps as conditions of their own. The overall row of a plain claim pools conditions:
-    the mean over conditions for each seed, then the interval over seeds. What a row leaves out stands in brackets
-    behind its condition.
+    Conditions are the groups of `runs` at the claim's numbers of sampling steps, by default at one step; a universal
+    claim takes every number of sampling steps as conditions of their own. The overall row of a plain claim pools
+    conditions: the mean over conditions for each seed, then the interval over seeds. What a row leaves out stands in
+    brackets behind its condition.
+
+    Args:
+        metrics: rows of metrics.csv.
+        runs: run, method, seed and `group` (all of a run's settings but method and seed).
 
     Raises:
         MismatchError: a metric that is not finite; names its run.
     """
-    claim, rows = CLAIMS[name], []
     check_finite(experiment, metrics)
+    rows = []
 
-    def add(where: str, label: str, interval: tuple, seeds: int, found: str, notes: list[str]) -> None:
-        mean, low, high = (math.exp(value) for value in interval)
-        where += f" ({'; '.join(notes)})" * bool(notes)
-        values = (name, claim.paper, experiment, where, label, mean, low, high, seeds, found)
+    def add(condition: str, label: str, outcome: Outcome, notes: list[str]) -> None:
+        interval, seeds, decision = outcome
+        condition += f" ({'; '.join(notes)})" * bool(notes)
+        effects = (math.exp(value) for value in interval)
+        values = (claim.name, claim.paper, experiment, condition, label, *effects, seeds, decision)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
 
-    measured = [(q, *found) for q in claim.quantities for found in by_extractor(metrics, q)]
-    for quantity, label, chosen in measured:
-        pairs = log_ratios(chosen, runs, quantity)
-        if not claim.universal:
-            pairs = pairs[pairs.sampling_steps == 1]
-        if pairs.ours.isna().all() or pairs.other.isna().all():
-            continue  # not both are methods of this experiment
-        groups = list(pairs.groupby(["group", "sampling_steps"], sort=False))
-        alone = [key for key, found in groups if found.ours.isna().all() or found.other.isna().all()]
-        corrected = 1 - (1 - CONFIDENCE) / max(1, len(groups) - len(alone))
-        conditions = []
-        for (group, steps), found in groups:
-            condition = _condition(f"{group}, {int(steps)}-step", found, quantity, corrected)
-            add(condition.where, label, condition.interval, condition.seeds, condition.verdict, list(condition.notes))
-            conditions += [] if (group, steps) in alone else [condition]
-        notes = [f"{len(alone)} more without {' or '.join(names_of(quantity.ours, quantity.other))}"] * bool(alone)
-        if unsound := sum(not condition.sound for condition in conditions):
-            notes.append(f"pairs without a ratio in {unsound}")
-        if claim.universal:
-            interval, seeds, found = _every(conditions, quantity.claimed)
-            add(f"every condition ({len(conditions)})", label, interval, seeds, found, notes)
-            continue
-        by_seed = pairs.dropna(subset=["ours", "other"]).groupby("seed").log_ratio
-        complete = by_seed.count() == len(conditions)  # seeds that every condition has
-        if len(rest := complete[~complete].index):
-            notes.append(f"left out: {seeds_of(rest.to_frame())}, which not every condition has")
-        pooled = by_seed.mean()[complete].tolist()
-        interval = t_interval(pooled)
-        found = verdict(*interval[1:], 0 if unsound else len(pooled), quantity.claimed)
-        add(f"pooled ({len(conditions)})", label, interval, len(pooled), found, notes)
+    for quantity in claim.quantities:
+        for label, measured in by_extractor(metrics, quantity):
+            pairs = log_ratios(measured, runs, quantity)
+            if claim.sampling_steps or not claim.universal:
+                pairs = pairs[pairs.sampling_steps.isin(claim.sampling_steps or [1])]
+            if not _paired(pairs):
+                continue  # not both are methods of this experiment
+            every = _conditions(pairs, quantity)
+            for c in every:
+                add(f"{c.group}, {c.sampling_steps}-step", label, (c.interval, c.seeds, c.verdict), c.notes)
+            conditions = [condition for condition in every if condition.paired]
+            notes = []
+            if alone := len(every) - len(conditions):
+                notes.append(f"{alone} more without {' or '.join(quantity.names)}")
+            if unsound := sum(not condition.sound for condition in conditions):
+                notes.append(f"pairs without a ratio in {unsound}")
+            if claim.universal:
+                add(f"every condition ({len(conditions)})", label, _every(conditions, quantity.direction), notes)
+            else:
+                outcome, left = _pooled(pairs, conditions, quantity.direction)
+                add(f"pooled ({len(conditions)})", label, outcome, notes + left)
     return rows
 
 
-def check(path: str | Path, experiment: str, metrics: str | Path, runs: list[dict[str, Any]], names: list[str]) -> None:
-    """Decide the named claims on one experiment's metrics and write the claims table."""
+def check(
+    paths: dict[str, str],
+    experiment: str,
+    metrics: str | Path,
+    runs: list[dict[str, Any]],
+    claims: list[dict[str, Any]],
+) -> None:
+    """Decide claims on one experiment's metrics.
+
+    Args:
+        paths: `table`, of the verdicts; `definitions`, of the claims that it names.
+        claims: as in a checked preset.
+    """
     import pandas as pd
 
-    from ..files.storage import read_table, write_table
+    from ..files.storage import read_table, write_json, write_table
 
     table = pd.DataFrame(runs)[["run", "method", "seed", "group"]]
-    measured = read_table(metrics)
-    rows = [row for name in names for row in decide(name, experiment, measured, table)]
-    write_table(path, pd.DataFrame(rows, columns=COLUMNS))
+    measured, rows = read_table(metrics), []
+    for claim in _claims(claims):
+        decided = decide(claim, experiment, measured, table)
+        methods = {method for quantity in claim.quantities for method, _ in quantity.sides}
+        if not decided and methods <= set(table.method):
+            log.warning(
+                "%s: claims: %s: not decided: metrics.csv does not have what it compares", experiment, claim.name
+            )
+        rows += decided
+    write_table(paths["table"], pd.DataFrame(rows, columns=COLUMNS))
+    write_json(paths["definitions"], {"claims": claims})
+
+
+def _claims(definitions: list[dict[str, Any]]) -> list[Claim | Comparison]:
+    from pydantic import TypeAdapter
+
+    from ..config.claims import AnyClaim
+
+    return TypeAdapter(list[AnyClaim]).validate_python(definitions)
+
+
+def defined(files: list[str | Path], names: list[str]) -> dict[str, Claim | Comparison]:
+    """The claims of these names, from the definitions that `check` wrote.
+
+    Raises:
+        MismatchError: a name has no definition.
+    """
+    from ..files.storage import AGAIN, read_json
+
+    claims = {claim.name: claim for file in files for claim in _claims(read_json(file)["claims"])}
+    if absent := [name for name in names if name not in claims]:
+        raise MismatchError(f"{', '.join(map(str, files))}: no claim {absent[0]!r}, which has verdicts; {AGAIN}")
+    return {name: claims[name] for name in names}
 
 
 def is_overall(condition: str) -> bool:
@@ -357,15 +303,21 @@ def shown(effect: float, low: float, high: float) -> str:
 
 
 def summary(path: str | Path) -> str:
-    """The overall rows of a claims table as text for a terminal, with each claim's sentence."""
+    """The overall rows of the claims table of all experiments as text for a terminal, with each claim's sentence.
+
+    Args:
+        path: the table; in the folder of each experiment beside it lie the definitions.
+    """
     from ..files.storage import read_table
 
     table = read_table(path, converters=AS_TEXT)
     lines = []
-    for (name, experiment), rows in table.groupby(["claim", "experiment"], sort=False):
-        lines.append(f"{name} on {line(experiment)}: {CLAIMS[name].sentence}")
-        for row in rows[rows.condition.map(is_overall)].itertuples():
-            interval = shown(row.effect, row.ci_low, row.ci_high)
-            words = f"    {row.verdict:<13} {row.quantity:<46} {interval:<26} {row.condition}, {row.n_seeds} seeds"
-            lines.append(line(words))
+    for experiment, of_experiment in table.groupby("experiment", sort=False):
+        claims = defined([Path(path).parent / experiment / "claims.json"], list(of_experiment.claim.unique()))
+        for name, rows in of_experiment.groupby("claim", sort=False):
+            lines.append(line(f"{name} on {experiment}: {claims[name].sentence}"))
+            for row in rows[rows.condition.map(is_overall)].itertuples():
+                interval = shown(row.effect, row.ci_low, row.ci_high)
+                words = f"    {row.verdict:<13} {row.quantity:<46} {interval:<26} {row.condition}, {row.n_seeds} seeds"
+                lines.append(line(words))
     return "\n".join(lines)

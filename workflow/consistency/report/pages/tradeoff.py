@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.colors import to_hex
 from plotly.offline import get_plotlyjs
 
-from ...config.claims import t_interval
 from ...files.storage import read_table
 from ..figures import style
 from ..tables import condition_label, distance_label, method_label, unit_of
+from ..verdicts import t_interval
 from . import shell
 
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "P": "cross", "X": "x", "h": "hexagon"} | {
