@@ -85,7 +85,7 @@ MODELS = [
     and issubclass(model, BaseModel)
     and model.__module__ == module.__name__
     # without keys of a user's, or with those of its subclasses, and a result
-    and model not in (sources.Strict, sources.Labelled, claims._About, claims.Quantity, settings.Run)
+    and model not in (sources.Strict, sources.Labelled, claims._About, settings.Run)
 ]
 
 
