@@ -20,8 +20,8 @@ def check_sources(name: str, experiment: Experiment, runs: list[Run]) -> None:
         ConfigError: one line with the key's path, what was given, what is allowed.
     """
     teacher, data = experiment.teacher, experiment.data
-    for source, given in (("path", teacher.path), ("hub", teacher.hub)):
-        if teacher.source == source and not given:
+    for source, named in (("path", teacher.path), ("hub", teacher.hub)):
+        if teacher.source == source and not named:
             raise ConfigError(f"{name}: teacher.{source}: required when teacher.source is {source}")
     if teacher.path and teacher.source != "path":
         raise ConfigError(
@@ -200,12 +200,12 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
             frozen = coupling.generator
             source = ids.get(f"{frozen.method}-s{run.seed}")
             if source is None or not source.from_pairs or frozen.method == run.method:
-                known = sorted(
+                allowed = sorted(
                     {r.method for r in runs if r.from_pairs and r.method != run.method and r.seed == run.seed}
                 )
                 raise ConfigError(
                     f"{where}.coupling.generator.method: {frozen.method!r} has no run from pairs with seed {run.seed}; "
-                    f"allowed: {', '.join(known) or 'none here'}{nearest(frozen.method, known)}"
+                    f"allowed: {', '.join(allowed) or 'none here'}{nearest(frozen.method, allowed)}"
                 )
             if isinstance(source.coupling.generator, Frozen):
                 raise ConfigError(f"{where}.coupling.generator.method: {frozen.method!r} has a frozen generator itself")
@@ -219,12 +219,12 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
                 f"{where}.coupling.generator: 'ema' without consistency_training.training.ema_decay; allowed: online, "
                 "a frozen one, or an ema_decay"
             )
-    known = [method for method, line in experiment.methods.items() if line.objective in PAIR_OBJECTIVES]
+    allowed = [method for method, line in experiment.methods.items() if line.objective in PAIR_OBJECTIVES]
     for method in experiment.analysis.coupling_methods:
-        if method not in known:
+        if method not in allowed:
             raise ConfigError(
                 f"{name}: analysis.coupling_methods: {method!r} is not a method that learns from pairs; allowed: "
-                f"{', '.join(known) or 'none here'}{nearest(method, known)}"
+                f"{', '.join(allowed) or 'none here'}{nearest(method, allowed)}"
             )
     if 2 * experiment.analysis.batch_size > experiment.analysis.count:
         raise ConfigError(

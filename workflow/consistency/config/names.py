@@ -16,8 +16,8 @@ def functions_of(module: str, batch: str | None = None) -> list[str]:
         batch: only those whose last parameter has this annotation.
     """
     tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-    found = [n for n in tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
-    return [n.name for n in found if batch in (None, getattr(n.args.args[-1].annotation, "id", None))]
+    public = [n for n in tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    return [n.name for n in public if batch in (None, getattr(n.args.args[-1].annotation, "id", None))]
 
 
 def nearest(word: str, allowed: list[str]) -> str:

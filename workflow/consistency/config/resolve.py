@@ -139,9 +139,9 @@ def _presets(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml") if path.is_file())
 
 
-def _check_known(where: str, name: Any, known: list[str]) -> None:
-    if name not in known:
-        raise ConfigError(f"{where}: unknown {name!r}; allowed: {', '.join(known)}{nearest(str(name), known)}")
+def _check_known(where: str, name: Any, allowed: list[str]) -> None:
+    if name not in allowed:
+        raise ConfigError(f"{where}: unknown {name!r}; allowed: {', '.join(allowed)}{nearest(str(name), allowed)}")
 
 
 def load_experiment(
@@ -196,14 +196,14 @@ def load(
         raise ConfigError(message("config.yaml", error)) from error
     names = [member for name in config.experiments for member in _members(name, presets)]
     limits.check_experiments(names)
-    known = [name for name in _presets(presets) if not _is_suite(name, presets)]
+    single = [name for name in _presets(presets) if not _is_suite(name, presets)]
     for name in config.overrides:
         where = f"config.yaml: overrides.{name}"
-        if name in _presets(presets) and name not in known:
+        if name in _presets(presets) and name not in single:
             members = ", ".join(_members(name, presets))
             raise ConfigError(f"{where}: a suite has no keys of its own; allowed: its experiments, {members}")
-        if name not in known:
-            raise ConfigError(f"{where}: unknown; allowed: {', '.join(known)}{nearest(name, known)}")
+        if name not in single:
+            raise ConfigError(f"{where}: unknown; allowed: {', '.join(single)}{nearest(name, single)}")
         if name not in names and not chosen_elsewhere:
             raise ConfigError(
                 f"{where}: reaches nothing, for {name} is not among the experiments ({', '.join(names)}); add it to "
@@ -244,7 +244,7 @@ def _members(name: str, folder: Path) -> list[str]:
     members = content.get("suite") if isinstance(content, dict) else None
     if not isinstance(members, list) or not members or set(content) != {"suite"}:
         raise ConfigError(f"{path}: a suite has the one key suite, a list of experiments")
-    single = [known for known in _presets(folder) if not _is_suite(known, folder)]
+    single = [preset for preset in _presets(folder) if not _is_suite(preset, folder)]
     for member in members:
         _check_known(f"{path}: suite", member, single)
     return members

@@ -295,16 +295,17 @@ def measure_data(
     rows: list[Row] = []
     for card in _with_features(extracted, cards):
         features = _reference(extracted, card, neighbours).features
-        found: dict[str, list[float]] = {}
+        by_metric: dict[str, list[float]] = {}
         for split in range(splits):
             order = generator(0, "halves", split).permutation(len(features))
             a, b = (FeatureSet(features[half]) for half in np.array_split(order, 2))
-            found.setdefault("frechet_distance", []).append(frechet_distance(a, b))
+            by_metric.setdefault("frechet_distance", []).append(frechet_distance(a, b))
             if card["name"] == COORDINATES:
                 size = min(len(a), len(b))
-                found.setdefault("wasserstein", []).append(wasserstein(a.features[:size], b.features[:size]))
+                by_metric.setdefault("wasserstein", []).append(wasserstein(a.features[:size], b.features[:size]))
         other, half = "other half of the data", len(features) // 2
-        rows += [_row(metric, float(np.mean(values)), half, card["name"], other) for metric, values in found.items()]
+        for metric, values in by_metric.items():
+            rows.append(_row(metric, float(np.mean(values)), half, card["name"], other))
         if "held_out_accuracy" in card:
             value, count = card["held_out_accuracy"], card["held_out_count"]
             rows.append(_row("held_out_accuracy", value, count, card["name"], "labels"))

@@ -48,8 +48,8 @@ def _draws(images: torch.Tensor, labels: torch.Tensor, count: int, seed: int) ->
     rng = generator(seed, "pairs", 2**32)
     rows = torch.from_numpy(rng.integers(len(images), size=count))
     z = torch.from_numpy(rng.standard_normal((count, *images.shape[1:])))
-    place = torch.from_numpy(rng.random(count))
-    return {"x": images[rows].double(), "z": z, "cond": labels[rows], "place": place}
+    quantile = torch.from_numpy(rng.random(count))
+    return {"x": images[rows].double(), "z": z, "cond": labels[rows], "quantile": quantile}
 
 
 class _Coupler:
@@ -68,10 +68,10 @@ class _Coupler:
         columns = [column[:only] for column in (self.drawn["x"], self.drawn["z"], sigma, self.drawn["cond"])]
         batches = zip(*(column.split(self.batch_size) for column in columns), strict=True)
         parts = [coupling_named(name)(*batch, self.generate) for batch in batches]
-        found = torch.cat([x for x, _ in parts]), torch.cat([cond for _, cond in parts])
+        coupled = torch.cat([x for x, _ in parts]), torch.cat([cond for _, cond in parts])
         if name != "generator_induced" and only is None:
-            self._kept[name] = found
-        return found
+            self._kept[name] = coupled
+        return coupled
 
 
 def _per_step(squared: torch.Tensor, delta: torch.Tensor) -> float:
@@ -107,7 +107,7 @@ def _gradients(
     """
     weights = list(f.parameters())
     by_name = {"mse": losses.mse, "pseudo-Huber": lambda a, b: losses.pseudo_huber_norm(a, b, **constants)}
-    found = {}
+    products = {}
     for name, distance in by_name.items():
         means: dict[str, list[torch.Tensor]] = {"ct": [], "cd": []}
         for half in (batches[0::2], batches[1::2]):
@@ -121,8 +121,8 @@ def _gradients(
                 kept.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, weights)]))
         for target, (a, b) in means.items():
             reference = means["cd"]
-            found[f"{name} {target}"] = 0.5 * (a @ reference[1] + b @ reference[0]).item()
-    return found
+            products[f"{name} {target}"] = 0.5 * (a @ reference[1] + b @ reference[0]).item()
+    return products
 
 
 def measure_couplings(
@@ -167,7 +167,7 @@ def measure_couplings(
     def levels(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         grid = schedule.grid(steps + 1)
         edges = step_probabilities(grid, curriculum["p_mean"], curriculum["p_std"]).cumsum(0)
-        i = torch.searchsorted(edges, drawn["place"], right=True).clamp(max=steps - 1)
+        i = torch.searchsorted(edges, drawn["quantile"], right=True).clamp(max=steps - 1)
         return grid[i], grid[i + 1]
 
     coupled = _Coupler(drawn, generate, analysis["batch_size"])

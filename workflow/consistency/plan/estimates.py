@@ -53,12 +53,12 @@ class Device:
         return flops / rate + steps * self.steps.get(kind, 0.0) + jobs * self.job
 
 
-def _between(size: float, known: tuple[tuple[float, float, float, float], ...]) -> list[float]:
+def _between(size: float, measured: tuple[tuple[float, float, float, float], ...]) -> list[float]:
     """The numbers of a size, of those before and after it; beyond the first and the last, theirs."""
-    if size <= known[0][0] or size >= known[-1][0]:
-        return list(known[0 if size <= known[0][0] else -1][1:])
-    above = next(number for number, entry in enumerate(known) if entry[0] > size)
-    one, other = known[above - 1], known[above]
+    if size <= measured[0][0] or size >= measured[-1][0]:
+        return list(measured[0 if size <= measured[0][0] else -1][1:])
+    above = next(number for number, entry in enumerate(measured) if entry[0] > size)
+    one, other = measured[above - 1], measured[above]
     share = math.log(size / one[0]) / math.log(other[0] / one[0])
     return [a ** (1 - share) * b**share for a, b in zip(one[1:], other[1:], strict=True)]
 
@@ -300,19 +300,19 @@ def count_flops(presets: list[Experiment]) -> dict[str, dict[str, int]]:
     ensure_torchvision()
     import diffusers
 
-    found: dict[str, dict[str, int]] = {}
+    counted: dict[str, dict[str, int]] = {}
 
     def count(key: str, network: torch.nn.Module, *inputs: torch.Tensor, **named: Any) -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(*inputs, **named)
         size = sum(parameter.numel() for parameter in network.parameters())
-        found[key] = {"parameters": size, "flops": counter.get_total_flops()}
+        counted[key] = {"parameters": size, "flops": counter.get_total_flops()}
 
     with torch.device("meta"):
         label = torch.zeros(1, dtype=torch.int64)
         for experiment in presets:
             shape, _, classes = shape_of(experiment)
-            if experiment.data.kind != "captions" and (key := key_of(experiment)) not in found:
+            if experiment.data.kind != "captions" and (key := key_of(experiment)) not in counted:
                 network = networks.build(experiment.network.model_dump(), shape, classes, 1000, 0)
                 count(key, network, torch.zeros(1, *shape), torch.zeros(1), label)
         for repo, (kind, shape, config) in HUB.items():
@@ -326,7 +326,7 @@ def count_flops(presets: list[Experiment]) -> dict[str, dict[str, int]]:
                 added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
                 text = torch.zeros(1, 77, config["cross_attention_dim"])
                 count(repo, network, x, torch.zeros(1), text, added_cond_kwargs=added)
-    return found
+    return counted
 
 
 if __name__ == "__main__":

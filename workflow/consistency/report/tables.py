@@ -128,8 +128,8 @@ def _others(values: pd.DataFrame, extractors: list[str]) -> dict[str, str]:
         chosen = values[
             (values.extractor == extractor) & (values.metric == "frechet_distance") & (values.sampling_steps == 1)
         ]
-        for found in chosen.itertuples():
-            row[f"{name} to {found.reference}, 1 step"] = _cell(found.mean, found.ci_low, found.n_seeds)
+        for distance in chosen.itertuples():
+            row[f"{name} to {distance.reference}, 1 step"] = _cell(distance.mean, distance.ci_low, distance.n_seeds)
     return row
 
 
@@ -173,16 +173,16 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
     yardsticks = metrics[~metrics.extractor.isin(extractors[1:])]
     yardsticks = yardsticks[(yardsticks.method.isin(["teacher", "data"])) & (yardsticks.metric != "held_out_accuracy")]
     for run, values in yardsticks.groupby("run", sort=False):
-        found = {(r.metric, r.reference): r.value for r in values.itertuples()}
+        measured = {(r.metric, r.reference): r.value for r in values.itertuples()}
         if run == "data":
             label, method = "two halves of the data", "Data"
-            found[("frechet_distance", "data")] = found[("frechet_distance", "other half of the data")]
+            measured[("frechet_distance", "data")] = measured[("frechet_distance", "other half of the data")]
         else:
             label, method = condition_label(run.removeprefix("teacher-")) + ", N steps", "Teacher"
         row = {"Condition": label, "Method": method, "Seeds": 1}
         for (metric, reference, steps), heading in headings.items():
-            if steps == 1 and (metric, reference) in found:
-                row[heading] = _cell(found[(metric, reference)], 0, 1)
+            if steps == 1 and (metric, reference) in measured:
+                row[heading] = _cell(measured[(metric, reference)], 0, 1)
         rows.append(row)
     frame = pd.DataFrame(rows).fillna("–")
     unit = unit_of(summary)
@@ -247,8 +247,8 @@ def couplings(
         rows.append(row)
     halves = metrics[(metrics.run == "data") & (metrics.reference == "other half of the data")]
     row = {"Method": "Data, two halves", "Seeds": 1}
-    for found in halves[~halves.extractor.isin(extractors[1:])].itertuples():
-        row[headings[found.metric, "data", 1]] = _cell(found.value, 0, 1)
+    for half in halves[~halves.extractor.isin(extractors[1:])].itertuples():
+        row[headings[half.metric, "data", 1]] = _cell(half.value, 0, 1)
     frame = pd.DataFrame([*rows, row]).fillna("–")
     note = (
         f"{title}. Trained from scratch; mean ± half-width of the 95 % t interval over seeds. Distances "

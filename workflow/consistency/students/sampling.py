@@ -11,7 +11,7 @@ from ..files.storage import load_tensors
 from ..files.writers import Shapes, tensor_file
 from ..flow.noise import normal
 from ..flow.schedules import VESchedule
-from ..runtime.devices import pick_device, place
+from ..runtime.devices import move, pick_device
 from ..runtime.progress import Progress
 from ..teachers.protocol import Teacher
 from ..teachers.targets import solver_named, trajectory
@@ -137,7 +137,7 @@ def sample_student(
             f"{teacher_samples}: {reference['points'].shape[1]} samples, the noise file has {len(noise)}"
         )
     grid, device = student.schedule.grid(n_steps), pick_device()
-    place(student, device, precision)
+    move(student, device, precision)
     progress = Progress(len(noise), "sample student")
     few, times = [steps for steps in sampling_steps if steps <= n_steps], reference["times"].tolist()
     names = [*(f"steps_{steps}" for steps in few), *(f"from_{time}" for time in times)]
@@ -175,7 +175,7 @@ def sample_pairs_student(
     """
     device = pick_device()
     for student in students.values():
-        place(student, device, precision)
+        move(student, device, precision)
     progress = Progress(len(noise), "sample student")
     sets = {f"steps_{steps}": (students["final"], steps) for steps in sampling_steps}
     sets |= {name: (student, 1) for name, student in students.items() if name != "final"}
