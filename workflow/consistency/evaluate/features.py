@@ -30,6 +30,7 @@ def extract(
     sets: list[str],
     batch_size: int,
     extractors: list[dict[str, Any]],
+    *,
     vae: dict[str, Any] | None = None,
     captions: str | Path | None = None,
     labels: str | Path | None = None,

@@ -173,7 +173,7 @@ def measure_student(
         "noise": noise,
         **({} if truth is None else {"truth": truth}),
     }
-    _write(path, run, rows, files, cards, neighbours, settings, began)
+    _write(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began)
 
 
 def _recognised(
@@ -231,12 +231,13 @@ def measure_pairs_student(
             rows += _recognised(extracted, name, labels, cards, steps)
     files = {"samples": samples, "features": features, "data_features": data_features, "noise": noise}
     files |= {} if truth is None else {"truth": truth}
-    _write(path, run, rows, files, cards, neighbours, settings, began)
+    _write(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began)
 
 
 def measure_teacher(
     path: str | Path,
     run: Row,
+    *,
     features: str | Path,
     data_features: str | Path,
     noise: str | Path,
@@ -270,7 +271,7 @@ def measure_teacher(
         error = _squared_error(_arrays(samples)["samples"], _arrays(truth)["vp"], samples)
         rows.append(_row("ode_error", error, len(labels), space, "truth", run["n_steps"]))
         files |= {"samples": samples, "truth": truth}
-    _write(path, run, rows, files, cards, neighbours, settings, began)
+    _write(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began)
 
 
 def measure_data(
@@ -280,6 +281,7 @@ def measure_data(
     cards: list[Card],
     neighbours: int,
     settings: dict[str, Any],
+    *,
     splits: int = 5,
     data: str | Path | None = None,
 ) -> None:
@@ -311,7 +313,8 @@ def measure_data(
             rows.append(_row("held_out_accuracy", value, count, card["name"], "labels"))
     rows += _scores(extracted, cards, "train_images", None)
     read = load_tensors(data, [], framework="np", check=False)[1].get("read") if data else None
-    _write(path, run, rows, {"data_features": data_features}, cards, neighbours, settings, began, read)
+    protocol = {"cards": cards, "neighbours": neighbours, "settings": settings}
+    _write(path, run, rows, {"data_features": data_features}, **protocol, began=began, read=read)
 
 
 def _write(
@@ -319,6 +322,7 @@ def _write(
     run: Row,
     rows: list[Row],
     files: dict[str, str | Path],
+    *,
     cards: list[Card],
     neighbours: int,
     settings: dict[str, Any],

@@ -29,7 +29,7 @@ def targets(
     calls = count * (n_steps + 1) / 2 * CALLS.get(solver, 1) * (1 if guidance == 1 else 2)
     flops = calls * network["flops"]
     kind = experiment.network.kind if hub is None else ""
-    hours = device.seconds(flops, kind, teacher.precision, network["flops"], 0, 0) / 3600
+    hours = device.seconds(flops, kind=kind, precision=teacher.precision, size=network["flops"]) / 3600
     size = 4
     for side in shape_of(experiment)[0]:
         size *= side
