@@ -14,7 +14,7 @@ from consistency.flow.schedules import VPSchedule
 from consistency.networks.sdxl import SDXLUNet
 from consistency.plan import estimates
 from consistency.runtime.compat import ensure_torchvision
-from consistency.runtime.devices import autocast, place
+from consistency.runtime.devices import autocast, move
 from consistency.students import losses, maps, objectives
 from consistency.teachers import targets
 from consistency.teachers.protocol import Teacher
@@ -98,7 +98,7 @@ def solving(unet: SDXLUNet, flops: int, batch: int, rounds: int, case: str, layo
     """Steps of a packed guided solve of `batch` samples (2 × batch rows a call), against bare forward passes."""
     device = next(unet.parameters()).device
     teacher = Teacher(unet.eval(), VPSchedule(), precision="bf16")
-    place(unet, device, "bf16")
+    move(unet, device, "bf16")
     shape, n_steps = unet.sample_shape, 4
     x, cond = torch.randn(batch, *shape), torch.randint(0, 8, (batch,), device=device)
     grid, start = teacher.schedule.grid(n_steps), torch.zeros(batch, dtype=torch.int64)

@@ -100,7 +100,8 @@ def see_page(page, file):
 
 def test_claims_read_as_text(finished, opened):
     """Every verdict stands beside its claim's sentence with its numbers, and what the words mean above them."""
-    from consistency.config.claims import CLAIMS, is_overall
+    from consistency.config.claims import CLAIMS
+    from consistency.report.verdicts import is_overall
 
     claims = pd.read_csv(finished.folder / "results/claims.csv")
     overall = claims[claims.condition.map(is_overall).astype(bool)]

@@ -17,7 +17,7 @@ from helpers import Project, ended, wait_for
 # Every kind of file that a run leaves, and what reads it. A new kind must find its place here.
 READ = {
     r"\w[\w-]*/[\w/.-]+\.safetensors": storage.check_tensors,
-    r"\w[\w-]*/(metrics/[\w.-]+|targets/[\w.-]+/manifest)\.json": storage.read_json,
+    r"\w[\w-]*/(metrics/[\w.-]+|targets/[\w.-]+/manifest|claims)\.json": storage.read_json,
     r"\w[\w-]*/stats/[\w.-]+\.jsonl": storage.read_records,
     r"([\w-]+/)?(metrics|claims)\.csv": storage.read_table,
     r"([\w-]+/)?(metrics|claims)\.csv\.sha256": lambda path: storage.read_table(path.with_suffix("")),
@@ -61,7 +61,7 @@ def test_a_flipped_bit_in_any_file_is_caught(experiment, request):
 KINDS = {
     "finished": {"data.safetensors", "noise.safetensors", "classifier", "teacher", "targets/*.safetensors",
                  "targets/*.json", "students/*", "stats/*.jsonl", "samples/*.safetensors", "features/*.safetensors",
-                 "metrics/*.json", "metrics.csv", "claims.csv"},
+                 "metrics/*.json", "metrics.csv", "claims.csv", "claims.json"},
     "exact": {"teacher", "initial", "truth.safetensors", "couplings/*.safetensors"},  # that `finished` has not
 }  # fmt: skip
 

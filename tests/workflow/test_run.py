@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from consistency.config.claims import COLUMNS as CLAIM_COLUMNS
 from consistency.evaluate.measure import COLUMNS
 from consistency.files.storage import load_tensors
 from consistency.flow.schedules import VPSchedule
+from consistency.report.verdicts import COLUMNS as CLAIM_COLUMNS
 from consistency.students import maps
 from helpers import Project
 

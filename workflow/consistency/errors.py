@@ -78,8 +78,8 @@ def memory_advice(advice: str, where: Callable[[], str] = str) -> Iterator[None]
 
 def is_memory_shortage(error: Exception) -> bool:
     """Whether an error says that there is no memory; torch says it on the CPU, and sometimes of CUDA, by text alone."""
-    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return known or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
+    typed = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return typed or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
 
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")

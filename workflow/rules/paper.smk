@@ -5,8 +5,9 @@ rule check_claims:
     input:
         f"{RESULTS}/{{experiment}}/metrics.csv",
     output:
-        f"{RESULTS}/{{experiment}}/claims.csv",
-        f"{RESULTS}/{{experiment}}/claims.csv.sha256",
+        table=f"{RESULTS}/{{experiment}}/claims.csv",
+        digest=f"{RESULTS}/{{experiment}}/claims.csv.sha256",
+        definitions=f"{RESULTS}/{{experiment}}/claims.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/check_claims.log",
     localrule: True
@@ -15,7 +16,7 @@ rule check_claims:
     params:
         experiment=lambda w: w.experiment,
         runs=lambda w: plan_of(w).rows,
-        claims=lambda w: preset(w).claims,
+        claims=lambda w: [dump(claim) for claim in preset(w).claims],
     script:
         "../scripts/check_claims.py"
 
@@ -92,7 +93,8 @@ rule table_couplings:
 
 rule table_claims:
     input:
-        f"{RESULTS}/claims.csv",
+        table=f"{RESULTS}/claims.csv",
+        definitions=[f"{RESULTS}/{experiment}/claims.json" for experiment in EXPERIMENTS],
     output:
         md=f"{RESULTS}/tables/claims.md",
         tex=f"{RESULTS}/tables/claims.tex",

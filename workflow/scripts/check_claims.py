@@ -1,7 +1,7 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.config.claims import check
+    from consistency.report.verdicts import check
 
     params = snakemake.params
-    check(snakemake.output[0], params.experiment, snakemake.input[0], params.runs, params.claims)
+    check(dict(snakemake.output.items()), params.experiment, snakemake.input[0], params.runs, params.claims)

@@ -3,16 +3,16 @@ from _job import job
 with job(snakemake):
     from consistency.evaluate.velocity_gap import measure_couplings
 
-    given, made, params = snakemake.input, snakemake.output, snakemake.params
+    inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
     measure_couplings(
-        made.metrics,
-        made.curves,
+        outputs.metrics,
+        outputs.curves,
         params.run,
-        given.student,
-        given.data,
-        given.teacher or None,
-        params.edm,
-        params.curriculum,
-        params.analysis,
-        params.loss,
+        student_folder=inputs.student,
+        data_path=inputs.data,
+        teacher_folder=inputs.teacher or None,
+        edm=params.edm,
+        curriculum=params.curriculum,
+        analysis=params.analysis,
+        loss=params.loss,
     )

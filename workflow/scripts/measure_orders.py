@@ -4,6 +4,6 @@ with job(snakemake):
     from consistency.evaluate.orders import measure_orders
     from consistency.flow.schedules import VPSchedule
 
-    given, params = snakemake.input, snakemake.params
+    inputs, params = snakemake.input, snakemake.params
     schedule = VPSchedule(**params.schedule)
-    measure_orders(snakemake.output[0], given.teacher, given.noise, given.truth, schedule, params.order_steps)
+    measure_orders(snakemake.output[0], inputs.teacher, inputs.noise, inputs.truth, schedule, params.order_steps)

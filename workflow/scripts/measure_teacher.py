@@ -3,26 +3,26 @@ from _job import job
 with job(snakemake):
     from consistency.evaluate import features, measure
 
-    given, made, params = snakemake.input, snakemake.output, snakemake.params
+    inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
     cards = features.extract(
-        made.features,
-        given.samples,
+        outputs.features,
+        inputs.samples,
         ["samples"],
         **params.extract,
         vae=params.vae,
-        captions=given.captions or None,
-        labels=given.noise,
+        captions=inputs.captions or None,
+        labels=inputs.noise,
     )
     measure.measure_teacher(
-        made.metrics,
+        outputs.metrics,
         params.run,
-        made.features,
-        given.data_features,
-        given.noise,
-        cards,
-        params.neighbours,
-        params.settings,
-        given.samples,
-        given.truth or None,
-        params.space,
+        features=outputs.features,
+        data_features=inputs.data_features,
+        noise=inputs.noise,
+        cards=cards,
+        neighbours=params.neighbours,
+        settings=params.settings,
+        samples=inputs.samples,
+        truth=inputs.truth or None,
+        space=params.space,
     )

@@ -7,13 +7,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _results import chosen
 from _surroundings import open_streams, say
-from consistency.config import claims
 from consistency.errors import ConsistencyError
+from consistency.report.verdicts import summary
 
 open_streams()
 results = chosen(sys.argv[1] if len(sys.argv) > 1 else None)
 try:
-    table = claims.summary(results / "claims.csv")
+    table = summary(results / "claims.csv")
 except ConsistencyError as error:
     sys.exit(f"summary: {error}")
 say(f"\nClaims (the ratio that a row names, with its 95 % interval)\n\n{table}\n")

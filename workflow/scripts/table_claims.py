@@ -3,4 +3,4 @@ from _job import job
 with job(snakemake):
     from consistency.report.tables import claims
 
-    claims(dict(snakemake.output.items()), snakemake.input[0])
+    claims(dict(snakemake.output.items()), snakemake.input.table, snakemake.input.definitions)

@@ -1,229 +1,171 @@
-"""The rule that decides a claim, on made-up numbers whose verdict is known."""
+"""Claims as data: those of the papers, a user's own, and one clear line for what is wrong in them."""
 
-import math
-
-import pandas as pd
 import pytest
-from consistency.config import claims
-from consistency.errors import MismatchError
+from consistency import config
+from consistency.config.claims import CLAIMS, METRICS, Claim
+from consistency.errors import ConfigError
+
+OWN = {"ours": "direct", "other": "cm", "metric": "frechet_distance", "reference": "data", "direction": "below"}
+GAP = {
+    "ours": "cd",
+    "other": "cd",
+    "metric": "loss@steps=1280",
+    "reference": {"ours": "ct independent", "other": "cd"},
+    "direction": "above",
+}
 
 
-def table(ratios, metric="ode_error", reference="teacher", steps=(1,)):
-    """Metrics and runs in which direct / cm is ratios[condition][seed]."""
-    metrics, runs = [], []
-    for condition, values in ratios.items():
-        for seed, ratio in enumerate(values):
-            for method, value in (("cm", 2.0 + seed), ("direct", (2.0 + seed) * ratio)):
-                run = f"{method}-{condition}-s{seed}"
-                runs.append({"run": run, "method": method, "seed": seed, "group": condition})
-                for n in steps:
-                    metrics.append((run, metric, reference, n, value))
-    frame = pd.DataFrame(metrics, columns=["run", "metric", "reference", "sampling_steps", "value"])
-    frame["extractor"] = "pixels"
-    return frame, pd.DataFrame(runs)
+def load(*claims, preset="digits", **options):
+    return config.load_experiment(preset, {"claims": list(claims)}, **options).claims
 
 
-def overall(name, frame, runs):
-    rows = [row for row in claims.decide(name, "x", frame, runs) if claims.is_overall(row["condition"])]
-    assert len(rows) == 1
-    return rows[0]
+def test_the_papers_claims():
+    assert list(CLAIMS) == ["A1", "A2", "A3", "B1", "B2", "B3", "B4"]
+    assert {name: len(claim.quantities) for name, claim in CLAIMS.items()} == {
+        **{"A1": 2, "A2": 6, "A3": 8},
+        **{"B1": 1, "B2": 2, "B3": 4, "B4": 18},
+    }
+    assert [name for name, claim in CLAIMS.items() if claim.universal] == ["A3"]
+    labels = {quantity.label for claim in CLAIMS.values() for quantity in claim.quantities}
+    assert {
+        "ODE error to truth, direct/cm < 1",
+        "CLIP score, direct/cm < 1",
+        "Fréchet distance to data at 0.125 of training, ct-gc1/ct-ic < 1",
+        "Squared loss at 1,280 steps, ct independent/cd > 1",
+        "Velocity gap at 1,280 steps, generator induced/optimal transport < 1",
+    } <= labels
 
 
-def test_t_interval_equals_scipy():
-    from scipy import stats
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_papers_claims_compare_metrics_with_their_references(name):
+    for quantity in CLAIMS[name].quantities:
+        metric = METRICS[quantity.base]
+        assert {reference for _, reference in quantity.sides} <= set(metric.references)
+        assert quantity.point is None or quantity.point[0] in metric.points
 
-    values = [0.3, -0.1, 0.7, 0.4]
-    low, high = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
-    assert claims.t_interval(values) == pytest.approx((sum(values) / 4, low, high))
-    assert claims.t_interval([1.0])[1:] == (-math.inf, math.inf)
+
+def test_names_and_mappings_give_claims_of_one_form():
+    several = {"name": "both", "sentence": "Direct CMs win twice.", "quantities": [OWN, OWN | {"metric": "recall"}]}
+    built_in, own, both = load("A1", OWN, several)
+    assert built_in is CLAIMS["A1"]
+    assert own.quantities == [own]
+    assert own.sampling_steps is None
+    assert isinstance(both, Claim)
+    assert [quantity.metric for quantity in both.quantities] == ["frechet_distance", "recall"]
+    assert load(OWN | {"sampling_steps": 4})[0].sampling_steps == [4]
+    assert load(*(claim.model_dump() for claim in (built_in, own, both))) == [built_in, own, both]
 
 
 @pytest.mark.parametrize(
-    ("ratios", "expected"),
+    ("claim", "expected"),
     [
-        ([0.5, 0.52, 0.48], "reproduced"),
-        ([1.5, 1.52, 1.48], "contradicted"),
-        ([0.5, 1.1, 1.6], "inconclusive"),
-        ([0.5, 0.5], "inconclusive"),  # two seeds are too few, however clear
+        (
+            OWN | {"ours": "direkt"},
+            "claims.0.ours: unknown 'direkt'; allowed: cm, direct, ct-ic, ct-ot, ct-gc; did you",
+        ),
+        (OWN | {"other": "mixed"}, "claims.0.other: unknown 'mixed'; allowed: cm, direct, "),
+        (OWN | {"other": "direct"}, "claims.0: {'ours': 'direct', "),
+        (OWN | {"metric": "frechet"}, "claims.0.metric: unknown 'frechet'; allowed: ode_error, frechet_distance, "),
+        (OWN | {"metric": "frechet distance"}, "claims.0.metric: 'frechet distance' is not allowed"),
+        (OWN | {"metric": "brightness"}, "claims.0.metric: unknown 'brightness'"),
+        (OWN | {"metric": "recall@budget=0.5"}, "claims.0.metric: unknown 'recall@budget=…'; allowed: recall"),
+        (
+            OWN | {"metric": "wasserstein"},
+            "claims.0.metric: wasserstein is not measured here; allowed with data.kind mi",
+        ),
+        (
+            OWN | {"metric": "frechet_distance@budget=0.5"},
+            "not measured here; allowed with methods that learn from pairs",
+        ),
+        (
+            OWN | {"ours": "ct-ic", "other": "ct-ot", "metric": "frechet_distance@budget=0.3"},
+            "claims.0 needs 0.3 in consi",
+        ),
+        (
+            OWN | {"ours": "ct-ic", "reference": "teacher"},
+            "not measured here; allowed with methods that learn from tar",
+        ),
+        (OWN | {"reference": "dat"}, "claims.0.reference: unknown 'dat'; allowed: teacher, data; did you mean 'data'?"),
+        (OWN | {"reference": {"ours": "data"}}, "claims.0.reference.other: required key is missing"),
+        (
+            OWN | {"reference": {"ours": "data", "othr": "teacher"}},
+            "claims.0.reference.othr: unknown key; allowed here: ",
+        ),
+        (OWN | {"reference": 3}, "claims.0.reference: 3 is not allowed"),
+        (
+            OWN | {"direction": "belo"},
+            "claims.0.direction: 'belo' is not allowed; allowed: 'below' or 'above'; did you me",
+        ),
+        (
+            OWN | {"directon": "below"},
+            "claims.0.directon: unknown key; allowed here: paper, universal, sampling_steps, our",
+        ),
+        ({key: OWN[key] for key in list(OWN)[1:]}, "claims.0.ours: required key is missing"),
+        (OWN | {"extractor": "dinov2"}, "claims.0.extractor: unknown 'dinov2'; allowed: digits-classifier"),
+        (
+            OWN | {"metric": "ode_error", "reference": "teacher", "extractor": "pixels"},
+            "claims.0.extractor: ode_error has",
+        ),
+        (
+            OWN | {"sampling_steps": [1, 3]},
+            "claims.0.sampling_steps: 3; allowed: of evaluation.sampling_steps, [1, 2, 4",
+        ),
+        (OWN | {"name": "A1"}, "claims.0.name: 'A1' is a built-in claim's; choose another"),
+        (OWN | {"name": "=1+1"}, "claims.0.name: '=1+1' is not allowed"),
+        (OWN | {"sentence": "two\nlines"}, "claims.0.sentence: 'two\\nlines' is not allowed; allowed: one line"),
+        (
+            {"name": "x", "sentence": "x", "quantities": [OWN, OWN | {"other": "x"}]},
+            "claims.0.quantities.1.other: unknow",
+        ),
+        (
+            {"name": "x", "sentence": "x", "quantities": [OWN | {"a": 1}]},
+            "quantities.0.a: unknown key; allowed here: ours,",
+        ),
+        ({"name": "x", "sentence": "x", "quantities": []}, "claims.0.quantities: [] is not allowed"),
+        (3, "claims.0: 3 is not allowed; allowed: A1, A2, A3, B1, B2, B3, B4, or a mapping"),
     ],
 )
-def test_verdicts(ratios, expected):
-    row = overall("A1", *table({"ddim-n10-w1": ratios}))
-    assert row["verdict"] == expected
-    assert row["effect"] == pytest.approx(math.prod(ratios) ** (1 / len(ratios)))
-    if len(set(ratios)) > 1:
-        assert row["ci_low"] < row["effect"] < row["ci_high"]
-    else:
-        assert row["ci_low"] == pytest.approx(row["effect"]) == pytest.approx(row["ci_high"])
-    assert row["n_seeds"] == len(ratios)
-    assert list(row) == claims.COLUMNS
+def test_a_bad_claim_is_one_clear_line(claim, expected):
+    with pytest.raises(ConfigError) as caught:
+        load(claim)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("digits: ")
+    assert expected in message
 
 
-def test_the_claimed_direction_of_quality_is_the_other_one():
-    frame, runs = table({"a": [0.5, 0.52, 0.48]}, "frechet_distance", "teacher")
-    assert overall("A2", frame, runs)["verdict"] == "contradicted"
-    frame, runs = table({"a": [2.0, 2.1, 1.9]}, "frechet_distance", "teacher")
-    assert overall("A2", frame, runs)["verdict"] == "reproduced"
+def test_a_claim_about_couplings():
+    [claim] = load(GAP, preset="gaussians-modes")
+    assert claim.label == "Squared loss at 1,280 steps, ct independent/cd > 1"
+    assert claim.names == ("ct independent", "cd")
+    with pytest.raises(
+        ConfigError, match=r"claims\.0 needs cd in analysis\.coupling_methods and 77 in analysis\.steps"
+    ):
+        load(GAP | {"metric": "loss@steps=77"}, preset="gaussians-modes")
+    with pytest.raises(ConfigError, match=r"unknown 'cd'; allowed: cm, direct"):
+        load(GAP)
 
 
-def test_pairing_by_seed_is_used():
-    """Seeds differ far more than methods do; the paired ratio is clear all the same."""
-    frame, runs = table({"a": [0.9, 0.91, 0.89]})
-    frame["value"] *= frame.run.str[-1].astype(int).map({0: 1.0, 1: 100.0, 2: 0.01})
-    assert overall("A1", frame, runs)["verdict"] == "reproduced"
+def test_two_claims_of_one_name_in_an_experiment():
+    with pytest.raises(ConfigError, match="claims: direct-cm-frechet_distance-data is given twice"):
+        load(OWN, OWN | {"direction": "above"})
+    assert len(load(OWN, OWN | {"direction": "above", "name": "worse"})) == 2
 
 
-def test_a_universal_claim_stands_on_its_least_favourable_condition():
-    good, weak, bad = [0.5, 0.52, 0.48], [0.9, 1.1, 1.0], [1.5, 1.51, 1.49]
-    row = overall("A3", *table({"a": good, "b": good}))
-    assert row["verdict"] == "reproduced"
-    row = overall("A3", *table({"a": good, "b": weak}))
-    assert (row["verdict"], row["effect"]) == ("inconclusive", pytest.approx(math.prod(weak) ** (1 / 3)))
-    row = overall("A3", *table({"a": good, "b": weak, "c": bad}))
-    assert row["verdict"] == "contradicted"
-    assert row["effect"] == pytest.approx(1.5, rel=0.01)
-    assert row["condition"] == "every condition (3)"
-    assert row["ci_low"] > 1  # the interval shown is the one that decided
+def test_claims_of_one_name_say_the_same_in_every_experiment():
+    def experiments(**change):
+        own = OWN | {"name": "mine"}
+        overrides = {"digits": {"claims": [own]}, "fashion": {"claims": [own | change]}}
+        return config.load({"experiments": ["digits", "fashion"], "overrides": overrides})[1]
+
+    assert [experiment.claims[0].name for experiment in experiments().values()] == ["mine", "mine"]
+    with pytest.raises(ConfigError, match=r"^fashion: claims\.0\.name: 'mine' is another claim in digits; rename one$"):
+        experiments(direction="above")
 
 
-def test_pooling_takes_seeds_that_every_condition_has():
-    row = overall("A1", *table({"a": [0.5, 0.5, 0.5, 9.0], "b": [0.5, 0.52, 0.48]}))
-    assert row["n_seeds"] == 3
-    assert row["effect"] < 0.55
-
-
-def test_a_table_without_claims_is_still_a_table(tmp_path):
-    from consistency.report.tables import claims as write
-
-    path = tmp_path / "claims.csv"
-    pd.DataFrame([], columns=claims.COLUMNS).to_csv(path, index=False)
-    write({kind: tmp_path / f"claims.{kind}" for kind in ("md", "tex", "html")}, path)
-    assert "Verdict" in (tmp_path / "claims.html").read_text()
-
-
-def test_a_universal_claim_is_not_contradicted_by_chance_among_many_conditions():
-    """One of twenty conditions is just past 95 % on the wrong side: not enough after correction."""
-    edge = [1.05, 1.06, 1.07]
-    assert overall("A1", *table({"a": edge}))["verdict"] == "contradicted"
-    ratios = {f"c{i}": [0.5, 0.52, 0.48] for i in range(19)} | {"edge": edge}
-    assert overall("A3", *table(ratios))["verdict"] == "inconclusive"
-
-
-def test_few_step_sampling_counts_for_universal_claims_only():
-    frame, runs = table({"a": [0.5, 0.52, 0.48]}, steps=(1, 4))
-    assert [row["condition"] for row in claims.decide("A1", "x", frame, runs)] == ["a, 1-step", "pooled (1)"]
-    names = [row["condition"] for row in claims.decide("A3", "x", frame, runs)]
-    assert names == ["a, 1-step", "a, 4-step", "every condition (2)"]
-
-
-def test_pooling_is_over_conditions_within_a_seed():
-    row = overall("A1", *table({"a": [0.5, 0.5, 0.5], "b": [2.0, 2.2, 1.9]}))
-    means = [(math.log(0.5) + math.log(r)) / 2 for r in (2.0, 2.2, 1.9)]
-    assert row["effect"] == pytest.approx(math.exp(sum(means) / 3))
-    assert row["verdict"] == "inconclusive"
-
-
-def rows_of(name, frame, runs):
-    return {row["condition"]: row for row in claims.decide(name, "x", frame, runs)}
-
-
-FIVE = [0.5, 0.52, 0.48, 0.51, 0.49]
-
-
-def test_a_run_without_its_partner_is_named():
-    frame, runs = table({"a": FIVE, "b": FIVE})
-    frame = frame[~frame.run.isin(["cm-a-s2", "cm-a-s4", "direct-a-s0"])]
-    found = rows_of("A1", frame, runs)
-    assert list(found) == [
-        "a, 1-step (direct lacks seed 0; cm lacks seeds 2, 4)",
-        "b, 1-step",
-        "pooled (2) (left out: seeds 0, 2, 4, which not every condition has)",
-    ]
-    assert [row["n_seeds"] for row in found.values()] == [2, 5, 2]
-    assert all(claims.is_overall(name) == name.startswith("pooled") for name in found)
-
-
-@pytest.mark.parametrize("claim", ["A1", "A3"])
-@pytest.mark.parametrize("value", [0.0, -0.3])
-def test_pairs_without_a_ratio_leave_their_row_inconclusive(claim, value):
-    """Five seeds with two bad ones are not three good seeds."""
-    frame, runs = table({"a": FIVE})
-    assert {row["verdict"] for row in rows_of(claim, frame, runs).values()} == {"reproduced"}
-    frame.loc[frame.run.isin(["direct-a-s1", "cm-a-s3"]), "value"] = value
-    found = rows_of(claim, frame, runs)
-    condition, overall = found
-    assert condition == "a, 1-step (no ratio for seeds 1, 3, where a value is not above 0)"
-    assert "pairs without a ratio in 1" in overall
-    for row in found.values():
-        assert (row["verdict"], row["n_seeds"]) == ("inconclusive", 3)
-        assert row["effect"] == pytest.approx(math.prod([0.5, 0.48, 0.49]) ** (1 / 3))
-
-
-@pytest.mark.parametrize("claim", ["A1", "A3"])
-def test_a_distance_of_zero_everywhere_has_a_row(tmp_path, claim):
-    frame, runs = table({"a": FIVE})
-    frame.loc[frame.run.str.startswith("direct"), "value"] = 0.0
-    found = rows_of(claim, frame, runs)
-    assert [(row["verdict"], row["n_seeds"]) for row in found.values()] == [("inconclusive", 0)] * 2
-    assert all(math.isnan(row["effect"]) for row in found.values())
-    assert all("0, 1, 2, 3, 4" in name or "without a ratio" in name for name in found)
-    pd.DataFrame(found.values()).to_csv(tmp_path / "claims.csv", index=False)
-    assert f"inconclusive  {next(iter(found.values()))['quantity']}" in claims.summary(tmp_path / "claims.csv")
-    assert "nan" not in claims.summary(tmp_path / "claims.csv")
-
-
-def test_one_condition_without_a_ratio_holds_back_every_condition():
-    """But a clear contradiction elsewhere stays one."""
-    bad = [1.5, 1.51, 1.49, 1.5, 1.52]
-    for other, expected in ((FIVE, "inconclusive"), (bad, "contradicted")):
-        frame, runs = table({"a": FIVE, "b": other})
-        frame.loc[frame.run == "cm-a-s0", "value"] = 0.0
-        row = overall("A3", frame, runs)
-        assert (row["verdict"], row["condition"]) == (expected, "every condition (2) (pairs without a ratio in 1)")
-
-
-def test_a_condition_that_one_side_was_not_run_in_has_a_row():
-    frame, runs = table({"a": FIVE, "b": FIVE})
-    keep = ~((runs.method == "direct") & (runs.group == "b"))
-    found = rows_of("A3", frame[frame.run.isin(runs.run[keep])], runs[keep])
-    assert list(found) == [
-        "a, 1-step",
-        "b, 1-step (direct has no values)",
-        "every condition (1) (1 more without direct or cm)",
-    ]
-    assert [row["verdict"] for row in found.values()] == ["reproduced", "inconclusive", "reproduced"]
-    # a method that the experiment does not have at all is no quantity of it
-    only = runs.method == "cm"
-    assert rows_of("A3", frame[frame.run.isin(runs.run[only])], runs[only]) == {}
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_metric_that_is_not_finite_is_an_error_that_names_the_run(value):
-    frame, runs = table({"a": FIVE})
-    frame.loc[frame.run == "direct-a-s3", "value"] = value
-    with pytest.raises(MismatchError) as caught:
-        claims.decide("A1", "digits", frame, runs)
-    assert "digits: ode_error (extractor pixels, reference teacher) of run direct-a-s3 is" in str(caught.value)
-
-
-def test_each_extractor_gets_its_verdict_and_only_inception_is_called_fid():
-    frame, runs = table({"c": [1.5, 1.52, 1.48]}, metric="frechet_distance")
-    other, _ = table({"c": [0.5, 0.52, 0.48]}, metric="frechet_distance")
-    frame = pd.concat([frame.assign(extractor="inception-v3"), other.assign(extractor="efficientnet-lite0")])
-    rows = [row for row in claims.decide("A2", "x", frame, runs) if claims.is_overall(row["condition"])]
-    assert {row["quantity"]: row["verdict"] for row in rows} == {
-        "FID to teacher, direct/cm > 1": "reproduced",
-        "Fréchet distance (efficientnet-lite0) to teacher, direct/cm > 1": "contradicted",
-    }
-
-
-def test_scores_are_claimed_the_other_way_and_need_positive_values():
-    frame, runs = table({"c": [0.5, 0.52, 0.48]}, metric="aesthetic_score", reference="none")
-    row = overall("A2", frame, runs)
-    assert (row["quantity"], row["verdict"]) == ("Aesthetic score, direct/cm < 1", "reproduced")
-    frame.loc[frame.run.str.endswith("s0"), "value"] *= -1  # no ratio of negative scores
-    row = overall("A2", frame, runs)
-    assert (row["n_seeds"], row["verdict"]) == (2, "inconclusive")
-    assert (
-        row["condition"] == "pooled (1) (pairs without a ratio in 1; left out: seed 0, which not every condition has)"
-    )
+def test_a_metric_of_the_users_own():
+    own = OWN | {"metric": "brightness", "reference": "none"}
+    [claim] = load(own, extra_metrics=["brightness"])
+    assert claim.label == "brightness, direct/cm < 1"
+    with pytest.raises(ConfigError, match="allowed: ode_error, .*, brightness; did you mean 'brightness'"):
+        load(own | {"metric": "brigtness"}, extra_metrics=["brightness"])

@@ -92,13 +92,13 @@ def measured(tmp_path_factory):
         folder / "rows.json",
         folder / "curves.safetensors",
         {"run": "cd-s0", "seed": 0},
-        folder / "student",
-        folder / "data.safetensors",
-        folder / "teacher",
-        options["edm"],
-        options["curriculum"],
-        {"steps": [10, 1280], "count": 512, "batch_size": 128, "gradient_budget": 0.125},
-        options["loss"],
+        student_folder=folder / "student",
+        data_path=folder / "data.safetensors",
+        teacher_folder=folder / "teacher",
+        edm=options["edm"],
+        curriculum=options["curriculum"],
+        analysis={"steps": [10, 1280], "count": 512, "batch_size": 128, "gradient_budget": 0.125},
+        loss=options["loss"],
     )
     rows = json.loads((folder / "rows.json").read_text())["rows"]
     found = {(row["metric"], row["reference"]): row["value"] for row in rows}

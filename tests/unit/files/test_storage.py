@@ -121,7 +121,7 @@ def test_torchvision_imports_beside_a_cpu_torch():
 
 def test_the_light_modules_import_no_torch():
     code = (
-        "import sys, consistency.config.resolve, consistency.config.claims, consistency.evaluate.measure, consistency.report.tables;"
+        "import sys, consistency.config.resolve, consistency.evaluate.measure, consistency.report.tables;"
         "print([m for m in ('torch', 'diffusers', 'transformers', 'matplotlib') if m in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": "workflow"}

@@ -326,7 +326,7 @@ def test_rates_by_the_networks_size():
     """Between two measured sizes the logarithms are interpolated; beyond the outermost, their numbers hold."""
     sizes = ((1e9, 1e13, 4e13, 1e-3), (1e11, 1e15, 1e14, 4e-3))
     device = dataclasses.replace(PLAIN, sizes=sizes)
-    seconds = lambda size, steps: device.seconds(1e15, "unet", "bf16", size, steps, 0)  # noqa: E731
+    seconds = lambda size, steps: device.seconds(1e15, kind="unet", precision="bf16", size=size, steps=steps)  # noqa: E731
     for size, solving, training, beside in (
         (1e8, 1e13, 4e13, 1e-3),
         (1e9, 1e13, 4e13, 1e-3),
@@ -336,7 +336,7 @@ def test_rates_by_the_networks_size():
     ):
         assert seconds(size, 0) == pytest.approx(1e15 / solving)
         assert seconds(size, 100) == pytest.approx(1e15 / training + 100 * beside)
-    assert device.seconds(1e15, "unet", "no", 1e10, 0, 0) == pytest.approx(1e15 / WHOLE)
+    assert device.seconds(1e15, kind="unet", precision="no", size=1e10) == pytest.approx(1e15 / WHOLE)
 
 
 def test_the_gpus_rates_are_those_that_were_measured():

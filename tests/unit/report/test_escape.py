@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from consistency import escape
-from consistency.config import claims
 from consistency.config.limits import check_names
 from consistency.config.resolve import load_experiment
 from consistency.config.settings import ClassifierConfig
 from consistency.config.sources import Captions, Images
 from consistency.errors import ConfigError
 from consistency.files.storage import read_table, save_tensors, write_json, write_table
-from consistency.report import tables
+from consistency.report import tables, verdicts
 from consistency.report.figures import samples as samples_figure
 from consistency.report.figures import style, tradeoff
 from consistency.report.pages import samples as samples_page
@@ -173,22 +172,33 @@ def test_tables_of_methods(tmp_path, text):
 @each
 def test_table_of_claims(tmp_path, text):
     name = carried(text)
-    row = {"claim": "A1", "paper": "A", "experiment": name, "condition": f"pooled (1) ({name})", "effect": 0.5}
+    row = {"claim": "mine", "paper": "", "experiment": name, "condition": f"pooled (1) ({name})", "effect": 0.5}
     row |= {"ci_low": 0.25, "ci_high": 1.0, "n_seeds": 3, "verdict": "inconclusive", "quantity": f"Fréchet ({name})"}
-    write_table(tmp_path / "claims.csv", pd.DataFrame([row, row | {"condition": name}])[claims.COLUMNS])
+    table, definitions = pd.DataFrame([row, row | {"condition": name}])[verdicts.COLUMNS], tmp_path / "x/claims.json"
+    write_table(tmp_path / "claims.csv", table)
+    definitions.parent.mkdir()
+    compared = {"ours": "a", "other": "b", "metric": "recall", "reference": "data", "direction": "above"}
+    write_json(definitions, {"claims": [compared | {"name": "mine", "sentence": words(name)[:1000]}]})
     paths = {suffix: tmp_path / f"claims.{suffix}" for suffix in ("md", "tex", "html")}
-    tables.claims(paths, tmp_path / "claims.csv")
+    tables.claims(paths, tmp_path / "claims.csv", [definitions])
     page = Page(paths["html"].read_text(encoding="utf-8"))
     without_handlers(page)
     shown = [f"Fréchet ({words(name)})", "0.5 [0.25, 1]", f"pooled (1) ({words(name)})", words(name), "3"]
+    assert page.of("h2") == [f"mine: {words(name)[:1000]}"]
     assert page.of("td")[:6] == ["inconclusive", *shown]
     assert page.of("td")[-3:] == [words(name), words(name), "3"]
     first, row = tex_rows(paths["tex"])
-    assert row == [in_tex(cell) for cell in ["A1", "inconclusive", f"Fréchet ({name})", shown[1], *row_end(name), "3"]]
+    assert row == [
+        in_tex(cell) for cell in ["mine", "inconclusive", f"Fréchet ({name})", shown[1], *row_end(name), "3"]
+    ]
     assert len(first) == len(row) == 7
-    cells = Page(common_mark(paths["md"].read_text(encoding="utf-8"))).of("td")
-    assert cells == ["A1", "inconclusive", *shown]
-    summary = claims.summary(tmp_path / "claims.csv").split("\n")
+    text = Page(common_mark(paths["md"].read_text(encoding="utf-8")))
+    assert text.of("td") == ["mine", "inconclusive", *shown]
+    assert text.of("li") == [f"mine: {words(name)[:1000]}"]
+    write_table(
+        tmp_path / "claims.csv", table.assign(experiment="x")
+    )  # that of an experiment is checked before any job
+    summary = verdicts.summary(tmp_path / "claims.csv").split("\n")
     assert len(summary) == 2, f"lines for the terminal: {summary}"
     assert not UNSEEN.search("".join(summary))
 

@@ -1,7 +1,7 @@
 """The configuration: its keys, where data and weights come from, every check, and experiments resolved from presets.
 
-`config.load` and the other names of `resolve` are imported when they are asked for: figures and tables read the claims
-where pydantic is not installed.
+`config.load` and the other names of `resolve` are imported when they are asked for: most jobs read settings or claims
+alone.
 """
 
 from typing import Any

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from .claims import CLAIMS
 from .settings import Experiment, Run
 from .shapes import shape_of
 from .uses import trainings, uses
@@ -20,15 +19,15 @@ def lines(experiment: Experiment, runs: list[Run]) -> list[str]:
 
 
 def _trainings(experiment: Experiment, runs: list[Run]) -> list[str]:
-    found = []
+    lines = []
     for section, training in trainings(experiment, runs).items():
         decay = round(training.decay_share * training.steps)
         if training.warmup_steps + max(decay, 1) > training.steps + 1:  # `optimizers.rate_at`
-            found.append(
+            lines.append(
                 f"{section}.training.warmup_steps: {training.warmup_steps} steps of warm-up and {decay} of decay in "
                 f"{training.steps} steps: the learning rate never reaches {training.learning_rate:g}"
             )
-    return found
+    return lines
 
 
 def _width(experiment: Experiment, runs: list[Run]) -> list[str]:
@@ -63,15 +62,15 @@ def _count(experiment: Experiment) -> list[str]:
 
 def _missing(experiment: Experiment, runs: list[Run]) -> list[str]:
     """What is left of a preset whose `runs` were narrowed."""
-    methods, found = {run.method for run in runs}, []
+    methods, lines = {run.method for run in runs}, []
     undecided = [
-        claim
+        claim.name
         for claim in experiment.claims
-        if not any({q.ours.method, q.other.method} <= methods for q in CLAIMS[claim].quantities)
+        if not any({quantity.ours, quantity.other} <= methods for quantity in claim.quantities)
     ]
     if undecided:
-        found.append(f"claims: {', '.join(undecided)}: not decided, because methods that they compare have no runs")
+        lines.append(f"claims: {', '.join(undecided)}: not decided, because methods that they compare have no runs")
     absent = [method for method in experiment.analysis.coupling_methods if method not in methods]
     if absent:
-        found.append(f"analysis.coupling_methods: {', '.join(absent)}: not measured, because there are no runs of it")
-    return found
+        lines.append(f"analysis.coupling_methods: {', '.join(absent)}: not measured, because there are no runs of it")
+    return lines

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..errors import ConfigError
 from . import limits
-from .claims import CLAIMS
+from .claims import CLAIMS, METRICS, OF_COUPLINGS, OF_FEATURES, Claim, Comparison, Quantity
 from .names import PAIR_OBJECTIVES, nearest
 from .settings import LARGEST_ASSIGNMENT, OF_FLOW, Experiment, Frozen, Run
 
@@ -18,8 +20,8 @@ def check_sources(name: str, experiment: Experiment, runs: list[Run]) -> None:
         ConfigError: one line with the key's path, what was given, what is allowed.
     """
     teacher, data = experiment.teacher, experiment.data
-    for source, given in (("path", teacher.path), ("hub", teacher.hub)):
-        if teacher.source == source and not given:
+    for source, named in (("path", teacher.path), ("hub", teacher.hub)):
+        if teacher.source == source and not named:
             raise ConfigError(f"{name}: teacher.{source}: required when teacher.source is {source}")
     if teacher.path and teacher.source != "path":
         raise ConfigError(
@@ -156,7 +158,7 @@ def _positive_definite(matrix: list[list[float]], size: int) -> bool:
 
 
 def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
-    """What methods that learn from pairs, and the claims and analyses of them, need.
+    """What methods that learn from pairs, and the analyses of them, need.
 
     Raises:
         ConfigError: one line with the key's path, what was given, what is allowed.
@@ -195,12 +197,12 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
             frozen = coupling.generator
             source = ids.get(f"{frozen.method}-s{run.seed}")
             if source is None or not source.from_pairs or frozen.method == run.method:
-                known = sorted(
+                allowed = sorted(
                     {r.method for r in runs if r.from_pairs and r.method != run.method and r.seed == run.seed}
                 )
                 raise ConfigError(
                     f"{where}.coupling.generator.method: {frozen.method!r} has no run from pairs with seed {run.seed}; "
-                    f"allowed: {', '.join(known) or 'none here'}{nearest(frozen.method, known)}"
+                    f"allowed: {', '.join(allowed) or 'none here'}{nearest(frozen.method, allowed)}"
                 )
             if isinstance(source.coupling.generator, Frozen):
                 raise ConfigError(f"{where}.coupling.generator.method: {frozen.method!r} has a frozen generator itself")
@@ -214,13 +216,12 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
                 f"{where}.coupling.generator: 'ema' without consistency_training.training.ema_decay; allowed: online, "
                 "a frozen one, or an ema_decay"
             )
-    _check_claims(name, experiment, {run.method for run in runs})
-    known = [method for method, line in experiment.methods.items() if line.objective in PAIR_OBJECTIVES]
+    allowed = [method for method, line in experiment.methods.items() if line.objective in PAIR_OBJECTIVES]
     for method in experiment.analysis.coupling_methods:
-        if method not in known:
+        if method not in allowed:
             raise ConfigError(
                 f"{name}: analysis.coupling_methods: {method!r} is not a method that learns from pairs; allowed: "
-                f"{', '.join(known) or 'none here'}{nearest(method, known)}"
+                f"{', '.join(allowed) or 'none here'}{nearest(method, allowed)}"
             )
     if 2 * experiment.analysis.batch_size > experiment.analysis.count:
         raise ConfigError(
@@ -250,23 +251,118 @@ def _check_method(where: str, run: Run) -> None:
         raise ConfigError(f"{where}.{wrong[0]}: belongs to methods that learn from pairs, not to {run.objective}")
 
 
-def _check_claims(name: str, experiment: Experiment, methods: set[str]) -> None:
-    """That what the claims compare is measured, where its methods have runs."""
-    analysis, budgets = experiment.analysis, experiment.consistency_training.budgets
-    for claim in experiment.claims:
-        for quantity in CLAIMS[claim].quantities:
-            place = quantity.ours.metric.partition("@")[2]
-            if not {quantity.ours.method, quantity.other.method} <= methods:
-                continue
-            number = float(place.partition("=")[2] or 0)
-            if place.startswith("steps=") and (
-                quantity.ours.method not in analysis.coupling_methods or number not in analysis.steps
-            ):
+def check_claims(name: str, experiment: Experiment, runs: list[Run], extra_metrics: Sequence[str] = ()) -> None:
+    """Check that claims compare what is measured, where their methods have runs.
+
+    A built-in claim has quantities for all presets; one of them at least is of methods of this one. A claim of the
+    user's own has only what it means.
+
+    Args:
+        extra_metrics: names of metrics beside the built-in ones.
+
+    Raises:
+        ConfigError: one line with the key's path, what was given, what is allowed.
+    """
+    methods = {run.method for run in runs}
+    for number, claim in enumerate(experiment.claims):
+        where, sides = f"{name}: claims.{number}", [{method for method, _ in q.sides} for q in claim.quantities]
+        if claim == CLAIMS.get(claim.name):
+            where = f"{name}: claims: {claim.name}"
+            if not any(both <= set(experiment.methods) for both in sides):
                 raise ConfigError(
-                    f"{name}: claims: {claim} needs {quantity.ours.method} in analysis.coupling_methods and {number:g} "
-                    f"in analysis.steps; they are {analysis.coupling_methods} and {analysis.steps}"
+                    f"{where} compares {', '.join(sorted(set().union(*sides)))}; methods has {list(experiment.methods)}"
                 )
-            if place.startswith("budget=") and number not in budgets:
+        elif claim.name in CLAIMS:
+            raise ConfigError(f"{where}.name: {claim.name!r} is a built-in claim's; choose another")
+        for position, (quantity, both) in enumerate(zip(claim.quantities, sides, strict=True)):
+            if claim.name not in CLAIMS:
+                part = where if quantity is claim else f"{where}.quantities.{position}"
+                _check_words(part, experiment, quantity, extra_metrics)
+                if both <= methods:
+                    _check_measured(part, experiment, quantity, [run for run in runs if run.method in both])
+            if both <= methods:
+                _check_point(where, experiment, quantity)
+        for steps in claim.sampling_steps or ():
+            if steps not in experiment.evaluation.sampling_steps:
                 raise ConfigError(
-                    f"{name}: claims: {claim} needs {number:g} in consistency_training.budgets; they are {budgets}"
+                    f"{where}.sampling_steps: {steps}; allowed: of evaluation.sampling_steps, "
+                    f"{experiment.evaluation.sampling_steps}"
+                )
+
+
+def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_metrics: Sequence[str]) -> None:
+    """Methods, metric, references and extractor of a quantity are ones that there are."""
+    data, base = experiment.data.kind, quantity.base
+    extractors = [experiment.classifier.name if e.kind == "classifier" else e.kind for e in experiment.extractors]
+    words = [("ours", quantity.ours, list(experiment.methods)), ("other", quantity.other, list(experiment.methods))]
+    words.append(("metric", base, [*METRICS, *extra_metrics]))
+    if base in METRICS:
+        words += [("reference", reference, METRICS[base].references) for _, reference in quantity.sides]
+        if quantity.point is not None:
+            allowed = [f"{base}@{point}=…" for point in METRICS[base].points]
+            words.append(("metric", f"{base}@{quantity.point[0]}=…", [base, *allowed]))
+    if quantity.extractor is not None:
+        if base in METRICS and base not in OF_FEATURES:
+            raise ConfigError(f"{where}.extractor: {base} has none; allowed with {', '.join(OF_FEATURES)}")
+        words.append(("extractor", quantity.extractor, ["coordinates"] if data == "mixture" else extractors))
+    for key, word, allowed in words:
+        if word not in allowed:
+            raise ConfigError(f"{where}.{key}: unknown {word!r}; allowed: {', '.join(allowed)}{nearest(word, allowed)}")
+
+
+def _check_measured(where: str, experiment: Experiment, quantity: Quantity, runs: list[Run]) -> None:
+    """A built-in metric of a quantity whose methods have these runs is one that the experiment measures."""
+    exact, base = experiment.teacher.source == "analytic", quantity.base
+    references, point = {reference for _, reference in quantity.sides}, (quantity.point or ("",))[0]
+    extractors = {extractor.kind: extractor for extractor in experiment.extractors}
+    for asked, there, needs in (
+        ("truth" in references, exact, "teacher.source analytic"),
+        ("teacher" in references, not any(run.from_pairs for run in runs), "methods that learn from targets"),
+        (point == "budget", all(run.from_pairs for run in runs), "methods that learn from pairs"),
+        (point == "s", not any(run.from_pairs for run in runs), "methods that learn from targets"),
+        (base == "wasserstein", experiment.data.kind == "mixture", "data.kind mixture"),
+        (base == "recognised", "classifier" in extractors, "the extractor classifier"),
+        (base in ("clip_score", "aesthetic_score"), "clip" in extractors, "the extractor clip"),
+        (
+            base == "aesthetic_score",
+            getattr(extractors.get("clip"), "aesthetic", None),
+            "aesthetic of extractor clip",
+        ),
+        (base in ("loss", "velocity_gap"), exact, "teacher.source analytic"),
+        (
+            base in OF_COUPLINGS,
+            {run.method for run in runs} <= set(experiment.analysis.coupling_methods),
+            "methods of analysis.coupling_methods",
+        ),
+    ):
+        if asked and not there and base in METRICS:
+            raise ConfigError(f"{where}.metric: {quantity.metric} is not measured here; allowed with {needs}")
+
+
+def _check_point(where: str, experiment: Experiment, quantity: Quantity) -> None:
+    """The grid or share of training that a quantity names is measured."""
+    kind, number = quantity.point or ("", 0.0)
+    analysis, budgets = experiment.analysis, experiment.consistency_training.budgets
+    if kind == "steps" and (quantity.ours not in analysis.coupling_methods or number not in analysis.steps):
+        raise ConfigError(
+            f"{where} needs {quantity.ours} in analysis.coupling_methods and {number:g} in analysis.steps; they are "
+            f"{analysis.coupling_methods} and {analysis.steps}"
+        )
+    if kind == "budget" and number not in budgets:
+        raise ConfigError(f"{where} needs {number:g} in consistency_training.budgets; they are {budgets}")
+
+
+def check_shared_claims(experiments: dict[str, Experiment]) -> None:
+    """Check that claims of one name, which share a part of the table, say the same in every experiment.
+
+    Raises:
+        ConfigError: two of them differ; names the second.
+    """
+    first: dict[str, tuple[str, Claim | Comparison]] = {}
+    for name, experiment in experiments.items():
+        for number, claim in enumerate(experiment.claims):
+            other, same = first.setdefault(claim.name, (name, claim))
+            if claim != same:
+                raise ConfigError(
+                    f"{name}: claims.{number}.name: {claim.name!r} is another claim in {other}; rename one"
                 )

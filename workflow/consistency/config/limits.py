@@ -134,7 +134,7 @@ def _lists(name: str, experiment: Experiment) -> None:
     """Numbers that would be measured, and written, twice."""
     analysis = experiment.analysis
     for path, values in {
-        "claims": experiment.claims,
+        "claims": [claim.name for claim in experiment.claims],
         "consistency_training.budgets": [f"{budget:g}" for budget in experiment.consistency_training.budgets],
         "analysis.steps": analysis.steps,
         "analysis.order_steps": analysis.order_steps,
@@ -193,9 +193,9 @@ def _network(name: str, experiment: Experiment) -> None:
     side, levels = shape_of(experiment)[0][-1], len(network.channels)
     if side % 2 ** (levels - 1):
         halved = (side & -side).bit_length()
-        given = "data.side" if data.kind == "images" else f"the side of {data.kind},"
+        what = "data.side" if data.kind == "images" else f"the side of {data.kind},"
         raise ConfigError(
-            f"{name}: network.channels: {levels} widths halve the side {levels - 1} times, which {given} {side} does "
+            f"{name}: network.channels: {levels} widths halve the side {levels - 1} times, which {what} {side} does "
             f"not allow; allowed: at most {halved} widths, or a side that {2 ** (levels - 1)} divides"
         )
     sides = [side >> level for level in range(levels)]

@@ -16,9 +16,10 @@ def message(name: str, error: ValidationError) -> str:
     # A misspelt key is unknown, and the one that was meant is missing: the first of the two says more.
     errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
     # Of the ways to write a generator or a VAE, a mapping was meant where one was given.
-    mapping = [e for e in errors if {"Frozen", "Hub"} & set(e["loc"])]
+    mapping = [e for e in errors if {"Frozen", "Hub", "References"} & set(e["loc"])]
     first = next((e for e in mapping if isinstance(errors[0]["input"], dict)), errors[0])
     kinds = {"mlp", "unet", "mse", "pseudo_huber", "pseudo_huber_norm", "Frozen", "Hub"}
+    kinds |= {"Name", "Comparison", "Claim", "References", "constrained-str"}
     data = {"digits", "mixture", "fashion", "cifar10", "imagenet32", "images", "captions"}
     tags = kinds | data | {"classifier", "efficientnet-lite0", "inception-v3", "dinov2", "clip"}
     # pydantic puts the variant of a union into the path: where a mapping's kind says it, no key of the user's.
@@ -75,6 +76,8 @@ def _resolve(schema: dict[str, Any], node: dict[str, Any], tag: str) -> dict[str
             node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
         elif "oneOf" in node or "anyOf" in node:
             mapping = node.get("discriminator", {}).get("mapping", {})
-            node = {"$ref": mapping[tag]} if tag in mapping else node.get("oneOf", node.get("anyOf"))[0]
+            options = node.get("oneOf", node.get("anyOf"))
+            named = (option for option in options if option.get("$ref", "").endswith(f"/{tag}"))
+            node = {"$ref": mapping[tag]} if tag in mapping else next(named, options[0])
         else:
             return node

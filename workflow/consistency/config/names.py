@@ -16,9 +16,9 @@ def functions_of(module: str, batch: str | None = None) -> list[str]:
         batch: only those whose parameter `batch` has this annotation.
     """
     tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-    found = [n for n in tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
-    annotations = {n.name: {a.arg: getattr(a.annotation, "id", None) for a in n.args.args} for n in found}
-    return [n.name for n in found if batch in (None, annotations[n.name].get("batch"))]
+    public = [n for n in tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
+    annotations = {n.name: {a.arg: getattr(a.annotation, "id", None) for a in n.args.args} for n in public}
+    return [n.name for n in public if batch in (None, annotations[n.name].get("batch"))]
 
 
 def nearest(word: str, allowed: list[str]) -> str:

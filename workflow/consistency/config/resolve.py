@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from pydantic import ValidationError
 
 from ..errors import ConfigError
 from . import cautions, checks, limits, strict
-from .claims import CLAIMS
 from .messages import message
 from .names import PAIR_OBJECTIVES, nearest
 from .settings import OF_FLOW, Config, Coupling, Experiment, LogitNormal, Method, Run
@@ -154,13 +154,22 @@ def _presets(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml") if path.is_file())
 
 
-def _check_known(where: str, name: Any, known: list[str]) -> None:
-    if name not in known:
-        raise ConfigError(f"{where}: unknown {name!r}; allowed: {', '.join(known)}{nearest(str(name), known)}")
+def _check_known(where: str, name: Any, allowed: list[str]) -> None:
+    if name not in allowed:
+        raise ConfigError(f"{where}: unknown {name!r}; allowed: {', '.join(allowed)}{nearest(str(name), allowed)}")
 
 
-def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets: Path = PRESETS) -> Experiment:
+def load_experiment(
+    name: str,
+    overrides: dict[str, Any] | None = None,
+    presets: Path = PRESETS,
+    *,
+    extra_metrics: Sequence[str] = (),
+) -> Experiment:
     """A preset with overrides laid over it, checked.
+
+    Args:
+        extra_metrics: names of metrics beside the built-in ones, which claims may compare.
 
     Raises:
         ConfigError: one line with the key's path, what was given, what is allowed.
@@ -173,15 +182,10 @@ def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets:
     limits.check_names(name, experiment)
     limits.check_schedule(name, experiment.schedule)
     runs = expand(name, experiment)
-    for claim in experiment.claims:
-        if not any({q.ours.method, q.other.method} <= set(experiment.methods) for q in CLAIMS[claim].quantities):
-            needed = sorted({side.method for q in CLAIMS[claim].quantities for side in (q.ours, q.other)})
-            raise ConfigError(
-                f"{name}: claims: {claim} compares {', '.join(needed)}; methods has {list(experiment.methods)}"
-            )
     checks.check_sources(name, experiment, runs)
     checks.check_mixture(name, experiment)
     checks.check_pairs(name, experiment, runs)
+    checks.check_claims(name, experiment, runs, extra_metrics)
     limits.check(name, experiment, runs)
     return experiment
 
@@ -207,20 +211,21 @@ def load(
         raise ConfigError(message("config.yaml", error)) from error
     names = [member for name in config.experiments for member in _members(name, presets)]
     limits.check_experiments(names)
-    known = [name for name in _presets(presets) if not _is_suite(name, presets)]
+    single = [name for name in _presets(presets) if not _is_suite(name, presets)]
     for name in config.overrides:
         where = f"config.yaml: overrides.{name}"
-        if name in _presets(presets) and name not in known:
+        if name in _presets(presets) and name not in single:
             members = ", ".join(_members(name, presets))
             raise ConfigError(f"{where}: a suite has no keys of its own; allowed: its experiments, {members}")
-        if name not in known:
-            raise ConfigError(f"{where}: unknown; allowed: {', '.join(known)}{nearest(name, known)}")
+        if name not in single:
+            raise ConfigError(f"{where}: unknown; allowed: {', '.join(single)}{nearest(name, single)}")
         if name not in names and not chosen_elsewhere:
             raise ConfigError(
                 f"{where}: reaches nothing, for {name} is not among the experiments ({', '.join(names)}); add it to "
                 "them, or remove the override"
             )
     experiments = {name: load_experiment(name, config.overrides.get(name), presets) for name in names}
+    checks.check_shared_claims(experiments)
     for name, experiment in experiments.items():
         if changes := config.overrides.get(name):
             check_overrides(name, experiment, expand(name, experiment), changes)
@@ -254,7 +259,7 @@ def _members(name: str, folder: Path) -> list[str]:
     members = content.get("suite") if isinstance(content, dict) else None
     if not isinstance(members, list) or not members or set(content) != {"suite"}:
         raise ConfigError(f"{path}: a suite has the one key suite, a list of experiments")
-    single = [known for known in _presets(folder) if not _is_suite(known, folder)]
+    single = [preset for preset in _presets(folder) if not _is_suite(preset, folder)]
     for member in members:
         _check_known(f"{path}: suite", member, single)
     return members

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
-from .claims import CLAIMS
+from .claims import AnyClaim
 from .components import EDM, MLP, Curriculum, Loss, Mse, Network, PseudoHuberNorm, Schedule
 from .names import COUPLINGS, OBJECTIVES, SAMPLERS, SOLVERS, condition, nearest
-from .sources import Count, Data, Extractor, Folder, Hub, Place, Seed, Strict, TrainedClassifier
-
-NAME = r"^[\w.][\w.-]*$"  # of what stands in tables: with - before it, a spreadsheet would take it for a formula
+from .sources import NAME, Count, Data, Extractor, Folder, Hub, OneLine, Place, Seed, Strict, TrainedClassifier
 
 # Exact assignment of a batch, at every training step (docs/equations.md says what it costs).
 LARGEST_ASSIGNMENT = 2048
-
-
-def _one_line(text: str) -> str:
-    """A text that can be shown anywhere: no line ends, no characters that command terminals or turn the reading
-    direction around."""
-    bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _BIDIRECTIONAL), None)
-    if bad is not None:
-        raise ValueError(f"allowed: one line without control characters such as U+{ord(bad):04X}")
-    return text
-
-
-_BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def _as_list(value: Any) -> Any:
@@ -50,7 +35,6 @@ def _one_of(allowed: list[str]) -> BeforeValidator:
 Solver = Annotated[str, _one_of(SOLVERS), Field(json_schema_extra={"enum": SOLVERS})]
 Objective = Annotated[str, _one_of(OBJECTIVES), Field(json_schema_extra={"enum": OBJECTIVES})]
 CouplingKind = Annotated[str, _one_of(COUPLINGS), Field(json_schema_extra={"enum": COUPLINGS})]
-Claim = Annotated[str, _one_of(list(CLAIMS)), Field(json_schema_extra={"enum": list(CLAIMS)})]
 Sampler = Annotated[str, _one_of(SAMPLERS), Field(json_schema_extra={"enum": SAMPLERS})]
 FlowName = Literal["vp", "ve", "linear", "trigflow"]
 Parameterisation = Literal["boundary", "edm", "trigflow", "average_velocity"]
@@ -210,7 +194,7 @@ class Method(Strict):
 
     objective: Objective = Field(description="a function of objectives.py")
     params: dict[str, Any] = Field({}, description="of the objective: its keyword parameters")
-    label: Annotated[str, Field(max_length=40), AfterValidator(_one_line)] | None = Field(
+    label: Annotated[OneLine, Field(max_length=40)] | None = Field(
         None, description="its name in figures and tables; default: the method's key"
     )
     draws: Literal["targets", "pairs"] | None = Field(
@@ -273,9 +257,7 @@ class Analysis(Strict):
 class Experiment(Strict):
     """One preset: everything that its results depend on."""
 
-    title: Annotated[str, Field(max_length=1000), AfterValidator(_one_line)] = Field(
-        description="one line for tables and the report"
-    )
+    title: OneLine = Field(description="one line for tables and the report")
     data: Data = Field(description="the data set, by its kind")
     schedule: Schedule = Field(Schedule(), description="the teacher's noise levels")
     network: Network = Field(MLP(kind="mlp"), description="what is trained here from nothing, by its kind")
@@ -304,7 +286,7 @@ class Experiment(Strict):
         description="minutes after which a cluster ends a job on a network; a second attempt has twice as many, "
         "a third three times, and training continues from its checkpoint",
     )
-    claims: list[Claim] = Field([], description="claims decided on this experiment")
+    claims: list[AnyClaim] = Field([], description="claims decided on this experiment: names, or claims of your own")
 
     @property
     def data_set(self) -> str:

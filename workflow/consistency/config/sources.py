@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +17,7 @@ SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Whole numbers up to here are exact wherever they are kept: in tables (float64 beside gaps), in pages (JavaScript).
 Seed = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Count = Annotated[int, Field(gt=0, le=10**9)]
+NAME = r"^[\w.][\w.-]*$"  # of what stands in tables: with - before it, a spreadsheet would take it for a formula
 
 
 def _at_home(path: str) -> str:
@@ -31,6 +33,17 @@ def _plain(path: str) -> str:
     return str(Path(path))
 
 
+def _one_line(text: str) -> str:
+    """A text that can be shown anywhere: no line ends, no characters that command terminals or turn the reading
+    direction around."""
+    bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _BIDIRECTIONAL), None)
+    if bad is not None:
+        raise ValueError(f"allowed: one line without control characters such as U+{ord(bad):04X}")
+    return text
+
+
+_BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+OneLine = Annotated[str, Field(max_length=1000), AfterValidator(_one_line)]
 Place = Annotated[str, Field(min_length=1), AfterValidator(_at_home)]
 Folder = Annotated[Place, AfterValidator(_plain)]
 

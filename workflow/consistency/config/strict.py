@@ -90,10 +90,12 @@ def _check(root: yaml.Node | None, where: str) -> None:
                 if isinstance(key, yaml.ScalarNode):
                     lines.setdefault((key.tag, key.value), []).append(key.start_mark.line + 1)
                     waiting.append((value, (*path, key.value)))
-            for (_, name), found in lines.items():
-                if len(found) > 1:
-                    count = {2: "twice"}.get(len(found), f"{len(found)} times")
-                    raise ConfigError(f"{where}: {'.'.join((*path, name))}: given {count} ({_lines(found)}); keep one")
+            for (_, name), numbers in lines.items():
+                if len(numbers) > 1:
+                    count = {2: "twice"}.get(len(numbers), f"{len(numbers)} times")
+                    raise ConfigError(
+                        f"{where}: {'.'.join((*path, name))}: given {count} ({_lines(numbers)}); keep one"
+                    )
     if root is not None and _size(root, where) > LARGEST_DOCUMENT:
         raise ConfigError(f"{where}: more than {LARGEST_DOCUMENT} values, aliases counted as what they stand for")
 

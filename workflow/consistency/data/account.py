@@ -56,7 +56,7 @@ class Account:
         self.classes = {"names": self.names or [str(number) for number in range(size)]}
         self.classes |= {part: np.bincount(values, minlength=size).tolist() for part, values in labels.items()}
 
-    def found(self) -> str:
+    def passed_over(self) -> str:
         """What was passed over, in a few words; empty where nothing was."""
         if not self._passed:
             return ""
@@ -81,7 +81,7 @@ class Account:
         for number, (name, *of_parts) in enumerate(zip(names, *counts, strict=True)):
             log.info("%s: class %d: %s: %s", source, number, _first([name]), " + ".join(map(str, of_parts)))
         if self._passed:
-            log.warning("%s: %s", source, self.found())
+            log.warning("%s: %s", source, self.passed_over())
         for what, entries in self._remarks.items():
             log.warning("%s: %s: %d (%s)", source, what, len(entries), _first(entries))
 

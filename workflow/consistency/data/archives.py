@@ -174,12 +174,12 @@ def archives(source: str) -> list[Path]:
         StorageError: there is none, or a file that is no archive.
     """
     path = Path(source).expanduser()
-    found = [path] if path.exists() else [Path(match) for match in sorted(glob(str(path), recursive=True))]
-    wrong = [path for path in found if not path.is_dir() and not path.name.lower().endswith(ARCHIVES)]
-    if wrong or not found:
+    files = [path] if path.exists() else [Path(match) for match in sorted(glob(str(path), recursive=True))]
+    wrong = [path for path in files if not path.is_dir() and not path.name.lower().endswith(ARCHIVES)]
+    if wrong or not files:
         allowed = f"a folder, {', '.join(ARCHIVES)}, or a pattern of such archives"
         raise StorageError(f"{wrong[0] if wrong else source}: no such folder or archive; allowed: {allowed}")
-    return found
+    return files
 
 
 def members(
@@ -298,12 +298,12 @@ def _files(
         linked: the folders so far that are reached through links, which are counted.
         through: whether this one is.
     """
-    place = folder / below
-    found, status = [], place.stat()
+    directory = folder / below
+    names, status = [], directory.stat()
     if (itself := (status.st_dev, status.st_ino)) in above:
         account.pass_over(f"{below}/", "a link to a folder that holds it")
         return []
-    with os.scandir(place) as entries:
+    with os.scandir(directory) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
         name = f"{below}/{entry.name}" if below else entry.name
@@ -313,14 +313,14 @@ def _files(
             if behind := through or entry.is_symlink():
                 linked.append(name)
                 bounds.check_linked(folder, len(linked))
-            found += _files(folder, name, above | {itself}, account, linked, behind)
+            names += _files(folder, name, above | {itself}, account, linked, behind)
         elif entry.is_file():
-            found.append(name)
+            names.append(name)
         elif not os.path.exists(entry.path):
             raise StorageError(f"{folder / name}: is a link that leads nowhere; restore what it names, or remove it")
         else:
             account.pass_over(name, "not a file")
-    return found
+    return names
 
 
 def together(
@@ -367,7 +367,7 @@ def together(
             account.pass_over(short(archive, name), of_type(name))
         elif name not in owners and _stem(name) not in sharing:
             account.pass_over(short(archive, name), f"{of_type(name)} without an image of its name")
-    files = {owner: {kind: data for kind, data in found.items() if kind in used} for owner, found in beside.items()}
+    files = {owner: {kind: data for kind, data in members.items() if kind in used} for owner, members in beside.items()}
     return {name: files.get(owner, {}) for name, owner in owners.items() if name not in extra}
 
 

@@ -80,9 +80,9 @@ def _metadata(data: bytes, archive: Path, name: str, account: Account) -> Iterat
         account.remark("columns that are not used", f"{short(archive, name)}: {key}")
 
 
-def _caption(place: str, beside: dict[str, bytes | None]) -> str:
+def _caption(image: str, beside: dict[str, bytes | None]) -> str:
     """The caption beside an image of a webdataset: its .txt, else `caption` or `text` in its .json."""
-    with reading(place):
+    with reading(image):
         if "txt" in beside:
             return _text(beside["txt"]).strip()
         entry = json.loads(_text(beside.get("json", b"{}")))
@@ -148,5 +148,5 @@ def captioned(source: str, side: int, account: Account | None = None) -> Iterato
 def captions(source: str, account: Account | None = None) -> list[tuple[str, str]]:
     """Names and captions in the order of `captioned`, without decoding images; it raises the same."""
     account = account or Account(source)
-    found = archives.archives(source)
-    return [(name, caption) for archive in found for name, _, caption in _pairs(archive, False, account)]
+    paths = archives.archives(source)
+    return [(name, caption) for archive in paths for name, _, caption in _pairs(archive, False, account)]

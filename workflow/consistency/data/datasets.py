@@ -51,14 +51,14 @@ IMAGENET32_FILES = {
 
 
 def _find(places: list[Path], advice: str) -> Path:
-    if found := [path for path in places if path.is_file()]:
-        return found[0]
+    if present := [path for path in places if path.is_file()]:
+        return present[0]
     raise StorageError(f"{places[0]}: no such file; {advice}")
 
 
-def _check(found: str, expected: str, where: Path) -> None:
-    if found != expected:
-        raise StorageError(f"{where}: damaged: sha256 is {found[:12]}…, the official one {expected[:12]}…; replace it")
+def _check(actual: str, expected: str, where: Path) -> None:
+    if actual != expected:
+        raise StorageError(f"{where}: damaged: sha256 is {actual[:12]}…, the official one {expected[:12]}…; replace it")
 
 
 def _unpacked(path: Path) -> bytes:
@@ -108,13 +108,13 @@ def fashion(folder: str | None = None) -> dict[str, Split]:
     """
     from .fetch import downloads
 
-    arrays, place = [], FASHION_DEBIAN if folder is None else Path(folder).expanduser()
+    arrays, source = [], FASHION_DEBIAN if folder is None else Path(folder).expanduser()
     fetched = {file["name"]: file for file in needs("fashion", folder)}
     for name, expected in FASHION_SHA256.items():
         if fetched:
             path = downloads.fetch(*fetched[f"fashion-mnist-{name}.gz"].values())
         else:
-            path = _find([place / f"{name}.gz", place / name], f"get it from {FASHION_URL}/{name}.gz")
+            path = _find([source / f"{name}.gz", source / name], f"get it from {FASHION_URL}/{name}.gz")
         with reading(path):
             data = _unpacked(path)
         _check(hashlib.sha256(data).hexdigest(), expected, path)
@@ -181,10 +181,10 @@ def imagenet32(folder: str) -> dict[str, Split]:
     Raises:
         StorageError: a file is missing or is not what it should be.
     """
-    place, parts = Path(folder).expanduser(), {}
+    source, parts = Path(folder).expanduser(), {}
     for part, (archive, names) in IMAGENET32_FILES.items():
-        advice = f"get {archive}.zip from {IMAGENET_URL} (registration needed) and unpack it in {place}"
-        files = [_find([place / name, place / archive / name], advice) for name in names]
+        advice = f"get {archive}.zip from {IMAGENET_URL} (registration needed) and unpack it in {source}"
+        files = [_find([source / name, source / archive / name], advice) for name in names]
         labels = [_npz(path, "labels").ravel() for path in files]
         for path, classes in zip(files, labels, strict=True):
             bounds.check_size(f"{path}: images of {len(classes):,} labels", 3072 * len(classes), bounds.ARRAY)

@@ -36,8 +36,8 @@ def decode(data: bytes, archive: Path, name: str, side: int, crop: int | None, a
     """
     from PIL import Image, ImageOps
 
-    place = where(archive, name)
-    with reading(place):
+    shown = where(archive, name)
+    with reading(shown):
         image = _opened(data)
         if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photograph and previews
             raise ValueError("several frames or pages, allowed: one")
@@ -48,7 +48,7 @@ def decode(data: bytes, archive: Path, name: str, side: int, crop: int | None, a
     width, height = image.size
     size = crop or min(width, height)
     if size > min(width, height):
-        raise StorageError(f"{place}: {width}×{height} pixels, smaller than the crop of {size}")
+        raise StorageError(f"{shown}: {width}×{height} pixels, smaller than the crop of {size}")
     left, top = (width - size) // 2, (height - size) // 2
     if (size, size) != image.size:
         image = image.crop((left, top, left + size, top + size))
@@ -119,8 +119,8 @@ def images(
             names.append(name)
             numbers += [_number(where(archive, name), samples[name]["cls"])] if "cls" in samples[name] else []
     if not (count := len(names)):
-        found = f"; {account.found()}" if account.found() else ""
-        raise StorageError(f"{source}: holds no images; allowed: {', '.join(sorted(IMAGE_TYPES))}{found}")
+        passed = f"; {account.passed_over()}" if account.passed_over() else ""
+        raise StorageError(f"{source}: holds no images; allowed: {', '.join(sorted(IMAGE_TYPES))}{passed}")
     classes = np.zeros(count, np.int64)
     if labels:
         classes, account.names = _classes(source, names, numbers, account)
@@ -133,11 +133,11 @@ def images(
     return {part: (array[rows], classes[rows]) for part, rows in parts.items()}
 
 
-def _number(place: str, text: bytes) -> int:
+def _number(member: str, text: bytes) -> int:
     """The class in a .cls member."""
     text = text.strip()
     if not text.isdigit() or len(text) > 6:
-        raise StorageError(f"{place}: .cls member {text[:20]!r}, allowed: a number from 0 to 999999")
+        raise StorageError(f"{member}: .cls member {text[:20]!r}, allowed: a number from 0 to 999999")
     return int(text)
 
 
@@ -145,23 +145,23 @@ def _classes(source: str, names: list[str], numbers: list[int], account: Account
     """The images' classes, int64 (n,) from 0 without gaps, and the classes' names."""
     if numbers and len(numbers) < len(names):
         raise StorageError(f"{source}: some images have a .cls member and some have none; allowed: all or none")
-    given = numbers or class_names(source, names)
-    known, classes = np.unique(given, return_inverse=True)
-    known = [str(name) for name in known]
-    if len(known) == 1:
+    by_image = numbers or class_names(source, names)
+    distinct, classes = np.unique(by_image, return_inverse=True)
+    distinct = [str(name) for name in distinct]
+    if len(distinct) == 1:
         raise MismatchError(
-            f"{source}: data.labels: folder finds one class, {known[0]!r}; classifier and guidance need two; allowed: "
-            "a folder for each class, or data.labels: null with guidance 1 and a pretrained extractor"
+            f"{source}: data.labels: folder finds one class, {distinct[0]!r}; classifier and guidance need two; "
+            "allowed: a folder for each class, or data.labels: null with guidance 1 and a pretrained extractor"
         )
-    for number, name in enumerate(known) if numbers else ():
+    for number, name in enumerate(distinct) if numbers else ():
         if name != str(number):
             account.remark("classes without images in between, so numbered anew", f".cls {name} is {number}")
     alike: dict[str, str] = {}
-    for name in known:
+    for name in distinct:
         first = alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
         if first != name:
             account.remark("classes whose names differ by case or accents' encoding alone", f"{first} and {name}")
-    return classes.astype(np.int64), known
+    return classes.astype(np.int64), distinct
 
 
 def class_names(source: str, names: list[str]) -> list[str]:

@@ -78,9 +78,9 @@ def prepare(path: str | Path, settings: dict[str, Any]) -> None:
     """
     kind = settings["kind"]
     account = Account(settings.get("source") or settings.get("folder") or kind)
-    made = {"mixture": _mixture, "digits": _digits}.get(kind)
+    generate = {"mixture": _mixture, "digits": _digits}.get(kind)
     try:
-        parts = made(settings) if made else _read(settings, account)
+        parts = generate(settings) if generate else _read(settings, account)
         account.count({part: labels for part, (_, labels) in parts.items()})
         if kind != "mixture":
             check_images(parts["train"][0], account.source, settings.get("test_share"))
@@ -90,7 +90,7 @@ def prepare(path: str | Path, settings: dict[str, Any]) -> None:
     tensors = {f"{part}_images": images for part, (images, _) in parts.items()}
     tensors |= {f"{part}_labels": labels for part, (_, labels) in parts.items()}
     metadata = {"name": kind, "classes": len(account.classes["names"])}
-    save_tensors(path, tensors, metadata | ({} if made else {"read": account.record()}))
+    save_tensors(path, tensors, metadata | ({} if generate else {"read": account.record()}))
 
 
 def check_images(images: np.ndarray, source: str, test_share: float | None = None) -> None:

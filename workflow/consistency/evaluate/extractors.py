@@ -108,10 +108,10 @@ def _package(module: str, pip: str) -> ModuleType:
         raise StorageError(f"{module} cannot be imported ({error}); pip install {pip}") from error
 
 
-def _same(path: Path, found: str, expected: str | None) -> str:
-    if expected is not None and found != expected:
-        raise StorageError(f"{path}: sha256 is {found[:12]}…, expected {expected[:12]}…; these are other weights")
-    return found
+def _same(path: Path, actual: str, expected: str | None) -> str:
+    if expected is not None and actual != expected:
+        raise StorageError(f"{path}: sha256 is {actual[:12]}…, expected {expected[:12]}…; these are other weights")
+    return actual
 
 
 def _pretrained(model: str, folder: Path, expected: str | None) -> tuple[nn.Module, str]:
@@ -150,8 +150,8 @@ class _Loaded:
 
     def _checked(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            given = f"{images.dtype} {tuple(images.shape)}".removeprefix("torch.")
-            raise MismatchError(f"{self.name}: images are {given}; uint8 (B, 3, H, W) expected (to_uint8 makes them)")
+            got = f"{images.dtype} {tuple(images.shape)}".removeprefix("torch.")
+            raise MismatchError(f"{self.name}: images are {got}; uint8 (B, 3, H, W) expected (to_uint8 makes them)")
         return images
 
 

@@ -30,6 +30,7 @@ def extract(
     sets: list[str],
     batch_size: int,
     extractors: list[dict[str, Any]],
+    *,
     vae: dict[str, Any] | None = None,
     captions: str | Path | None = None,
     labels: str | Path | None = None,
@@ -65,7 +66,7 @@ def extract(
     from ..runtime.devices import pick_device
 
     device = pick_device()
-    found = [_Extractor(options, device) for options in extractors]
+    loaded = [_Extractor(options, device) for options in extractors]
     decode = decoder(vae["folder"], vae["batch_size"], vae["precision"]) if vae else None
     texts = read_json(captions, most=bounds.CAPTIONS)["captions"] if captions else None
     if texts and labels:
@@ -73,12 +74,12 @@ def extract(
     images, _ = load_tensors(source)
     chosen = [name for name in images if any(name == s or (s.endswith("_") and name.startswith(s)) for s in sets)]
     out: dict[str, torch.Tensor] = {}
-    lasting = [e for e in found if e.fingerprint] if cache else []
+    lasting = [e for e in loaded if e.fingerprint] if cache else []
     digest = sha256(source) if lasting else ""
     for name in chosen:
         asked = {e: cache_folder() / "features" / f"{_key(digest, name, e.fingerprint)}.safetensors" for e in lasting}
         kept = {e: load_tensors(file)[0] for e, file in asked.items() if file.is_file()}
-        missing = [e for e in found if e not in kept]
+        missing = [e for e in loaded if e not in kept]
         for e, tensors in kept.items():
             out |= {f"{e.name}/{name}.{what}": value for what, value in tensors.items()}
         parts: dict[_Extractor, list[dict[str, torch.Tensor]]] = {e: [] for e in missing}
@@ -101,7 +102,7 @@ def extract(
                 save_tensors(asked[e], tensors)
             out |= {f"{e.name}/{name}.{what}": value for what, value in tensors.items()}
     save_tensors(path, out)
-    return [e.card for e in found]
+    return [e.card for e in loaded]
 
 
 def _key(digest: str, name: str, fingerprint: str) -> str:
@@ -158,13 +159,13 @@ class _Extractor:
             pixels = to_uint8(images)
             if self.kind != "clip":
                 return {"features": self.network(pixels)}
-            found = {}
+            scores = {}
             embedded = self.network.image_embeddings(pixels)
             if texts is not None:
-                found["clip_score"] = self.network.compare(embedded, texts)
+                scores["clip_score"] = self.network.compare(embedded, texts)
             if self.aesthetic is not None:
-                found["aesthetic_score"] = self.aesthetic.score(embedded)
-            return found
+                scores["aesthetic_score"] = self.aesthetic.score(embedded)
+            return scores
 
 
 def _coordinates(path: str | Path, source: str | Path, sets: Iterable[str]) -> Card:

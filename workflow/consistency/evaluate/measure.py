@@ -201,7 +201,7 @@ def measure_student(
         error = _squared_error(reached, teacher["samples"], samples)
         rows.append(_row(f"ode_error@s={start}", error, len(reached), space, "teacher", 1))
     files = {"samples": samples, "features": features, **references.files}
-    _write(path, run, rows, files, cards, neighbours, settings, began)
+    _write(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began)
 
 
 def _order(name: str) -> tuple[bool, float]:
@@ -224,6 +224,7 @@ def _recognised(
 def measure_teacher(
     path: str | Path,
     run: Row,
+    *,
     features: str | Path,
     data_features: str | Path,
     noise: str | Path,
@@ -257,7 +258,7 @@ def measure_teacher(
         error = _squared_error(_arrays(samples)["samples"], _arrays(truth)["vp"], samples)
         rows.append(_row("ode_error", error, len(labels), space, "truth", run["n_steps"]))
         files |= {"samples": samples, "truth": truth}
-    _write(path, run, rows, files, cards, neighbours, settings, began)
+    _write(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began)
 
 
 def measure_data(
@@ -267,6 +268,7 @@ def measure_data(
     cards: list[Card],
     neighbours: int,
     settings: dict[str, Any],
+    *,
     splits: int = 5,
     data: str | Path | None = None,
 ) -> None:
@@ -282,22 +284,24 @@ def measure_data(
     rows: list[Row] = []
     for card in _with_features(extracted, cards):
         features = _reference(extracted, card, neighbours).features
-        found: dict[str, list[float]] = {}
+        by_metric: dict[str, list[float]] = {}
         for split in range(splits):
             order = generator(0, "halves", split).permutation(len(features))
             a, b = (FeatureSet(features[half]) for half in np.array_split(order, 2))
-            found.setdefault("frechet_distance", []).append(frechet_distance(a, b))
+            by_metric.setdefault("frechet_distance", []).append(frechet_distance(a, b))
             if card["name"] == COORDINATES:
                 size = min(len(a), len(b))
-                found.setdefault("wasserstein", []).append(wasserstein(a.features[:size], b.features[:size]))
+                by_metric.setdefault("wasserstein", []).append(wasserstein(a.features[:size], b.features[:size]))
         other, half = "other half of the data", len(features) // 2
-        rows += [_row(metric, float(np.mean(values)), half, card["name"], other) for metric, values in found.items()]
+        for metric, values in by_metric.items():
+            rows.append(_row(metric, float(np.mean(values)), half, card["name"], other))
         if "held_out_accuracy" in card:
             value, count = card["held_out_accuracy"], card["held_out_count"]
             rows.append(_row("held_out_accuracy", value, count, card["name"], "labels"))
     rows += _scores(extracted, cards, "train_images", None)
     read = load_tensors(data, [], framework="np", check=False)[1].get("read") if data else None
-    _write(path, run, rows, {"data_features": data_features}, cards, neighbours, settings, began, read)
+    protocol = {"cards": cards, "neighbours": neighbours, "settings": settings}
+    _write(path, run, rows, {"data_features": data_features}, **protocol, began=began, read=read)
 
 
 def _write(
@@ -305,6 +309,7 @@ def _write(
     run: Row,
     rows: list[Row],
     files: dict[str, str | Path],
+    *,
     cards: list[Card],
     neighbours: int,
     settings: dict[str, Any],

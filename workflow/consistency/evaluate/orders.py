@@ -25,6 +25,7 @@ def measure_orders(
     truth: str | Path,
     schedule: VPSchedule,
     order_steps: list[int],
+    *,
     count: int = 128,
 ) -> None:
     """Rows `ode_error` to `truth` of every solver and number of steps, on the schedule as it is and refined

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..config.claims import COUPLINGS
 from ..files.storage import load_tensors, save_tensors, sha256, weights_sha256
 from ..flow.schedules import VESchedule, step_probabilities
 from ..flow.streams import generator
@@ -38,7 +40,7 @@ from ..students.pairs import coupling_named, partner
 from ..teachers.protocol import AnalyticTeacher
 from .measure import Row, _row, write_measured
 
-COUPLINGS = ("independent", "optimal_transport", "generator_induced")
+Value = tuple[str, float, str]  # metric, value, reference
 LEVELS = 12  # noise levels of the transport cost
 CURVES = 12  # trajectories kept for the figure
 EXACT = "exact optimal transport"
@@ -48,8 +50,8 @@ def _draws(images: torch.Tensor, labels: torch.Tensor, count: int, seed: int) ->
     rng = generator(seed, "pairs", 2**32)
     rows = torch.from_numpy(rng.integers(len(images), size=count))
     z = torch.from_numpy(rng.standard_normal((count, *images.shape[1:])))
-    place = torch.from_numpy(rng.random(count))
-    return {"x": images[rows].double(), "z": z, "cond": labels[rows], "place": place}
+    quantile = torch.from_numpy(rng.random(count))
+    return {"x": images[rows].double(), "z": z, "cond": labels[rows], "quantile": quantile}
 
 
 class _Coupler:
@@ -68,10 +70,10 @@ class _Coupler:
         columns = [column[:only] for column in (self.drawn["x"], self.drawn["z"], sigma, self.drawn["cond"])]
         batches = zip(*(column.split(self.batch_size) for column in columns), strict=True)
         parts = [coupling_named(name)(*batch, self.generate) for batch in batches]
-        found = torch.cat([x for x, _ in parts]), torch.cat([cond for _, cond in parts])
+        coupled = torch.cat([x for x, _ in parts]), torch.cat([cond for _, cond in parts])
         if name != "generator_induced" and only is None:
-            self._kept[name] = found
-        return found
+            self._kept[name] = coupled
+        return coupled
 
 
 def _per_step(squared: torch.Tensor, delta: torch.Tensor) -> float:
@@ -103,11 +105,11 @@ def _gradients(
     """`{distance} {u}` → ⟨E g_u, E g_CD⟩ for both distances, u = ct or cd.
 
     Args:
-        batches: x_t, ct, cd (the two partners), t, r, cond; at least two.
+        batches: of `_Points.at`, at least two.
     """
     weights = list(f.parameters())
     by_name = {"mse": losses.mse, "pseudo-Huber": lambda a, b: losses.pseudo_huber_norm(a, b, **constants)}
-    found = {}
+    products = {}
     for name, distance in by_name.items():
         means: dict[str, list[torch.Tensor]] = {"ct": [], "cd": []}
         for half in (batches[0::2], batches[1::2]):
@@ -121,14 +123,75 @@ def _gradients(
                 kept.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, weights)]))
         for target, (a, b) in means.items():
             reference = means["cd"]
-            found[f"{name} {target}"] = 0.5 * (a @ reference[1] + b @ reference[0]).item()
-    return found
+            products[f"{name} {target}"] = 0.5 * (a @ reference[1] + b @ reference[0]).item()
+    return products
+
+
+class _Points:
+    """The draws at neighbouring levels of grids, as a coupling puts them there."""
+
+    def __init__(self, coupled: _Coupler, schedule: VESchedule, curriculum: dict[str, Any]):
+        self.coupled, self.schedule, self.curriculum = coupled, schedule, curriculum
+        self.z = coupled.drawn["z"]
+
+    def levels(self, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """σ_i and σ_{i+1} of each draw on the grid of so many steps."""
+        grid = self.schedule.grid(steps + 1)
+        edges = step_probabilities(grid, self.curriculum["p_mean"], self.curriculum["p_std"]).cumsum(0)
+        i = torch.searchsorted(edges, self.coupled.drawn["quantile"], right=True).clamp(max=steps - 1)
+        return grid[i], grid[i + 1]
+
+    def at(self, name: str, steps: int, teacher: AnalyticTeacher) -> dict[str, torch.Tensor]:
+        ""x_t, its partners ct and cd at level r, t, r, cond, and the true velocity v.""
+        n, s = self.levels(steps)
+        x, cond = self.coupled(name, n)
+        x_t = self.schedule.add_noise(x, self.z, s)
+        v = teacher.velocity(x_t, s, cond)
+        return {
+            **{"x_t": x_t, "t": s, "r": n, "cond": cond, "v": v},
+            **{"ct": partner(x_t, s, n, self.z), "cd": partner(x_t, s, n, v)},
+        }
+
+
+def _labelled(velocity: str, name: str) -> str:
+    """The reference of a loss: along the true velocity the independent coupling is plain consistency distillation."""
+    return "cd" if (velocity, name) == ("cd", "independent") else f"{velocity} {name}"
+
+
+def _gaps(f: torch.nn.Module, points: dict[str, torch.Tensor], name: str, steps: int) -> Iterator[Value]:
+    """Losses of CT and CD, and the gap of their targets."""
+    s, n, cond = points["t"], points["r"], points["cond"]
+    with torch.no_grad():
+        here = f(points["x_t"], s, cond)
+        there = {velocity: f(points[velocity], n, cond) for velocity in ("ct", "cd")}
+    for velocity, target in there.items():
+        yield f"loss@steps={steps}", _per_step((here - target).square(), s - n), _labelled(velocity, name)
+    yield f"velocity_gap@steps={steps}", _per_step((there["ct"] - there["cd"]).square(), s - n), name
+
+
+def _transport(points: _Points, steps: int) -> Iterator[Value]:
+    """Transport costs of each coupling, over the levels of the grid of so many steps and at levels of their own."""
+    coupled, z, schedule = points.coupled, points.z, points.schedule
+    n, _ = points.levels(steps)
+    grid = torch.exp(torch.linspace(*(float(np.log(b)) for b in (schedule.sigma_min, schedule.sigma_max)), LEVELS))
+
+    def cost(x: torch.Tensor) -> float:
+        return (x - z).flatten(1).square().sum(1).mean().item()
+
+    for name in COUPLINGS:
+        yield "transport_cost", cost(coupled(name, n)[0]), name
+        for level in grid.double():
+            x, _ = coupled(name, level.expand(len(n)))
+            yield f"transport_cost@sigma={level:.4g}", cost(x), name
+    x = coupled.drawn["x"]
+    yield "transport_cost", cost(x[assignment(z.numpy(), x.numpy())]), EXACT
 
 
 def measure_couplings(
     path: str | Path,
     curves: str | Path,
     run: Row,
+    *,
     student_folder: str | Path,
     data_path: str | Path,
     teacher_folder: str | Path | None,
@@ -147,73 +210,40 @@ def measure_couplings(
         analysis: steps, count, batch_size, gradient_budget of `settings.Analysis`.
         loss: of the training; its c is the pseudo-Huber distance's, where it has one.
     """
-    began, seed = time.monotonic(), run["seed"]
-    schedule = VESchedule(**edm)
+    began, schedule, finest = time.monotonic(), VESchedule(**edm), max(analysis["steps"])
     f = load(student_folder, schedule).double()
-    snapshot = budget_name(analysis["gradient_budget"])
-    early = load(student_folder, schedule, snapshot=snapshot).double().requires_grad_(True)
     tensors, _ = load_tensors(data_path, ["train_images", "train_labels"])
-    drawn = _draws(tensors["train_images"], tensors["train_labels"], analysis["count"], seed)
-    exact = teacher_folder is not None and is_mixture(teacher_folder)
-    constants = {"c": loss["c"]} if loss["kind"] == "pseudo_huber_norm" else {}
-    rows: list[Row] = []
-
-    def add(metric: str, value: float, reference: str) -> None:
-        rows.append(_row(metric, value, analysis["count"], "coordinates" if exact else "pixels", reference, 1))
+    drawn = _draws(tensors["train_images"], tensors["train_labels"], analysis["count"], run["seed"])
 
     @torch.no_grad()
     def generate(x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         return f(x, sigma, cond)
 
-    def levels(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-        grid = schedule.grid(steps + 1)
-        edges = step_probabilities(grid, curriculum["p_mean"], curriculum["p_std"]).cumsum(0)
-        i = torch.searchsorted(edges, drawn["place"], right=True).clamp(max=steps - 1)
-        return grid[i], grid[i + 1]
-
     coupled = _Coupler(drawn, generate, analysis["batch_size"])
-    if exact:
+    points, values, teacher = _Points(coupled, schedule, curriculum), [], None
+    if teacher_folder is not None and is_mixture(teacher_folder):
         teacher = AnalyticTeacher.load(teacher_folder, None)
+        early = load(student_folder, schedule, snapshot=budget_name(analysis["gradient_budget"])).double()
+        early.requires_grad_(True)
+        constants = {"c": loss["c"]} if loss["kind"] == "pseudo_huber_norm" else {}
         progress = Progress(len(analysis["steps"]), "gap between CT and CD")
         for steps in sorted(analysis["steps"]):
-            n, s = levels(steps)
             for name in COUPLINGS:
-                x, cond = coupled(name, n)
-                x_t = schedule.add_noise(x, drawn["z"], s)
-                v = teacher.velocity(x_t, s, cond)
-                partners = {"ct": partner(x_t, s, n, drawn["z"]), "cd": partner(x_t, s, n, v)}
-                with torch.no_grad():
-                    here = f(x_t, s, cond)
-                    there = {u: f(point, n, cond) for u, point in partners.items()}
-                for u in ("ct", "cd"):
-                    label = "cd" if (u, name) == ("cd", "independent") else f"{u} {name}"
-                    add(f"loss@steps={steps}", _per_step((here - there[u]).square(), s - n), label)
-                add(f"velocity_gap@steps={steps}", _per_step((there["ct"] - there["cd"]).square(), s - n), name)
-                batches = [
-                    {"x_t": x_t[r], "t": s[r], "r": n[r], "cond": cond[r], **{u: p[r] for u, p in partners.items()}}
-                    for r in torch.arange(len(s)).split(analysis["batch_size"])
-                ]
+                at = points.at(name, steps, teacher)
+                values += _gaps(f, at, name, steps)
+                rows = torch.arange(len(at["t"])).split(analysis["batch_size"])
+                batches = [{key: value[r] for key, value in at.items()} for r in rows]
                 for label, product in _gradients(early, batches, constants).items():
-                    add(f"gradient@steps={steps}", product, f"{label} {name}")
-                if steps == max(analysis["steps"]):
-                    limit = _limits(f, x_t, s, cond, drawn["z"], v)
-                    add("loss@limit", limit["ct"], f"ct {name}")
-                    add("loss@limit", limit["cd"], "cd" if name == "independent" else f"cd {name}")
-                    add("velocity_gap@limit", limit["gap"], name)
+                    values.append((f"gradient@steps={steps}", product, f"{label} {name}"))
+                if steps == finest:
+                    limit = _limits(f, at["x_t"], at["t"], at["cond"], points.z, at["v"])
+                    values += [("loss@limit", limit[key], _labelled(key, name)) for key in ("ct", "cd")]
+                    values.append(("velocity_gap@limit", limit["gap"], name))
             progress.update(1)
+    values += _transport(points, finest)
 
-    n, _ = levels(max(analysis["steps"]))
-    grid = torch.exp(torch.linspace(*(float(np.log(b)) for b in (schedule.sigma_min, schedule.sigma_max)), LEVELS))
-    for name in COUPLINGS:
-        x, _ = coupled(name, n)
-        add("transport_cost", (x - drawn["z"]).flatten(1).square().sum(1).mean().item(), name)
-        for level in grid.double():
-            x, _ = coupled(name, level.expand(len(n)))
-            add(f"transport_cost@sigma={level:.4g}", (x - drawn["z"]).flatten(1).square().sum(1).mean().item(), name)
-    order = assignment(drawn["z"].numpy(), drawn["x"].numpy())
-    add("transport_cost", (drawn["x"][order] - drawn["z"]).flatten(1).square().sum(1).mean().item(), EXACT)
-
-    save_tensors(curves, _curves(coupled, schedule, teacher if exact else None))
+    save_tensors(curves, _curves(coupled, schedule, teacher))
+    space = "pixels" if teacher is None else "coordinates"
     protocol = {
         "student_sha256": weights_sha256(student_folder),
         "data_sha256": sha256(data_path),
@@ -223,6 +253,7 @@ def measure_couplings(
         "curriculum": curriculum,
         "analysis": analysis,
     }
+    rows = [_row(metric, value, analysis["count"], space, reference, 1) for metric, value, reference in values]
     value = {"run": run, "rows": rows, "protocol": protocol, "environment": environment()}
     write_measured(path, value | {"wall_time_s": round(time.monotonic() - began, 3)})
 

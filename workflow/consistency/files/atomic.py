@@ -28,7 +28,7 @@ def explain(error: BaseException, path: Path) -> str:
     code = getattr(error, "errno", None)
     text = str(error)
     if code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "os error 28" in text:
-        free = shutil.disk_usage(next(place for place in path.parents if place.exists())).free / 1e6
+        free = shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free / 1e6
         return f"{path}: disk full while writing ({free:.1f} MB free); free some space and run again"
     if code in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"{path}: cannot be written ({os.strerror(code)}); choose a writable results folder"

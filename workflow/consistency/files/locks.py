@@ -52,15 +52,15 @@ def hold(path: str | os.PathLike, wait: bool = False, share: bool = False) -> IO
     return file
 
 
-def hold_for(path: str | os.PathLike, place: str | os.PathLike) -> IO[str]:
+def hold_for(path: str | os.PathLike, working_folder: str | os.PathLike) -> IO[str]:
     """As `hold`, for a working folder: beside other processes of that folder, and of no other.
 
     Raises:
         LockedError: processes of another folder hold it; says which.
         OSError: it cannot be written, or there is no such folder.
     """
-    folder = "".join(letter if letter.isprintable() else "?" for letter in os.path.realpath(place))
-    mine = f"in {folder} (inode {os.stat(place).st_ino})"  # two machines may have a folder of that name each
+    folder = "".join(letter if letter.isprintable() else "?" for letter in os.path.realpath(working_folder))
+    mine = f"in {folder} (inode {os.stat(working_folder).st_ino})"  # two machines may have a folder of that name each
     path, alone = Path(path), True
     file = _opened(path)
     try:

@@ -195,10 +195,10 @@ def seal_tensors(path: str | os.PathLike) -> None:
     """Put the file's sha256 in the place that `tensor_header` keeps for it."""
     with open(path, "r+b") as file:
         key = rb"\"sha256\": \""
-        place = 8 + file.read(int.from_bytes(file.read(8), "little")).index(key + ZEROS.encode()) + len(key)
+        position = 8 + file.read(int.from_bytes(file.read(8), "little")).index(key + ZEROS.encode()) + len(key)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(place)
+        file.seek(position)
         file.write(digest.encode())
 
 
@@ -277,17 +277,17 @@ def verify(folder: str | os.PathLike) -> tuple[int, list[str]]:
     checked, damaged = 0, []
     sealed = [path.parent for path in sorted(Path(folder).rglob(SUMS))]
     readers = {".safetensors": check_tensors, ".json": read_json, ".jsonl": read_records, ".pt": check_sealed}
-    for place in sealed:
+    for directory in sealed:
         try:
-            check_folder(place)
-            checked += sum(path.is_file() for path in place.rglob("*"))
+            check_folder(directory)
+            checked += sum(path.is_file() for path in directory.rglob("*"))
         except StorageError as error:
             damaged.append(str(error))
     for path in sorted(Path(folder).rglob("*")):
         beside = path.with_name(f"{path.name}.sha256").is_file()
         reader = read_table if beside else readers.get(path.suffix)
         growing = path.suffix == ".jsonl" and path.parent.parent.name == "checkpoints"  # sealed when training ends
-        if reader is None or growing or not path.is_file() or any(path.is_relative_to(place) for place in sealed):
+        if reader is None or growing or not path.is_file() or any(path.is_relative_to(top) for top in sealed):
             continue
         try:
             reader(path)
@@ -297,11 +297,11 @@ def verify(folder: str | os.PathLike) -> tuple[int, list[str]]:
     return checked, damaged
 
 
-def _wanted(path: str | os.PathLike, names: list[str] | None, known: set[str]) -> list[str]:
+def _wanted(path: str | os.PathLike, names: list[str] | None, present: set[str]) -> list[str]:
     """The names, or all that are known; raises StorageError where one is not."""
-    wanted = sorted(known) if names is None else names
-    if missing := [name for name in wanted if name not in known]:
-        raise StorageError(f"{path}: holds no tensor {missing[0]!r}; it has {sorted(known)}")
+    wanted = sorted(present) if names is None else names
+    if missing := [name for name in wanted if name not in present]:
+        raise StorageError(f"{path}: holds no tensor {missing[0]!r}; it has {sorted(present)}")
     return wanted
 
 

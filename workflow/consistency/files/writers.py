@@ -52,8 +52,8 @@ def tensor_file(path: str | os.PathLike, shapes: Shapes) -> Iterator[TensorFile]
         entries: dict[str, Any] = {"__metadata__": tensor_header(metadata)}
         for name in order:
             dtype, shape = shapes[name]
-            place = [offsets[name], offsets[name] + sizes[name]]
-            entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": place}
+            span = [offsets[name], offsets[name] + sizes[name]]
+            entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": span}
         return json.dumps(entries, separators=(",", ":")).encode()
 
     length = -(-(len(header({})) + RESERVE) // 8) * 8

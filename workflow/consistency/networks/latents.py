@@ -73,7 +73,7 @@ def encode_prompts(
     import torch
 
     from ..runtime.compat import ensure_torchvision
-    from ..runtime.devices import HALF, pick_device, place
+    from ..runtime.devices import HALF, move, pick_device
     from . import sizes
 
     ensure_torchvision()
@@ -105,7 +105,7 @@ def encode_prompts(
     if absent:  # transformers leaves them random
         raise StorageError(f"{pipeline}: the text encoders' weights lack {absent[0]} ({len(absent)} missing)")
     for encoder in (pipe.text_encoder, pipe.text_encoder_2):
-        place(encoder, device, precision)
+        move(encoder, device, precision)
     progress, parts = Progress(len(captions), "encode prompts"), []
     with torch.no_grad():
         for first in range(0, len(captions), batch_size):
@@ -161,7 +161,7 @@ def decoder(vae: str | Path, batch_size: int, precision: str) -> Callable[[Any],
 
 def _vae(folder: str | Path, device: Any, precision: str) -> Any:
     from ..runtime.compat import ensure_torchvision
-    from ..runtime.devices import place
+    from ..runtime.devices import move
 
     ensure_torchvision()
     from diffusers import AutoencoderKL
@@ -178,4 +178,4 @@ def _vae(folder: str | Path, device: Any, precision: str) -> Any:
     except Exception as error:
         raise StorageError(f"{folder}: VAE cannot be loaded ({' '.join(str(error).split())})") from error
     networks.check_complete(network, folder)
-    return place(network.eval().requires_grad_(False), device, precision)
+    return move(network.eval().requires_grad_(False), device, precision)

@@ -44,8 +44,16 @@ class Device:
     note: str
     sizes: tuple[tuple[float, float, float, float], ...] = ()
 
-    def seconds(self, flops: float, kind: str, precision: str, size: float, steps: float, jobs: float) -> float:
-        """Time of so many operations in so many training steps and jobs, with a network of so many a forward pass."""
+    def seconds(
+        self, flops: float, *, kind: str, precision: str, size: float, steps: float = 0, jobs: float = 0
+    ) -> float:
+        """Time of operations.
+
+        Args:
+            kind: of the network; empty for one that is not built here.
+            size: operations of its forward pass.
+            steps, jobs: in how many training steps and jobs.
+        """
         if self.sizes and precision != "no" and size:
             solving, training, beside = _between(size, self.sizes)
             return flops / (training if steps else solving) + steps * beside + jobs * self.job
@@ -53,38 +61,37 @@ class Device:
         return flops / rate + steps * self.steps.get(kind, 0.0) + jobs * self.job
 
 
-def _between(size: float, known: tuple[tuple[float, float, float, float], ...]) -> list[float]:
+def _between(size: float, measured: tuple[tuple[float, float, float, float], ...]) -> list[float]:
     """The numbers of a size, of those before and after it; beyond the first and the last, theirs."""
-    if size <= known[0][0] or size >= known[-1][0]:
-        return list(known[0 if size <= known[0][0] else -1][1:])
-    above = next(number for number, entry in enumerate(known) if entry[0] > size)
-    one, other = known[above - 1], known[above]
+    if size <= measured[0][0] or size >= measured[-1][0]:
+        return list(measured[0 if size <= measured[0][0] else -1][1:])
+    above = next(number for number, entry in enumerate(measured) if entry[0] > size)
+    one, other = measured[above - 1], measured[above]
     share = math.log(size / one[0]) / math.log(other[0] / one[0])
     return [a ** (1 - share) * b**share for a, b in zip(one[1:], other[1:], strict=True)]
 
 
 GPU = Device(
-    "GPU",
-    {"no": 3e13, "bf16": 4.7e13, "fp16": 4.7e13},
-    {},
-    {},
-    0.0,
-    "at rates measured on an H100 in bf16 (docs/scaling.md), and an assumed 30 TFLOP/s in float32",
+    name="GPU",
+    rates={"no": 3e13, "bf16": 4.7e13, "fp16": 4.7e13},
+    training={},
+    steps={},
+    job=0.0,
+    note="at rates measured on an H100 in bf16 (docs/scaling.md), and an assumed 30 TFLOP/s in float32",
     # the networks of `fashion` and `cifar10`, and SDXL's, whose students are LoRA with gradient checkpointing
-    ((7.6e8, 4.7e13, 4.3e13, 3.6e-3), (1.49e10, 1.5e14, 1.49e14, 7.9e-3), (6.76e12, 3.79e14, 2.16e14, 7.9e-3)),
+    sizes=((7.6e8, 4.7e13, 4.3e13, 3.6e-3), (1.49e10, 1.5e14, 1.49e14, 7.9e-3), (6.76e12, 3.79e14, 2.16e14, 7.9e-3)),
 )
 CPU = Device(
-    "core",
-    {"mlp": 6.2e10, "unet": 5.2e10, "no": 5.2e10, "bf16": 5.2e10},
-    {"mlp": 6.8e10, "unet": 7.0e10},
-    {"mlp": 1.8e-3, "unet": 42e-3},
-    0.06,
-    "at rates measured on one core that had nothing else to do (docs/scaling.md)",
+    name="core",
+    rates={"mlp": 6.2e10, "unet": 5.2e10, "no": 5.2e10, "bf16": 5.2e10},
+    training={"mlp": 6.8e10, "unet": 7.0e10},
+    steps={"mlp": 1.8e-3, "unet": 42e-3},
+    job=0.06,
+    note="at rates measured on one core that had nothing else to do (docs/scaling.md)",
 )
 BACKWARD = 2  # a backward pass costs about two forward passes
 CALLS = {"heun": 2}  # network evaluations a solver step; the others take one
 
-# Samples of each kind of data: shape, number of images (None: known when the data are there), classes.
 # Networks that are downloaded, as their configuration files describe them.
 HUB: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "stabilityai/stable-diffusion-xl-base-1.0": (
@@ -154,9 +161,56 @@ def device_of(experiment: Experiment) -> Device:
     return GPU if experiment.gpu else CPU
 
 
-def estimate(
-    experiment: Experiment, runs: list[Run], device: Device | None = None
-) -> dict[str, dict[str, float | None]]:
+Stages = dict[str, dict[str, float | None]]
+
+
+class _Bill:
+    """The stages of an experiment, as they are added up."""
+
+    def __init__(self, experiment: Experiment, device: Device):
+        self.experiment, self.device = experiment, device
+        self.stages: Stages = {}
+        counted, teacher = operations(), experiment.teacher
+        hub = teacher.hub.repo if teacher.source == "hub" else None
+        self.built = counted.get(key_of(experiment), {})
+        self.teacher = {} if teacher.source in ("path", "analytic") else counted.get(key_of(experiment, hub), {})
+        self.vae = counted.get(getattr(getattr(experiment.data, "vae", None), "repo", ""), {})
+        self.sample = 4 * _product(shape_of(experiment)[0])  # bytes
+
+    def add(
+        self,
+        stage: str,
+        passes: float,
+        network: dict[str, Any],
+        precision: str,
+        stored: float | None,
+        *,
+        share: float = 1.0,
+        steps: int = 0,
+        jobs: int = 1,
+    ) -> None:
+        """Add forward passes, each of which costs `share` times its operations, and what they store."""
+        row = self.stages.setdefault(stage, {"passes": 0.0, "flops": 0.0, "hours": 0.0, "bytes": 0.0})
+        flops = passes * share * network["flops"] if network else None
+        cost = {"passes": passes, "flops": flops, "hours": None, "bytes": stored}
+        if flops is not None:
+            kind, size = self.experiment.network.kind if network is self.built else "", network["flops"]
+            seconds = self.device.seconds(flops, kind=kind, precision=precision, size=size, steps=steps, jobs=jobs)
+            cost["hours"] = seconds / 3600
+        for name, value in cost.items():
+            row[name] = None if value is None or row[name] is None else row[name] + value
+
+    def store(self, stage: str, stored: float | None) -> None:
+        """Add bytes that no network computes."""
+        self.add(stage, 0, {"flops": 0}, "no", stored)
+
+    def decode(self, count: int) -> None:
+        """Add the images of latents."""
+        if self.experiment.data.kind == "captions":
+            self.add("decode", count, self.vae, self.experiment.data.precision, 0)
+
+
+def estimate(experiment: Experiment, runs: list[Run], device: Device | None = None) -> Stages:
     """Stage → forward passes (in samples), flops, hours (of one device), bytes. None where it is not known.
 
     A training step counts as forward and backward of the batch, plus one forward for each target that the student
@@ -165,88 +219,65 @@ def estimate(
     Args:
         device: by default the one of `device_of`.
     """
-    device = device or device_of(experiment)
-    known = operations()
-    shape, count, _ = shape_of(experiment)
-    teacher, student, pairs = experiment.teacher, experiment.student.training, experiment.consistency_training
-    sample, targets, evaluation = 4 * _product(shape), experiment.targets, experiment.evaluation
-    hub = teacher.hub.repo if teacher.source == "hub" else None
-    cost, built = known.get(key_of(experiment, hub), {}), known.get(key_of(experiment), {})
-    if teacher.source in ("path", "analytic"):
-        cost = {}
-    stages: dict[str, dict[str, float | None]] = {}
-
-    def add(
-        stage: str,
-        passes: float,
-        network: dict[str, Any],
-        precision: str,
-        stored: float | None,
-        share: float = 1.0,
-        steps: int = 0,
-        jobs: int = 1,
-    ) -> None:
-        row = stages.setdefault(stage, {"passes": 0.0, "flops": 0.0, "hours": 0.0, "bytes": 0.0})
-        flops = passes * share * network["flops"] if network else None
-        found = {"passes": passes, "flops": flops, "hours": None, "bytes": stored}
-        if flops is not None:
-            kind = experiment.network.kind if network is built else ""
-            found["hours"] = device.seconds(flops, kind, precision, network["flops"], steps, jobs) / 3600
-        for name, value in found.items():
-            row[name] = None if value is None or row[name] is None else row[name] + value
-
-    from_targets = [run for run in runs if not run.from_pairs]
-    pixels = None if count is None else count * _product(shape)
-    if experiment.data.kind == "captions":
-        side = experiment.data.side
-        vae = known.get(getattr(experiment.data.vae, "repo", ""), {})
-        add("encode", count, vae, experiment.data.precision, count * 3 * side * side + count * sample)
-    else:
-        add("data", 0, {"flops": 0}, "no", pixels)
-    sources = [*weights(experiment).values(), getattr(experiment.data, "download", None)]
-    sizes = [source.gigabytes for source in sources if source is not None]
-    if sizes:
-        add("download", 0, {"flops": 0}, "no", None if None in sizes else 1e9 * sum(sizes))
-    if teacher.source in ("train", "analytic") and from_targets:
-        training = teacher.training
-        passes = training.steps * training.batch_size
-        add(
-            "teacher",
-            passes,
-            built,
-            training.precision,
-            4 * built["parameters"] if built else None,
-            1 + BACKWARD,
-            training.steps,
-        )
-    for condition, run in {run.condition: run for run in from_targets}.items():
-        calls = CALLS.get(run.solver, 1) * (1 if run.guidance == 1 else 2)
-        stored = (1 + min(evaluation.start_times, run.n_steps)) * evaluation.count * sample
-        add("teacher samples", evaluation.count * run.n_steps * calls, cost, teacher.precision, stored)
-        if experiment.data.kind == "captions":
-            add("decode", evaluation.count, vae, experiment.data.precision, 0)
-        for mode in {other.targets for other in from_targets if other.condition == condition}:
-            steps = (run.n_steps + 1) / 2 if mode == "paper" else run.n_steps
-            kept = 3 if mode == "paper" else run.n_steps + 1
-            stored = targets.count * kept * sample
-            add("targets", targets.count * steps * calls, cost, teacher.precision, stored, jobs=targets.shards)
+    bill = _Bill(experiment, device or device_of(experiment))
+    _data(bill)
+    _teacher(bill, [run for run in runs if not run.from_pairs])
     for run in runs:
-        training = pairs.training if run.from_pairs else student
-        network = built if run.from_pairs or teacher.source == "analytic" else cost
-        stored = None if not network else 4 * network["parameters"] * (1 + len(pairs.budgets) * run.from_pairs)
-        own_target = run.objective != "direct"
-        generated = bool(run.coupling and run.coupling.kind == "generator_induced")
-        share = 1 + BACKWARD + own_target + generated + training.gradient_checkpointing
-        stored = stored if run.parameters == "full" or stored is None else stored / 10
-        passes = training.steps * training.batch_size
-        add("students", passes, network, training.precision, stored, share, training.steps)
-        few = [steps for steps in evaluation.sampling_steps if run.from_pairs or steps <= run.n_steps]
-        sets = few + [1] * (len(pairs.budgets) if run.from_pairs else min(evaluation.start_times, run.n_steps))
-        passes = evaluation.count * sum(sets)
-        add("samples", passes, network, evaluation.precision, evaluation.count * len(sets) * sample)
-        if experiment.data.kind == "captions":
-            add("decode", evaluation.count * len(few), vae, experiment.data.precision, 0)
-    return stages
+        _student(bill, run)
+    return bill.stages
+
+
+def _data(bill: _Bill) -> None:
+    data, (shape, count, _) = bill.experiment.data, shape_of(bill.experiment)
+    if data.kind == "captions":
+        bill.add("encode", count, bill.vae, data.precision, count * 3 * data.side**2 + count * bill.sample)
+    else:
+        bill.store("data", None if count is None else count * _product(shape))
+    sources = [*weights(bill.experiment).values(), getattr(data, "download", None)]
+    if sizes := [source.gigabytes for source in sources if source is not None]:
+        bill.store("download", None if None in sizes else 1e9 * sum(sizes))
+
+
+def _teacher(bill: _Bill, runs: list[Run]) -> None:
+    """The teacher, its samples and the targets of runs that learn from them."""
+    experiment, built = bill.experiment, bill.built
+    teacher, targets, evaluation = experiment.teacher, experiment.targets, experiment.evaluation
+    if teacher.source in ("train", "analytic") and runs:
+        training = teacher.training
+        passes, stored = training.steps * training.batch_size, 4 * built["parameters"] if built else None
+        bill.add("teacher", passes, built, training.precision, stored, share=1 + BACKWARD, steps=training.steps)
+    for condition, run in {run.condition: run for run in runs}.items():
+        calls = CALLS.get(run.solver, 1) * (1 if run.guidance == 1 else 2)
+        stored = (1 + min(evaluation.start_times, run.n_steps)) * evaluation.count * bill.sample
+        passes = evaluation.count * run.n_steps * calls
+        bill.add("teacher samples", passes, bill.teacher, teacher.precision, stored)
+        bill.decode(evaluation.count)
+        for mode in {other.targets for other in runs if other.condition == condition}:
+            steps, kept = ((run.n_steps + 1) / 2, 3) if mode == "paper" else (run.n_steps, run.n_steps + 1)
+            passes, stored = targets.count * steps * calls, targets.count * kept * bill.sample
+            bill.add("targets", passes, bill.teacher, teacher.precision, stored, jobs=targets.shards)
+
+
+def _student(bill: _Bill, run: Run) -> None:
+    """A run's training and its samples."""
+    experiment, evaluation = bill.experiment, bill.experiment.evaluation
+    pairs = experiment.consistency_training
+    training = pairs.training if run.from_pairs else experiment.student.training
+    network = bill.built if run.from_pairs or experiment.teacher.source == "analytic" else bill.teacher
+    budgets = len(pairs.budgets) if run.from_pairs else 0
+    stored = 4 * network["parameters"] * (1 + budgets) if network else None
+    if stored is not None and run.parameters != "full":
+        stored /= 10
+    own_target = run.objective != "direct"
+    generated = bool(run.coupling and run.coupling.kind == "generator_induced")
+    share = 1 + BACKWARD + own_target + generated + training.gradient_checkpointing
+    passes = training.steps * training.batch_size
+    bill.add("students", passes, network, training.precision, stored, share=share, steps=training.steps)
+    few = [steps for steps in evaluation.sampling_steps if run.from_pairs or steps <= run.n_steps]
+    sets = few + [1] * (budgets if run.from_pairs else min(evaluation.start_times, run.n_steps))
+    stored = evaluation.count * len(sets) * bill.sample
+    bill.add("samples", evaluation.count * sum(sets), network, evaluation.precision, stored)
+    bill.decode(evaluation.count * len(few))
 
 
 def table(name: str, experiment: Experiment, runs: list[Run]) -> str:
@@ -300,19 +331,19 @@ def count_flops(presets: list[Experiment]) -> dict[str, dict[str, int]]:
     ensure_torchvision()
     import diffusers
 
-    found: dict[str, dict[str, int]] = {}
+    counted: dict[str, dict[str, int]] = {}
 
     def count(key: str, network: torch.nn.Module, *inputs: torch.Tensor, **named: Any) -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(*inputs, **named)
         size = sum(parameter.numel() for parameter in network.parameters())
-        found[key] = {"parameters": size, "flops": counter.get_total_flops()}
+        counted[key] = {"parameters": size, "flops": counter.get_total_flops()}
 
     with torch.device("meta"):
         label = torch.zeros(1, dtype=torch.int64)
         for experiment in presets:
             shape, _, classes = shape_of(experiment)
-            if experiment.data.kind != "captions" and (key := key_of(experiment)) not in found:
+            if experiment.data.kind != "captions" and (key := key_of(experiment)) not in counted:
                 network = networks.build(experiment.network.model_dump(), shape, classes, 1000, 0)
                 count(key, network, torch.zeros(1, *shape), torch.zeros(1), label)
         for repo, (kind, shape, config) in HUB.items():
@@ -326,7 +357,7 @@ def count_flops(presets: list[Experiment]) -> dict[str, dict[str, int]]:
                 added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
                 text = torch.zeros(1, 77, config["cross_attention_dim"])
                 count(repo, network, x, torch.zeros(1), text, added_cond_kwargs=added)
-    return found
+    return counted
 
 
 if __name__ == "__main__":

@@ -43,11 +43,11 @@ def _data(experiment: Experiment) -> tuple[list[Url], list[str]]:
         return [Url(**url) for url in urls], []
     if data.kind == "captions" and data.source is None:
         return [data.download], []
-    place = getattr(data, "folder", None) or getattr(data, "source", None)
-    if place is None or glob.glob(str(Path(place).expanduser())) or Path(place).expanduser().exists():
+    source = getattr(data, "folder", None) or getattr(data, "source", None)
+    if source is None or glob.glob(str(Path(source).expanduser())) or Path(source).expanduser().exists():
         return [], []
     from_where = f"; get the files from {datasets.IMAGENET_URL}" if data.kind == "imagenet32" else ""
-    return [], [f"data: {place} does not exist{from_where}; place the files there, or set data's folder or source"]
+    return [], [f"data: {source} does not exist{from_where}; place the files there, or set data's folder or source"]
 
 
 def problems(experiment: Experiment, results: Path) -> list[str]:
@@ -58,10 +58,10 @@ def problems(experiment: Experiment, results: Path) -> list[str]:
     """
     from ..data.fetch import hub
 
-    found, needs = [], list(weights(experiment).items())
+    lines, needs = [], list(weights(experiment).items())
     if not any((results / name).exists() for name in ("data.safetensors", "images.safetensors")):
         urls, missing = _data(experiment)
-        needs, found = needs + [("data", url) for url in urls], missing
+        needs, lines = needs + [("data", url) for url in urls], missing
     for part, source in needs:
         if (results / "downloads" / part).exists():
             continue
@@ -76,5 +76,5 @@ def problems(experiment: Experiment, results: Path) -> list[str]:
         of_client = network.OF_REQUESTS if isinstance(source, Url) else network.OF_HUB
         if here or not (why := "offline is set" if downloads.offline() else network.unreachable(url, of_client)):
             continue
-        found.append(f"{part}: not in the cache and {why}: {addresses.public(url)}; {advice}")
-    return found
+        lines.append(f"{part}: not in the cache and {why}: {addresses.public(url)}; {advice}")
+    return lines

@@ -25,11 +25,11 @@ def targets(
     """
     device, teacher = device_of(experiment), experiment.teacher
     hub = teacher.hub.repo if teacher.source == "hub" else None
-    known = operations()[key_of(experiment, hub)]
+    network = operations()[key_of(experiment, hub)]
     calls = count * (n_steps + 1) / 2 * CALLS.get(solver, 1) * (1 if guidance == 1 else 2)
-    flops = calls * known["flops"]
+    flops = calls * network["flops"]
     kind = experiment.network.kind if hub is None else ""
-    hours = device.seconds(flops, kind, teacher.precision, known["flops"], 0, 0) / 3600
+    hours = device.seconds(flops, kind=kind, precision=teacher.precision, size=network["flops"]) / 3600
     size = 4
     for side in shape_of(experiment)[0]:
         size *= side
@@ -42,11 +42,11 @@ def tables() -> str:
         "| preset | runs | teacher calls for targets | PFLOP | hours | of a | GB on disk | dollars |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    found = {}
+    experiments = {}
     for path in PRESETS.glob("*.yaml"):
-        found |= load({"experiments": [path.stem]})[1]  # a suite is its experiments
-    known = dict(sorted(found.items()))
-    for name, experiment in known.items():
+        experiments |= load({"experiments": [path.stem]})[1]  # a suite is its experiments
+    presets = dict(sorted(experiments.items()))
+    for name, experiment in presets.items():
         runs, device = expand(name, experiment), device_of(experiment)
         stages = estimate(experiment, runs, device)
         total = {}
@@ -79,16 +79,16 @@ def tables() -> str:
         ("sdxl", "ddim", 10, 9.0),
         ("sdxl", "ddim", 100, 9.0),
     ):
-        found = targets(known[name], solver, n_steps, guidance, count, devices)
+        cost = targets(presets[name], solver, n_steps, guidance, count, devices)
         cells = [
             name,
             f"{solver}, {n_steps}, {guidance:g}",
-            f"{found['calls']:,.0f}",
-            _cell(found["flops"], 1e18),
-            _cell(found["hours"]),
-            _cell(found["wall"]),
-            _cell(found["bytes"], 1e12),
-            _cell(found["hours"] * PRICE["GPU"]),
+            f"{cost['calls']:,.0f}",
+            _cell(cost["flops"], 1e18),
+            _cell(cost["hours"]),
+            _cell(cost["wall"]),
+            _cell(cost["bytes"], 1e12),
+            _cell(cost["hours"] * PRICE["GPU"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

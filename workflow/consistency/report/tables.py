@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from .. import escape
-from ..config.claims import AS_TEXT, CLAIMS, DISTANCES, is_overall, shown, t_interval
 from ..files.storage import atomic, read_table, write_table, write_text
+from .verdicts import AS_TEXT, DISTANCES, defined, is_overall, shown, t_interval
 
 METHOD_LABELS = {
     "cm": "CM",
@@ -128,8 +128,8 @@ def _others(values: pd.DataFrame, extractors: list[str]) -> dict[str, str]:
         chosen = values[
             (values.extractor == extractor) & (values.metric == "frechet_distance") & (values.sampling_steps == 1)
         ]
-        for found in chosen.itertuples():
-            row[f"{name} to {found.reference}, 1 step"] = _cell(found.mean, found.ci_low, found.n_seeds)
+        for distance in chosen.itertuples():
+            row[f"{name} to {distance.reference}, 1 step"] = _cell(distance.mean, distance.ci_low, distance.n_seeds)
     return row
 
 
@@ -173,16 +173,16 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
     yardsticks = metrics[~metrics.extractor.isin(extractors[1:])]
     yardsticks = yardsticks[(yardsticks.method.isin(["teacher", "data"])) & (yardsticks.metric != "held_out_accuracy")]
     for run, values in yardsticks.groupby("run", sort=False):
-        found = {(r.metric, r.reference): r.value for r in values.itertuples()}
+        measured = {(r.metric, r.reference): r.value for r in values.itertuples()}
         if run == "data":
             label, method = "two halves of the data", "Data"
-            found[("frechet_distance", "data")] = found[("frechet_distance", "other half of the data")]
+            measured[("frechet_distance", "data")] = measured[("frechet_distance", "other half of the data")]
         else:
             label, method = condition_label(run.removeprefix("teacher-")) + ", N steps", "Teacher"
         row = {"Condition": label, "Method": method, "Seeds": 1}
         for (metric, reference, steps), heading in headings.items():
-            if steps == 1 and (metric, reference) in found:
-                row[heading] = _cell(found[(metric, reference)], 0, 1)
+            if steps == 1 and (metric, reference) in measured:
+                row[heading] = _cell(measured[(metric, reference)], 0, 1)
         rows.append(row)
     frame = pd.DataFrame(rows).fillna("–")
     unit = unit_of(summary)
@@ -247,8 +247,8 @@ def couplings(
         rows.append(row)
     halves = metrics[(metrics.run == "data") & (metrics.reference == "other half of the data")]
     row = {"Method": "Data, two halves", "Seeds": 1}
-    for found in halves[~halves.extractor.isin(extractors[1:])].itertuples():
-        row[headings[found.metric, "data", 1]] = _cell(found.value, 0, 1)
+    for half in halves[~halves.extractor.isin(extractors[1:])].itertuples():
+        row[headings[half.metric, "data", 1]] = _cell(half.value, 0, 1)
     frame = pd.DataFrame([*rows, row]).fillna("–")
     note = (
         f"{title}. Trained from scratch; mean ± half-width of the 95 % t interval over seeds. Distances "
@@ -261,13 +261,15 @@ def couplings(
     _write(paths, frame, f"{title}: couplings", note)
 
 
-def claims(paths: dict[str, str], claims_path: str | Path) -> None:
+def claims(paths: dict[str, str], claims_path: str | Path, definitions: list[str | Path]) -> None:
     """The claims table, overall rows first, then every condition.
 
     Args:
         paths: md, tex, html → where to write.
+        definitions: files that define the claims of the table (`verdicts.check`).
     """
     table = read_table(claims_path, converters=AS_TEXT)
+    claimed = defined(definitions, list(table.claim.unique()))
     chosen = table.condition.map(is_overall).astype(bool)
     overall, details = table[chosen], table[~chosen]
     note = (
@@ -279,20 +281,22 @@ def claims(paths: dict[str, str], claims_path: str | Path) -> None:
         "reproduced, interval and verdict are after Bonferroni's correction. "
         "Distances are in the features that the quantity or the main table names; FID is Inception-v3 alone."
     )
-    sentences = "\n".join(f"- **{name}** (paper {claim.paper}): {claim.sentence}" for name, claim in CLAIMS.items())
+    sentences = "\n".join(
+        f"- **{escape.markdown(name)}**{f' (paper {c.paper})' * bool(c.paper)}: {escape.markdown(c.sentence)}"
+        for name, c in claimed.items()
+    )
     first = _claims_frame(overall)
     write_text(paths["md"], f"{_markdown(first)}\n\n{sentences}\n\n{note}\n")
     write_text(paths["tex"], _latex(first, note))
     body = f"<p>{_VERDICTS}</p>"
-    for name, claim in CLAIMS.items():
+    for name, claim in claimed.items():
         rows = _claims_frame(overall[overall.claim == name]).drop(columns="Claim")
-        if len(rows):
-            heading = escape.html(f"{name}, paper {claim.paper}: {claim.sentence}")
-            body += f"<h2>{heading}</h2>{_table(rows)}"
+        heading = escape.html(f"{name}{f', paper {claim.paper}' * bool(claim.paper)}: {claim.sentence}")
+        body += f"<h2>{heading}</h2>{_table(rows)}"
     if not len(overall):
         body += _table(first)
     body += f"<details><summary>Every condition by itself</summary>{_table(_claims_frame(details))}</details>"
-    write_text(paths["html"], _page("Do the papers' claims hold in these runs?", body, note))
+    write_text(paths["html"], _page("Do the claims hold in these runs?", body, note))
 
 
 _VERDICTS = (

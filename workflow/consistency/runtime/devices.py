@@ -38,7 +38,7 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise ConfigError("precision: fp16 needs a GPU; allowed on the CPU: no, bf16")
 
 
-def place(network: nn.Module, device: torch.device, precision: str = "no") -> nn.Module:
+def move(network: nn.Module, device: torch.device, precision: str = "no") -> nn.Module:
     """Move a network that is not trained to a device, its weights in the precision that it will run in.
 
     Raises:

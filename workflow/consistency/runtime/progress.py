@@ -45,8 +45,8 @@ class Progress:
         rate = (self.done - self._first) / max(now - self._began, 1e-9)
         left = self._interval((self.total - self.done) / max(rate, 1e-9))
         extra = "".join(f", {k} {v:.4g}" for k, v in facts.items())
-        share = 100 * self.done // max(self.total, 1)
-        log.info("%s: %d/%d (%d%%), %.1f/s, ETA %s%s", self.what, self.done, self.total, share, rate, left, extra)
+        share = f"{self.done}/{self.total} ({100 * self.done // max(self.total, 1)}%)"
+        log.info("%s: %s, %.1f/s, ETA %s%s", self.what, share, rate, left, extra)
 
 
 class Board:

@@ -40,8 +40,8 @@ def git_commit() -> str | None:
     if top.stat().st_uid == (top / ".git").stat().st_uid == here.stat().st_uid:
         git += ["-c", f"safe.directory={top}"]
     elsewhere = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"}  # git sets them for what it calls, of another repository
-    known = {name: value for name, value in os.environ.items() if name not in elsewhere}
-    options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "env": known}
+    without = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "env": without}
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True, **options)
         command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -52,13 +52,13 @@ def git_commit() -> str | None:
 
 def versions() -> dict[str, str]:
     """Package → version, of those that make results."""
-    found = {}
+    installed = {}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -119,15 +119,15 @@ def check_shared() -> None:
         raise ConfigError(f"{name}: {folder} is no folder that can be written; make it")
 
 
-def own_files(place: str | Path) -> list[Path]:
+def own_files(source: str | Path) -> list[Path]:
     """A user's file, or the files in a folder or of a pattern, sorted. Follows links; leaves hidden files out.
 
     Raises:
         StorageError: more folders are reached through links than `bounds.LINKED`.
     """
-    path = Path(place).expanduser()
-    places = [path] if path.exists() else map(Path, sorted(glob(str(path), recursive=True)))
-    return [file for place in places for file in (sorted(_below(place)) if place.is_dir() else [place])]
+    path = Path(source).expanduser()
+    paths = [path] if path.exists() else map(Path, sorted(glob(str(path), recursive=True)))
+    return [file for path in paths for file in (sorted(_below(path)) if path.is_dir() else [path])]
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -149,19 +149,19 @@ def _below(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
-def files_sha256(place: str | Path) -> str:
+def files_sha256(source: str | Path) -> str:
     """One sha256 over names, sizes and times of change (ns) of `own_files`: another one where a file was replaced.
 
     Raises:
         StorageError: as `own_files` does.
     """
     digest = hashlib.sha256()
-    for file in own_files(place):
+    for file in own_files(source):
         try:
             stat = file.stat()
         except OSError:  # a link that leads nowhere, or to itself
             continue
         digest.update(
-            f"{os.path.relpath(file, place)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape")
+            f"{os.path.relpath(file, source)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape")
         )
     return digest.hexdigest()

@@ -60,8 +60,8 @@ def trainings(results: str | Path, now: float | None = None) -> list[Training]:
         now: seconds since 1970; the clock by default.
     """
     now = time.time() if now is None else now
-    found = (_training(folder, now) for folder in sorted(Path(results).glob("*/checkpoints/*")))
-    return [training for training in found if training is not None]
+    trainings = (_training(folder, now) for folder in sorted(Path(results).glob("*/checkpoints/*")))
+    return [training for training in trainings if training is not None]
 
 
 def _training(folder: Path, now: float) -> Training | None:

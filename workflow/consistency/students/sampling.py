@@ -14,7 +14,7 @@ from ..files.storage import load_tensors
 from ..files.writers import Shapes, tensor_file
 from ..flow.noise import normal
 from ..flow.schedules import flow_of
-from ..runtime.devices import pick_device, place
+from ..runtime.devices import move, pick_device
 from ..runtime.progress import Progress
 from ..teachers.protocol import Teacher
 from ..teachers.targets import solver_named, trajectory
@@ -146,7 +146,7 @@ def sample_student(path: str | Path, job: SamplingJob, files: dict[str, str]) ->
         if points.shape[1] != len(noise):
             raise MismatchError(f"{teacher_samples}: {points.shape[1]} samples, the noise file has {len(noise)}")
     for student in students.values():
-        place(student, device, job.precision)
+        move(student, device, job.precision)
     sets = {f"steps_{n}": (final, n) for n in job.sampling_steps}
     sets |= {name: (student, 1) for name, student in students.items() if name != "final"}
     names, progress = [*sets, *(f"from_{time}" for time in starts)], Progress(len(noise), "sample student")

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..flow.predictions import kind_of, noise_of
 from ..flow.schedules import VPSchedule, spread
 from ..networks.mixture import Mixture
-from ..runtime.devices import place
+from ..runtime.devices import move
 
 
 class Teacher:
@@ -67,7 +67,7 @@ class Teacher:
         Raises:
             ConfigError: fp16 on the CPU.
         """
-        place(self.network, device, self.precision)
+        move(self.network, device, self.precision)
         if self.compiled and device.type == "cuda" and hasattr(self.network, "compile_blocks"):
             self.network.compile_blocks()
         return self

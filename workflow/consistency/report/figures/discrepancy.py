@@ -73,16 +73,16 @@ def _ratios(table: pd.DataFrame) -> pd.DataFrame:
     """⟨E g_CT, E g_CD⟩ / ⟨E g_CD, E g_CD⟩ as `value` of every run, steps, distance and coupling."""
     parts = table.reference.str.extract(r"^(?P<distance>\S+) (?P<velocity>ct|cd) (?P<coupling>\S+)$")
     steps = table.metric.str.extract(r"^gradient@steps=(?P<steps>\d+)$")
-    found = table.join(parts).join(steps).dropna(subset=["velocity", "steps"]).astype({"steps": int})
+    products = table.join(parts).join(steps).dropna(subset=["velocity", "steps"]).astype({"steps": int})
     keys = ["run", "steps", "distance", "coupling"]
-    ct, cd = (found[found.velocity == velocity].set_index(keys).value for velocity in ("ct", "cd"))
+    ct, cd = (products[products.velocity == velocity].set_index(keys).value for velocity in ("ct", "cd"))
     return (ct / cd).reset_index()
 
 
 def _curve(axes: Axes, summary: pd.DataFrame, base: str, reference: str, look: dict[str, Any], dash: str) -> None:
     """Mean and band over N, and the limit as a bar at the right."""
-    found = summary[(summary.base == base) & (summary.reference == reference)]
-    limit, chosen = found[found.steps == "limit"], found[found.steps != "limit"].sort_values("steps", key=pd.to_numeric)
+    means = summary[(summary.base == base) & (summary.reference == reference)]
+    limit, chosen = means[means.steps == "limit"], means[means.steps != "limit"].sort_values("steps", key=pd.to_numeric)
     steps = chosen.steps.astype(int)
     axes.plot(steps, chosen["mean"], markersize=3, linewidth=1.2, linestyle=dash, **look)
     if (chosen.n_seeds > 1).all():

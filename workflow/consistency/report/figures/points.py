@@ -45,9 +45,9 @@ def draw(
         look = looks[run["method"]]
         row[f"{look['label']}, 1 step"] = _plane(ours, "steps_1"), look["color"]
 
-    known = np.concatenate([points for row in rows.values() for points, _ in list(row.values())[:3]])
-    margin = 0.08 * np.ptp(known, axis=0).max()
-    low, high = known.min(0) - margin, known.max(0) + margin
+    shown = np.concatenate([points for row in rows.values() for points, _ in list(row.values())[:3]])
+    margin = 0.08 * np.ptp(shown, axis=0).max()
+    low, high = shown.min(0) - margin, shown.max(0) + margin
     columns = max(map(len, rows.values()))
     width, height = high - low
     size = style.WIDTH, len(rows) * ((style.WIDTH - 0.6) / columns * height / width + 0.25) + 0.3

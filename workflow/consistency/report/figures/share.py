@@ -40,8 +40,8 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
         1, len(shown), figsize=(style.WIDTH, 2.5), sharex=True, squeeze=False, layout="constrained"
     )
     for axes, (metric, reference) in zip(panels[0], shown, strict=True):
-        for aside, (place, colours) in zip((-0.01, 0.01), _BUDGETS.items(), strict=True):
-            chosen = summary[(summary.metric == metric + place) & (summary.reference == reference)]
+        for aside, (point, colours) in zip((-0.01, 0.01), _BUDGETS.items(), strict=True):
+            chosen = summary[(summary.metric == metric + point) & (summary.reference == reference)]
             if chosen.empty:
                 continue
             spread = None

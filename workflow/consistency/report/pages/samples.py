@@ -87,13 +87,13 @@ def _sections(rows: Rows, samples: list[str], pictures: list[str], ends: dict[st
             sections[row["group"]] = {"label": label, "scratch": scratch, "rows": lines}
             sections[row["group"]]["reference"] = "the teacher" if teacher else "the true end" if ends else None
         reference = teacher["values"] if teacher else true
-        for found in sets:
+        for part in sets:
             error = None
             if reference is not None:
-                difference = found["values"].astype(np.float64) - reference
+                difference = part["values"].astype(np.float64) - reference
                 error = np.square(difference).reshape(len(difference), -1).mean(1)
-            line = _line(method_label(row["method"]), found["drawn"])
-            sections[row["group"]]["rows"].append(line | {"seed": row["seed"], "steps": found["steps"], "error": error})
+            line = _line(method_label(row["method"]), part["drawn"])
+            sections[row["group"]]["rows"].append(line | {"seed": row["seed"], "steps": part["steps"], "error": error})
     return list(sections.values())
 
 
@@ -110,8 +110,9 @@ def _read(row: dict[str, Any], samples: str, pictures: str, count: int) -> Rows:
     values = load_tensors(samples, list(names.values()), framework="np", rows=count)[0]
     drawn = values
     if pictures != samples:
-        found = load_tensors(pictures, [f"{name}.pictures" for name in names.values()], framework="np", rows=count)[0]
-        drawn = {name: found[f"{name}.pictures"] for name in names.values()}
+        asked = [f"{name}.pictures" for name in names.values()]
+        of_pictures = load_tensors(pictures, asked, framework="np", rows=count)[0]
+        drawn = {name: of_pictures[f"{name}.pictures"] for name in names.values()}
         values = {name: values[name][: len(drawn[name])] for name in drawn}
     return [{"steps": steps, "values": values[name], "drawn": drawn[name]} for steps, name in names.items()]
 
@@ -166,8 +167,8 @@ def _tile(sections: Rows) -> dict[str, Any]:
 
 def _plane(sections: Rows, ends: dict[str, np.ndarray], count: int) -> dict[str, Any]:
     """The square that all panels show, from the references, and the colour of each noise, by its true end."""
-    known = np.concatenate([_first_two(r["drawn"]) for s in sections for r in s["rows"] if r["seed"] is None])
-    middle, half = (known.max(0) + known.min(0)) / 2, 0.65 * np.ptp(known, axis=0).max()
+    references = np.concatenate([_first_two(r["drawn"]) for s in sections for r in s["rows"] if r["seed"] is None])
+    middle, half = (references.max(0) + references.min(0)) / 2, 0.65 * np.ptp(references, axis=0).max()
     end = _first_two(next(iter(ends.values()))[:count])
     x, y = (end - end.mean(0)).T
     sectors = np.floor(np.arctan2(y, x) / (2 * np.pi) * len(_COLOURS) + 0.5).astype(int) % len(_COLOURS)

@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.colors import to_hex
 from plotly.offline import get_plotlyjs
 
-from ...config.claims import t_interval
 from ...files.storage import read_table
 from ..figures import style
 from ..tables import condition_label, distance_label, method_label, unit_of
+from ..verdicts import t_interval
 from . import shell
 
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "P": "cross", "X": "x", "h": "hexagon"} | {
@@ -70,23 +70,22 @@ def _experiment(table: pd.DataFrame, runs: list[dict[str, Any]], title: str) -> 
     frame = pd.DataFrame([{key: run[key] for key in ("run", "method", "group", "seed")} for run in runs])
     ours = table.drop(columns=["method", "seed"]).merge(frame, on="run")
     named = ours[ours.reference.isin(_ORDER)]
-    order = {
-        name: place for place, name in enumerate(["ode_error", *_QUALITY, *dict.fromkeys(named.extractor), *_ORDER])
-    }
+    words = ["ode_error", *_QUALITY, *dict.fromkeys(named.extractor), *_ORDER]
+    order = {word: position for position, word in enumerate(words)}
     measured = set(zip(named.metric, named.extractor, named.reference, strict=True))
     kept = {key: number for number, key in enumerate(sorted(measured, key=lambda k: [order[part] for part in k]))}
     measures = [_measure(*key, unit_of(ours)) for key in kept]
 
     values = []
     keys = ["group", "method", "sampling_steps", "metric", "extractor", "reference"]
-    for (group, method, steps, *key), found in ours.groupby(keys, sort=False):
+    for (group, method, steps, *key), chosen in ours.groupby(keys, sort=False):
         if tuple(key) in kept:
-            mean, low, _ = t_interval(found.value.tolist())
-            half = _short(mean - low) if len(found) > 1 else None
-            seeds = {str(seed): _short(value) for seed, value in zip(found.seed, found.value, strict=True)}
+            mean, low, _ = t_interval(chosen.value.tolist())
+            half = _short(mean - low) if len(chosen) > 1 else None
+            seeds = {str(seed): _short(value) for seed, value in zip(chosen.seed, chosen.value, strict=True)}
             values.append([group, method, int(steps), kept[tuple(key)], _short(mean), half, seeds])
-    for run, found in table[table.method == "teacher"].groupby("run", sort=False):
-        of_teacher = [(kept.get((r.metric, r.extractor, r.reference)), r.value) for r in found.itertuples()]
+    for run, chosen in table[table.method == "teacher"].groupby("run", sort=False):
+        of_teacher = [(kept.get((r.metric, r.extractor, r.reference)), r.value) for r in chosen.itertuples()]
         # its distance to its own samples is 0 by definition
         of_teacher += [(number, 0.0) for key, number in kept.items() if key[0] == "ode_error" and key[2] == "teacher"]
         for group, condition in groups.items():

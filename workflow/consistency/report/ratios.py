@@ -9,7 +9,7 @@ from ..errors import MismatchError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .claims import Quantity, Side
+    from ..config.claims import Quantity
 
 
 def log_ratios(metrics: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) -> pd.DataFrame:
@@ -26,9 +26,9 @@ def log_ratios(metrics: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) ->
     import numpy as np
 
     keys, sides = ["group", "sampling_steps", "seed"], []
-    for side in (quantity.ours, quantity.other):
-        chosen = metrics[(metrics.metric == side.metric) & (metrics.reference == side.reference)]
-        table = chosen[["run", "sampling_steps", "value"]].merge(runs[runs.method == side.method], on="run")
+    for method, reference in quantity.sides:
+        chosen = metrics[(metrics.metric == quantity.metric) & (metrics.reference == reference)]
+        table = chosen[["run", "sampling_steps", "value"]].merge(runs[runs.method == method], on="run")
         sides.append(table.set_index(keys).value)
     both = sides[0].to_frame("ours").join(sides[1].to_frame("other"), how="outer")
     positive = (both["ours"] > 0) & (both["other"] > 0)
@@ -44,8 +44,8 @@ def seeds_of(pairs: pd.DataFrame) -> str:
 
 def left_out(pairs: pd.DataFrame, quantity: Quantity) -> list[str]:
     """What a condition's ratios leave out: seeds that one side lacks, and those without a ratio."""
-    sides, notes = (quantity.ours, quantity.other), []
-    for column, name in zip(("ours", "other"), names_of(*sides), strict=True):
+    notes = []
+    for column, name in zip(("ours", "other"), quantity.names, strict=True):
         absent = pairs[pairs[column].isna()]
         if len(absent) == len(pairs):
             return [f"{name} has no values"]
@@ -54,11 +54,6 @@ def left_out(pairs: pd.DataFrame, quantity: Quantity) -> list[str]:
     if len(without := without_ratio(pairs)):
         notes.append(f"no ratio for {seeds_of(without)}, where a value is not above 0")
     return notes
-
-
-def names_of(ours: Side, other: Side) -> tuple[str, str]:
-    """The two sides' methods, or their references where the method is one."""
-    return (ours.method, other.method) if ours.method != other.method else (ours.reference, other.reference)
 
 
 def without_ratio(pairs: pd.DataFrame) -> pd.DataFrame:
