@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..errors import ConfigError
 from . import limits
 from .claims import CLAIMS
-from .names import PAIR_OBJECTIVES, nearest
+from .names import nearest
+from .registry import PAIR_OBJECTIVES
 from .settings import LARGEST_ASSIGNMENT, Experiment, Frozen, Run
 
 CLASSES = ("digits", "fashion", "cifar10", "imagenet32")  # kinds of data with labels

@@ -19,7 +19,8 @@ from ..errors import ConfigError
 from . import cautions, checks, limits, strict
 from .claims import CLAIMS
 from .messages import message
-from .names import PAIR_OBJECTIVES, nearest
+from .names import nearest
+from .registry import BUILT_INS, PAIR_OBJECTIVES, Registry, check_params
 from .settings import Config, Coupling, Experiment, Run
 from .uses import check_overrides, idle
 
@@ -144,19 +145,30 @@ def _check_known(where: str, name: Any, known: list[str]) -> None:
         raise ConfigError(f"{where}: unknown {name!r}; allowed: {', '.join(known)}{nearest(str(name), known)}")
 
 
-def load_experiment(name: str, overrides: dict[str, Any] | None = None, presets: Path = PRESETS) -> Experiment:
+def load_experiment(
+    name: str, overrides: dict[str, Any] | None = None, presets: Path = PRESETS, registry: Registry = BUILT_INS
+) -> Experiment:
     """A preset with overrides laid over it, checked.
+
+    Args:
+        registry: the functions that it may name.
 
     Raises:
         ConfigError: one line with the key's path, what was given, what is allowed.
     """
     settings = _merge(_read_preset(name, presets), overrides or {})
     try:
-        experiment = Experiment.model_validate(settings)
+        experiment = Experiment.model_validate(settings, context=registry)
     except ValidationError as error:
         raise ConfigError(message(name, error)) from error
     limits.check_names(name, experiment)
     limits.check_schedule(name, experiment.schedule)
+    for path, kind, uses in (
+        ("evaluation.metrics", "metric", experiment.evaluation.metrics),
+        ("figures", "figure", experiment.figures),
+    ):
+        for number, use in enumerate(uses):
+            check_params(registry.get(kind, use.name), use.params, f"{name}: {path}.{number}.params")
     runs = expand(name, experiment)
     for claim in experiment.claims:
         if not any({q.ours.method, q.other.method} <= set(experiment.methods) for q in CLAIMS[claim].quantities):
@@ -190,6 +202,7 @@ def load(
         config = Config.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(message("config.yaml", error)) from error
+    registry = Registry.read(config.plugins)
     names = [member for name in config.experiments for member in _members(name, presets)]
     limits.check_experiments(names)
     known = [name for name in _presets(presets) if not _is_suite(name, presets)]
@@ -205,7 +218,7 @@ def load(
                 f"{where}: reaches nothing, for {name} is not among the experiments ({', '.join(names)}); add it to "
                 "them, or remove the override"
             )
-    experiments = {name: load_experiment(name, config.overrides.get(name), presets) for name in names}
+    experiments = {name: load_experiment(name, config.overrides.get(name), presets, registry) for name in names}
     for name, experiment in experiments.items():
         if changes := config.overrides.get(name):
             check_overrides(name, experiment, expand(name, experiment), changes)

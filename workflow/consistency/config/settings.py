@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from .claims import CLAIMS
-from .names import COUPLINGS, OBJECTIVES, SOLVERS, condition, nearest
+from .functions import CouplingKind, Objective, OwnFigure, OwnMetric, Solver, one_of
+from .names import condition
 from .sources import Count, Data, Extractor, Folder, Hub, Place, Seed, Strict, TrainedClassifier
 
 NAME = r"^[\w.][\w.-]*$"  # of what stands in tables: with - before it, a spreadsheet would take it for a formula
@@ -37,19 +38,9 @@ def _as_list(value: Any) -> Any:
 SOME = Field(min_length=1), BeforeValidator(_as_list)
 
 
-def _one_of(allowed: list[str]) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if value not in allowed:
-            raise ValueError(f"allowed: {', '.join(allowed)}{nearest(str(value), allowed)}")
-        return value
-
-    return BeforeValidator(check)
-
-
-Solver = Annotated[str, _one_of(SOLVERS), Field(json_schema_extra={"enum": SOLVERS})]
-Objective = Annotated[str, _one_of(OBJECTIVES), Field(json_schema_extra={"enum": OBJECTIVES})]
-CouplingKind = Annotated[str, _one_of(COUPLINGS), Field(json_schema_extra={"enum": COUPLINGS})]
-Claim = Annotated[str, _one_of(list(CLAIMS)), Field(json_schema_extra={"enum": list(CLAIMS)})]
+Claim = Annotated[
+    str, BeforeValidator(lambda value: one_of(value, list(CLAIMS))), Field(json_schema_extra={"enum": list(CLAIMS)})
+]
 Mode = Literal["paper", "trajectory"]
 Parameters = Literal["full", "lora"]
 
@@ -254,6 +245,7 @@ class Evaluation(Strict):
     neighbours: Count = Field(3, description="k of precision and recall")
     batch_size: Count = Field(2000, description="samples computed together")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="of students that sample, on a GPU")
+    metrics: list[OwnMetric] = Field([], description="your own metrics besides, functions of the files in plugins")
 
 
 class Frozen(Strict):
@@ -356,6 +348,7 @@ class Experiment(Strict):
         "a third three times, and training continues from its checkpoint",
     )
     claims: list[Claim] = Field([], description="claims decided on this experiment")
+    figures: list[OwnFigure] = Field([], description="your own figures besides, functions of the files in plugins")
 
     @property
     def data_set(self) -> str:
@@ -409,6 +402,9 @@ class Config(Strict):
     experiments: list[str] = Field(min_length=1, description="presets to run, a list or a comma list")
     results: Folder = Field("results", description="folder of all outputs")
     tensorboard: bool = Field(False, description="trainings also log to results/{experiment}/tensorboard")
+    plugins: Annotated[list[Folder], BeforeValidator(lambda value: [] if value is None else _as_list(value))] = Field(
+        [], description="Python files with your own objectives, couplings, samplers, metrics and figures"
+    )
     overrides: Annotated[dict[str, dict[str, Any]], BeforeValidator(lambda value: {} if value is None else value)] = (
         Field({}, description="experiment → keys of its preset to change")
     )

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from ..flow.transport import wasserstein
 from ..runtime.provenance import environment
 from .distances import FeatureSet, frechet_distance, kernel_distance, precision_recall
 from .features import COORDINATES
+
+if TYPE_CHECKING:
+    from .own import OwnMetrics
 
 Row = dict[str, Any]
 
@@ -246,12 +249,14 @@ def measure_teacher(
     samples: str | Path | None = None,
     truth: str | Path | None = None,
     space: str = "pixels",
+    own: OwnMetrics | None = None,
 ) -> None:
     """The teacher's own samples against the data; against the ODE's true end where it is known, which is
     the solver's discretisation error.
 
     Args:
-        samples: the teacher's, needed with `truth`.
+        samples: the teacher's, needed with `truth` and `own`.
+        own: the user's metrics, measured too.
     """
     began = time.monotonic()
     extracted, of_data, labels = _arrays(features), _arrays(data_features), _arrays(noise)["labels"]
@@ -270,7 +275,10 @@ def measure_teacher(
         error = _squared_error(_arrays(samples)["samples"], _arrays(truth)["vp"], samples)
         rows.append(_row("ode_error", error, len(labels), space, "truth", run["n_steps"]))
         files |= {"samples": samples, "truth": truth}
-    _write(path, run, rows, files, cards, neighbours, settings, began)
+    if own:
+        rows += own.rows(_arrays(samples)["samples"], labels, run["n_steps"])
+        files |= {"samples": samples}
+    _write(path, run, rows, files, cards, neighbours, settings, began, own=own)
 
 
 def measure_data(
@@ -282,6 +290,7 @@ def measure_data(
     settings: dict[str, Any],
     splits: int = 5,
     data: str | Path | None = None,
+    own: OwnMetrics | None = None,
 ) -> None:
     """The yardstick: the Fréchet distance between two random halves of the data (mean of `splits` splits;
     of points also the Wasserstein distance), the scores of the data, and the classifier's held-out accuracy.
@@ -289,6 +298,7 @@ def measure_data(
     Args:
         data: the file that the features were extracted from, which has been checked; what was read and passed over to
             make it goes into the protocol.
+        own: the user's metrics, measured too.
     """
     began = time.monotonic()
     extracted = _arrays(data_features)
@@ -310,7 +320,8 @@ def measure_data(
             rows.append(_row("held_out_accuracy", value, count, card["name"], "labels"))
     rows += _scores(extracted, cards, "train_images", None)
     read = load_tensors(data, [], framework="np", check=False)[1].get("read") if data else None
-    _write(path, run, rows, {"data_features": data_features}, cards, neighbours, settings, began, read)
+    rows += own.data_rows() if own else []
+    _write(path, run, rows, {"data_features": data_features}, cards, neighbours, settings, began, read, own)
 
 
 def _write(
@@ -323,12 +334,14 @@ def _write(
     settings: dict[str, Any],
     began: float,
     read: dict[str, Any] | None = None,
+    own: OwnMetrics | None = None,
 ) -> None:
     protocol = {
-        "files_sha256": {name: sha256(file) for name, file in files.items()},
+        "files_sha256": {name: sha256(file) for name, file in (files | (own.files if own else {})).items()},
         "extractors": cards,
         "precision_recall_neighbours": neighbours,
         **({"data_read": read} if read else {}),
+        **({"own_metrics": own.metrics} if own else {}),
     }
     value = {"run": run, "rows": rows, "protocol": protocol, "settings": settings, "environment": environment()}
     write_measured(path, value | {"wall_time_s": round(time.monotonic() - began, 3)})

@@ -25,6 +25,8 @@ from collections.abc import Callable
 
 import torch
 
+from ..plugins import objective
+
 Tensor = torch.Tensor
 Targets = dict[str, Tensor]
 Pairs = dict[str, Tensor]
@@ -44,6 +46,7 @@ def direct(student: Student, batch: Targets) -> tuple[Tensor, Tensor]:
     return student(batch["x_s"], batch["s"], batch["cond"]), batch["x_0"]
 
 
+@objective(draws="pairs")
 def consistency_training(student: Student, batch: Pairs) -> tuple[Tensor, Tensor]:
     """CT and, with the teacher's velocity in the pair, CD in the same parameterisation: `f(x_{σ_{i+1}}, σ_{i+1})`
     towards `sg f(x_{σ_i}, σ_i)`, the same weights and the same dropout on both sides (section B.2)."""
