@@ -35,6 +35,7 @@ from _job import shared
 from consistency import config as settings
 from consistency import addresses, escape
 from consistency.config import strict
+from consistency.config.registry import Registry
 from consistency.config.settings import condition
 from consistency.errors import ConsistencyError
 from consistency.files.locks import hold, hold_for
@@ -61,6 +62,7 @@ try:
     for name in EXPERIMENTS:
         if (Path(PLACE) / name).is_dir():
             check_writable(Path(PLACE) / name)
+    REGISTRY = Registry.read(CONFIG.plugins)
     RUNS = {name: {run.run: run for run in settings.expand(name, e)} for name, e in EXPERIMENTS.items()}
 except ConsistencyError as error:
     raise WorkflowError(f"configuration: {error}") from None
@@ -334,6 +336,33 @@ def weights_of(wildcards):
 def measuring(wildcards):
     """How samples are measured."""
     return {"extractors": extractors_of(wildcards), "batch_size": preset(wildcards).evaluation.batch_size}
+
+
+def code_of(kind, name):
+    """The code of a function that a configuration names, as a param: edited, it runs again what uses it."""
+    return REGISTRY.get(kind, name).code_sha256
+
+
+def own_metrics(wildcards):
+    """The user's own metrics, and what they are measured on."""
+    metrics = preset(wildcards).evaluation.metrics
+    return {
+        "metrics": [REGISTRY.get("metric", metric.name).call(metric.params) for metric in metrics],
+        "space": space_of(wildcards),
+        "reference": reference_of(wildcards),
+        "vae": vae_of(wildcards) if metrics else None,
+    }
+
+
+def own_inputs(wildcards):
+    """The data, which the user's own metrics may compare with."""
+    data = f"{RESULTS}/{wildcards.experiment}/data.safetensors"
+    return {"data": data, "pixels": pixels_of(wildcards)} if preset(wildcards).evaluation.metrics else {}
+
+
+def reference_of(wildcards):
+    """The part of the data that metrics compare with."""
+    return "test_images" if preset(wildcards).data.kind == "mixture" else "train_images"
 
 
 def in_latents(wildcards):

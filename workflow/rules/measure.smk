@@ -3,6 +3,7 @@
 
 rule measure_data:
     input:
+        unpack(own_inputs),
         images=pixels_of,
         weights=weights_of,
         captions=captions_of,
@@ -20,9 +21,11 @@ rule measure_data:
         runtime=minutes,
     params:
         run=lambda w: {"run": "data", "method": "data"},
-        reference=lambda w: "test_images" if preset(w).data.kind == "mixture" else "train_images",
+        reference=reference_of,
         neighbours=lambda w: preset(w).evaluation.neighbours,
         extract=measuring,
+        own=own_metrics,
+        code=REGISTRY.built_in_code("metric"),
         settings=lambda w: {"data": dump(preset(w).data)},
     script:
         "../scripts/measure_data.py"
@@ -30,6 +33,7 @@ rule measure_data:
 
 rule measure_teacher:
     input:
+        unpack(own_inputs),
         samples=f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
@@ -54,6 +58,8 @@ rule measure_teacher:
         extract=measuring,
         vae=vae_of,
         space=space_of,
+        own=own_metrics,
+        code=REGISTRY.built_in_code("metric"),
         settings=lambda w: {"evaluation": dump(preset(w).evaluation), "schedule": dump(preset(w).schedule)},
     script:
         "../scripts/measure_teacher.py"
@@ -165,6 +171,7 @@ rule measure_orders:
     params:
         schedule=lambda w: dump(preset(w).schedule),
         order_steps=lambda w: preset(w).analysis.order_steps,
+        code=REGISTRY.built_in_code("solver"),
     script:
         "../scripts/measure_orders.py"
 

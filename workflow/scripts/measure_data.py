@@ -2,11 +2,24 @@ from _job import job
 
 with job(snakemake):
     from consistency.evaluate import features, measure
+    from consistency.evaluate.own import OwnMetrics
 
-    given, made, params = snakemake.input, snakemake.output, snakemake.params
+    inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
     cards = features.extract(
-        made.features, given.images, [params.reference], **params.extract, captions=given.captions or None, cache=True
+        outputs.features,
+        inputs.images,
+        [params.reference],
+        **params.extract,
+        captions=inputs.captions or None,
+        cache=True,
     )
     measure.measure_data(
-        made.metrics, params.run, made.features, cards, params.neighbours, params.settings, data=given.images
+        outputs.metrics,
+        params.run,
+        outputs.features,
+        cards,
+        params.neighbours,
+        params.settings,
+        data=inputs.images,
+        own=OwnMetrics(**params.own, data=inputs.get("data"), images=inputs.get("pixels")),
     )

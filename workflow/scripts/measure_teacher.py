@@ -2,27 +2,29 @@ from _job import job
 
 with job(snakemake):
     from consistency.evaluate import features, measure
+    from consistency.evaluate.own import OwnMetrics
 
-    given, made, params = snakemake.input, snakemake.output, snakemake.params
+    inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
     cards = features.extract(
-        made.features,
-        given.samples,
+        outputs.features,
+        inputs.samples,
         ["samples"],
         **params.extract,
         vae=params.vae,
-        captions=given.captions or None,
-        labels=given.noise,
+        captions=inputs.captions or None,
+        labels=inputs.noise,
     )
     measure.measure_teacher(
-        made.metrics,
+        outputs.metrics,
         params.run,
-        made.features,
-        given.data_features,
-        given.noise,
+        outputs.features,
+        inputs.data_features,
+        inputs.noise,
         cards,
         params.neighbours,
         params.settings,
-        given.samples,
-        given.truth or None,
+        inputs.samples,
+        inputs.truth or None,
         params.space,
+        OwnMetrics(**params.own, data=inputs.get("data"), images=inputs.get("pixels")),
     )

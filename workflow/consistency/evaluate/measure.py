@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .own import OwnMetrics
 
 Row = dict[str, Any]
-
 Card = dict[str, Any]
 _SCORES = {"clip_score": "prompts", "aesthetic_score": "none"}  # of single images → what they are compared with
 
@@ -276,7 +275,7 @@ def measure_teacher(
         rows.append(_row("ode_error", error, len(labels), space, "truth", run["n_steps"]))
         files |= {"samples": samples, "truth": truth}
     if own:
-        rows += own.rows(_arrays(samples)["samples"], labels, run["n_steps"])
+        rows += own.of_samples(_arrays(samples)["samples"], labels, run["n_steps"])
         files |= {"samples": samples}
     _write(path, run, rows, files, cards, neighbours, settings, began, own=own)
 
@@ -298,7 +297,6 @@ def measure_data(
     Args:
         data: the file that the features were extracted from, which has been checked; what was read and passed over to
             make it goes into the protocol.
-        own: the user's metrics, measured too.
     """
     began = time.monotonic()
     extracted = _arrays(data_features)
@@ -320,7 +318,7 @@ def measure_data(
             rows.append(_row("held_out_accuracy", value, count, card["name"], "labels"))
     rows += _scores(extracted, cards, "train_images", None)
     read = load_tensors(data, [], framework="np", check=False)[1].get("read") if data else None
-    rows += own.data_rows() if own else []
+    rows += own.of_data() if own else []
     _write(path, run, rows, {"data_features": data_features}, cards, neighbours, settings, began, read, own)
 
 
@@ -337,11 +335,10 @@ def _write(
     own: OwnMetrics | None = None,
 ) -> None:
     protocol = {
-        "files_sha256": {name: sha256(file) for name, file in (files | (own.files if own else {})).items()},
+        "files_sha256": {name: sha256(file) for name, file in files.items()},
         "extractors": cards,
         "precision_recall_neighbours": neighbours,
-        **({"data_read": read} if read else {}),
-        **({"own_metrics": own.metrics} if own else {}),
+        **({"data_read": read} if read else {}) | (own.protocol() if own else {}),
     }
     value = {"run": run, "rows": rows, "protocol": protocol, "settings": settings, "environment": environment()}
     write_measured(path, value | {"wall_time_s": round(time.monotonic() - began, 3)})
