@@ -81,7 +81,7 @@ class OwnMetrics:
         labels = self.reference.replace("images", "labels")
         tensors = load_tensors(self.data, [self.reference, labels])[0]
         images = load_tensors(self.images, [self.reference])[0][self.reference]
-        rows = np.sort(generator(0, "own metrics").permutation(len(images))[:LARGEST])
+        rows = np.sort(generator(0, "halves", 0).permutation(len(images))[:LARGEST])
         pixels = None if self.space == "coordinates" else as_float(images[rows]).clamp(-1, 1)
         return as_float(tensors[self.reference][rows]), pixels, tensors[labels][rows]
 
@@ -108,10 +108,10 @@ class OwnMetrics:
 
         from ..networks.latents import decoder
 
-        tensor, pixels = torch.from_numpy(samples).float(), None
+        tensor, pixels = torch.tensor(samples, dtype=torch.float32), None
         if self.space != "coordinates":
             pixels = (decoder(**self.vae)(tensor) if self.vae else tensor).clamp(-1, 1)
-        return self._rows(tensor, pixels, Context(torch.from_numpy(labels), steps, self.space, self), suffix)
+        return self._rows(tensor, pixels, Context(torch.tensor(labels), steps, self.space, self), suffix)
 
     def _rows(self, samples: torch.Tensor, pixels: torch.Tensor | None, context: Context, suffix: str) -> list[Row]:
         import torch
