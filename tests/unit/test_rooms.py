@@ -9,7 +9,7 @@ from helpers import ROOT
 LIBRARY = ROOT / "workflow" / "consistency"
 # From the bottom: a module imports from its own room and those above it here.
 ROOMS = [
-    ("errors", "addresses", "escape"),
+    ("errors", "addresses", "escape", "plugins"),
     ("files",),
     ("runtime",),
     ("flow",),

@@ -1,5 +1,7 @@
 """Which jobs run again after which change: the table of the docs, by dry runs on finished results."""
 
+import json
+
 import pytest
 
 RUNS, CONDITIONS = 8, 2  # of the small experiment
@@ -121,3 +123,64 @@ def test_classifier(project):
     assert jobs["train_classifier"] == 1
     assert (jobs["measure_data"], jobs["measure_teacher"], jobs["measure_student"]) == (1, CONDITIONS, RUNS)
     assert not {"train_teacher", "solve_targets", "train_student", "sample_student"} & set(jobs)
+
+
+def test_code_of_a_solver(project):
+    edit(
+        project, "flow/solvers.py", "s, n, x, schedule) * _derivative", "s, n, x, schedule) * 1.0 * _derivative"
+    )  # Euler
+    edit(project, "flow/solvers.py", '"""DDIM, ', '"""Another word for it: DDIM, ')
+    assert project.jobs() == {}, "no run uses the solver that was edited"
+    edit(project, "flow/solvers.py", "    noise = eps(x, s)\n", "    noise = 1.0 * eps(x, s)\n")
+    jobs = project.jobs()
+    assert (jobs["solve_targets"], jobs["teacher_samples"], jobs["train_student"]) == (2 * CONDITIONS, CONDITIONS, RUNS)
+    assert not {"prepare_data", "train_classifier", "train_teacher", "draw_noise"} & set(jobs)
+
+
+def test_code_of_a_metric(project):
+    edit(project, "evaluate/distances.py", "    root = _root(cov_a)\n", "    root = 1.0 * _root(cov_a)\n")
+    jobs = project.jobs()
+    assert (jobs["measure_data"], jobs["measure_teacher"]) == (1, CONDITIONS)
+    assert {rule for rule in jobs if rule not in PAPER} <= {"measure_data", "measure_teacher", "measure_student"}
+
+
+OWN_METRICS = """
+from consistency.plugins import metric
+
+SCALE = 2
+
+
+@metric
+def brightness(samples, pixels, context, *, gain=1.0):
+    return SCALE * gain * pixels.mean()
+
+
+@metric
+def unused(samples, pixels, context):
+    return samples.std()
+"""
+
+
+def test_code_of_a_users_own_metric(project):
+    plugin = project.folder / "my_metrics.py"
+    plugin.write_text(OWN_METRICS, encoding="utf-8")
+    metrics = ["data", "teacher-ddim-n5-w1"]
+    files = [f"results/digits/metrics/{source}.json" for source in metrics]
+    expected = {"measure_data": 1, "measure_teacher": 1}
+    project.configure({"evaluation": {"metrics": ["brightness"]}}, plugins=["my_metrics.py"])
+    assert project.jobs(*files) == expected
+    project.snakemake(*files)
+    rows = {
+        source: [row for row in json.loads((project.folder / file).read_text())["rows"] if row["extractor"] == "own"]
+        for source, file in zip(metrics, files)
+    }
+    assert [row["metric"] for row in rows["data"] + rows["teacher-ddim-n5-w1"]] == ["brightness"] * 2
+    assert project.jobs(*files) == {}
+    plugin.write_text(f"# A comment.\n{OWN_METRICS.replace('std', 'var')}", encoding="utf-8")
+    assert project.jobs(*files) == {}, "another metric of the same file was edited"
+    plugin.write_text(OWN_METRICS.replace("SCALE = 2", "SCALE = 3"), encoding="utf-8")
+    assert project.jobs(*files) == expected
+    plugin.write_text(OWN_METRICS, encoding="utf-8")
+    params = {"metrics": [{"name": "brightness", "params": {"gain": 2}}]}
+    project.configure({"evaluation": params}, plugins=["my_metrics.py"])
+    assert project.jobs(*files) == expected

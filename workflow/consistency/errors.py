@@ -44,6 +44,10 @@ class TrainingError(ConsistencyError):
     """Training that cannot go on (a loss that is not finite)."""
 
 
+class PluginError(ConsistencyError):
+    """A user's own function that fails, or whose result is not what was asked for."""
+
+
 class LockedError(ConsistencyError):
     """A file or folder that another process is working on."""
 

@@ -36,6 +36,7 @@ from _job import shared
 from consistency import config as settings
 from consistency import addresses, escape
 from consistency.config import strict
+from consistency.config.registry import Registry
 from consistency.errors import ConsistencyError
 from consistency.files.locks import hold, hold_for
 from consistency.files.storage import check_writable, explain
@@ -78,6 +79,7 @@ with one_line("configuration: "):
     for name in EXPERIMENTS:
         if (Path(JOB_RESULTS) / name).is_dir():
             check_writable(Path(JOB_RESULTS) / name)
+    REGISTRY = Registry.read(CONFIG.plugins)
     PLANS = {name: Plan(name, experiment, RESULTS, JOB_RESULTS) for name, experiment in EXPERIMENTS.items()}
 
 gc.set_threshold(100_000, 50, 50)  # a DAG's objects stay; to look through all of them again and again takes long
@@ -178,6 +180,11 @@ def experiments_where(condition):
 def paper_outputs(wildcards):
     """Metrics, claims, tables, figures and pages of every experiment."""
     return paper(PLANS.values(), RESULTS)
+
+
+def code_of(kind, name):
+    """The code of a function that a configuration names, as a param: edited, it runs again what uses it."""
+    return REGISTRY.get(kind, name).code_sha256
 
 
 def dump(value):

@@ -3,6 +3,7 @@
 
 rule measure_data:
     input:
+        unpack(lambda w: plan_of(w).own_inputs),
         images=lambda w: plan_of(w).pixels,
         weights=weights_of,
         captions=lambda w: plan_of(w).captions,
@@ -20,9 +21,11 @@ rule measure_data:
         runtime=minutes,
     params:
         run=lambda w: {"run": "data", "method": "data"},
-        reference=lambda w: "test_images" if preset(w).data.kind == "mixture" else "train_images",
+        reference=lambda w: plan_of(w).reference,
         neighbours=lambda w: preset(w).evaluation.neighbours,
         extract=lambda w: plan_of(w).measuring,
+        own=lambda w: plan_of(w).own_metrics,
+        code=REGISTRY.built_in_code("metric"),
         settings=lambda w: {"data": dump(preset(w).data)},
     script:
         "../scripts/measure_data.py"
@@ -54,6 +57,8 @@ rule measure_teacher:
         extract=lambda w: plan_of(w).measuring,
         vae=lambda w: plan_of(w).vae,
         space=lambda w: plan_of(w).space,
+        own=lambda w: plan_of(w).own_metrics,
+        code=REGISTRY.built_in_code("metric"),
         settings=lambda w: {"evaluation": dump(preset(w).evaluation), "schedule": dump(preset(w).schedule)},
     script:
         "../scripts/measure_teacher.py"
@@ -61,7 +66,7 @@ rule measure_teacher:
 
 rule measure_student:
     input:
-        unpack(lambda w: plan_of(w).compared_with(w.run)),
+        unpack(lambda w: plan_of(w).compared_with(w.run) | plan_of(w).own_inputs),
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
         samples=f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
@@ -90,6 +95,8 @@ rule measure_student:
         extract=lambda w: plan_of(w).measuring,
         vae=lambda w: plan_of(w).vae,
         space=lambda w: plan_of(w).space,
+        own=lambda w: plan_of(w).own_metrics,
+        code=REGISTRY.built_in_code("metric"),
         settings=lambda w: {"evaluation": dump(preset(w).evaluation)},
     script:
         "../scripts/measure_student.py"
@@ -114,6 +121,7 @@ rule measure_couplings:
         curriculum=lambda w: dump(preset(w).consistency_training.curriculum),
         analysis=lambda w: preset(w).analysis.model_dump(include={"steps", "count", "batch_size", "gradient_budget"}),
         loss=lambda w: dump(preset(w).consistency_training.loss),
+        code=REGISTRY.built_in_code("coupling"),
     script:
         "../scripts/measure_couplings.py"
 
@@ -133,6 +141,7 @@ rule measure_orders:
     params:
         schedule=lambda w: dump(preset(w).schedule),
         order_steps=lambda w: preset(w).analysis.order_steps,
+        code=REGISTRY.built_in_code("solver"),
     script:
         "../scripts/measure_orders.py"
 

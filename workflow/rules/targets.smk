@@ -39,6 +39,7 @@ rule teacher_samples:
         runtime=minutes,
     params:
         condition=lambda w: plan_of(w).conditions[w.condition],
+        code=lambda w: code_of("solver", plan_of(w).conditions[w.condition]["solver"]),
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
         precision=lambda w: preset(w).teacher.precision,
@@ -93,6 +94,7 @@ rule solve_targets:
         runtime=minutes,
     params:
         condition=lambda w: plan_of(w).conditions[w.condition],
+        code=lambda w: code_of("solver", plan_of(w).conditions[w.condition]["solver"]),
         schedule=lambda w: dump(preset(w).schedule),
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
         precision=lambda w: preset(w).teacher.precision,

@@ -2,6 +2,7 @@ from _job import job
 
 with job(snakemake):
     from consistency.evaluate import features, measure
+    from consistency.evaluate.own import OwnMetrics
 
     inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
     captions = inputs.captions or None
@@ -9,5 +10,12 @@ with job(snakemake):
         outputs.features, inputs.images, [params.reference], **params.extract, captions=captions, cache=True
     )
     measure.measure_data(
-        outputs.metrics, params.run, outputs.features, cards, params.neighbours, params.settings, data=inputs.images
+        outputs.metrics,
+        params.run,
+        outputs.features,
+        cards,
+        params.neighbours,
+        params.settings,
+        data=inputs.images,
+        own=OwnMetrics(**params.own, data=inputs.get("data"), images=inputs.get("pixels")),
     )

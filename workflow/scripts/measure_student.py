@@ -2,6 +2,7 @@ from _job import inputs, job
 
 with job(snakemake):
     from consistency.evaluate import features, measure
+    from consistency.evaluate.own import OwnMetrics
     from consistency.files.storage import read_json
 
     files, output, params = inputs(snakemake), snakemake.output, snakemake.params
@@ -25,4 +26,5 @@ with job(snakemake):
         neighbours=params.neighbours,
         settings={**params.settings, "student": read_json(f"{files['student']}/student.json")},
         space=params.space,
+        own=OwnMetrics(**params.own, data=files.get("data"), images=files.get("pixels")),
     )

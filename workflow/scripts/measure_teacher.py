@@ -2,6 +2,7 @@ from _job import job
 
 with job(snakemake):
     from consistency.evaluate import features, measure
+    from consistency.evaluate.own import OwnMetrics
 
     inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
     cards = features.extract(
@@ -25,4 +26,5 @@ with job(snakemake):
         samples=inputs.samples,
         truth=inputs.truth or None,
         space=params.space,
+        own=OwnMetrics(**params.own, data=inputs.get("data"), images=inputs.get("pixels")),
     )

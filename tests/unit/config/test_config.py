@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from consistency import config
-from consistency.config import claims, names, settings, sources, strict
+from consistency.config import claims, settings, sources, strict
+from consistency.config.registry import BUILT_INS
 from consistency.errors import ConfigError
 from consistency.flow import solvers
 from consistency.students import objectives
@@ -64,11 +65,11 @@ def test_a_method_is_one_line():
 
 
 def test_names_are_read_from_the_code():
-    assert names.SOLVERS == ["ddim", "euler", "heun"]
-    assert all(callable(getattr(solvers, name)) for name in names.SOLVERS)
-    assert all(callable(getattr(objectives, name)) for name in names.OBJECTIVES)
-    assert {"consistency_distillation", "direct", "consistency_training"} <= set(names.OBJECTIVES)
-    assert names.PAIR_OBJECTIVES == ["consistency_training"]
+    assert BUILT_INS.names("solver") == ["ddim", "euler", "heun"]
+    assert all(callable(getattr(solvers, name)) for name in BUILT_INS.names("solver"))
+    assert all(callable(getattr(objectives, name)) for name in BUILT_INS.names("objective"))
+    assert {"consistency_distillation", "direct", "consistency_training"} <= set(BUILT_INS.names("objective"))
+    assert BUILT_INS.names("objective", draws="pairs") == ["consistency_training"]
 
 
 def test_schemas_have_not_drifted():

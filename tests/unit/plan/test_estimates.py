@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from consistency import config
-from consistency.config import settings
+from consistency.config.registry import BUILT_INS
 from consistency.plan import estimates, scaling
 from helpers import ROOT
 
@@ -376,7 +376,7 @@ def test_solver_calls_are_those_of_the_solvers():
     from consistency.flow.schedules import VPSchedule
     from consistency.teachers import targets
 
-    for name in settings.SOLVERS:
+    for name in BUILT_INS.names("solver"):
         assert estimates.CALLS.get(name, 1) == targets.calls_of(getattr(solvers, name), VPSchedule())
 
 

@@ -11,6 +11,7 @@ from consistency.report.figures import (
     convergence,
     discrepancy,
     orders,
+    own,
     points,
     sampling_steps,
     share,
@@ -364,3 +365,46 @@ def test_every_figure_has_a_test():
     assert modules == {name.removeprefix("test_") for name in globals() if name.startswith("test_")} - {
         "every_figure_has_a_test"
     }
+
+
+OWN = """
+import matplotlib.pyplot as plt
+from consistency.plugins import figure
+
+
+@figure
+def scatter(metrics, runs, style, *, colour="red"):
+    drawn, axes = plt.subplots(figsize=(style.WIDTH, 2), layout="constrained")
+    values = metrics[metrics.run.isin([run["run"] for run in runs])].value
+    axes.plot(values, color=colour)
+    return drawn
+
+
+@figure
+def nothing(metrics, runs, style):
+    return 1 / len(metrics[metrics.run == "none"]) if len(runs) > 3 else None
+"""
+
+
+def test_own(tmp_path, monkeypatch):
+    from consistency import plugins
+    from consistency.config.registry import Registry
+    from consistency.errors import PluginError
+
+    monkeypatch.chdir(tmp_path)
+    plugins._module.cache_clear()
+    (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
+    registry = Registry.read(["mine.py"])
+    metrics = Metrics(tmp_path / "metrics.csv", TARGETS, [("ode_error", "pixels", "teacher", 1)])
+    paths = {kind: tmp_path / f"figure.{kind}" for kind in ("pdf", "png")}
+    call = registry.get("figure", "scatter").call({"colour": "blue"})
+    figure = own.draw(**paths, runs=TARGETS[:3], metrics=metrics.path, own=call)
+    (line,) = figure.axes[0].lines
+    assert line.get_color() == "blue"
+    assert line.get_ydata() == pytest.approx(metrics.frame.value[:3].to_numpy())
+    assert (paths["pdf"].read_bytes()[:4], paths["png"].read_bytes()[1:4]) == (b"%PDF", b"PNG")
+    call = registry.get("figure", "nothing").call({})
+    with pytest.raises(PluginError, match="mine.py: nothing: gives None; allowed: a matplotlib Figure"):
+        own.draw(**paths, runs=TARGETS[:3], metrics=metrics.path, own=call)
+    with pytest.raises(PluginError, match=r"mine.py:16: nothing: ZeroDivisionError"):
+        own.draw(**paths, runs=TARGETS, metrics=metrics.path, own=call)

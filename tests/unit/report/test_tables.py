@@ -42,3 +42,21 @@ def test_every_data_set_of_paper_b_has_a_preset_whose_table_shows_its_values():
     from consistency.config.resolve import load_experiment
 
     assert {load_experiment(name).data_set for name in tables.PAPER_B} == set(tables.PAPER_B)
+
+
+def test_a_metric_of_the_users_own_has_a_column(metrics):
+    frame = pd.read_csv(metrics / "metrics.csv")
+    own = frame[frame.metric == "frechet_distance"].assign(
+        metric="brightness", extractor="own", reference="none", value=lambda rows: rows.value / 10
+    )
+    during = own[own.run != "data"].assign(metric="brightness@budget=0.5")
+    yardstick = pd.DataFrame([frame.iloc[-1].to_dict() | {"method": "data"}])
+    pd.concat([frame.iloc[:-1], yardstick, own.assign(method=own.run), during]).to_csv(
+        metrics / "metrics.csv", index=False
+    )
+    paths = {kind: metrics / f"table.{kind}" for kind in ("csv", "md", "tex", "html")}
+    tables.main_comparison(paths, metrics / "metrics.csv", RUNS, "Title")
+    lines = [[cell.strip() for cell in line.split("|")] for line in paths["md"].read_text().splitlines() if "|" in line]
+    column = next(n for n, cell in enumerate(lines[0]) if cell == "brightness, 1 step")
+    assert [line[column] for line in lines[2:]] == ["0.900 ± 0.248", "0.700 ± 0.248", "0.250"]
+    assert "Of your own: brightness." in paths["md"].read_text()

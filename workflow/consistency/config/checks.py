@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..errors import ConfigError
 from . import limits
 from .claims import CLAIMS, METRICS, OF_COUPLINGS, OF_FEATURES, Claim, Comparison, Quantity
-from .names import PAIR_OBJECTIVES, nearest
+from .names import nearest
 from .settings import LARGEST_ASSIGNMENT, OF_FLOW, Experiment, Frozen, Run
 
 CLASSES = ("digits", "fashion", "cifar10", "imagenet32")  # kinds of data with labels
@@ -216,7 +216,7 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
                 f"{where}.coupling.generator: 'ema' without consistency_training.training.ema_decay; allowed: online, "
                 "a frozen one, or an ema_decay"
             )
-    allowed = [method for method, line in experiment.methods.items() if line.objective in PAIR_OBJECTIVES]
+    allowed = [method for method in experiment.methods if experiment.draws(method) == "pairs"]
     for method in experiment.analysis.coupling_methods:
         if method not in allowed:
             raise ConfigError(

@@ -19,6 +19,8 @@ from .settings import (
 )
 from .sources import Strict
 
+Call = dict[str, Any]  # of `registry.Function.call`: name, file, params and code of a function
+
 
 class Row(Strict):
     """The columns of metrics.csv that name a run."""
@@ -44,14 +46,14 @@ class StudentJob(MapJob):
     """All that a training's result depends on, besides files. What a run does not use has its default."""
 
     run: Row
-    objective: str
-    params: dict[str, Any]
+    objective: Call
     draws: Literal["targets", "pairs"]
     loss: Loss
     training: Training
     parameters: Literal["full", "lora"] = "full"
     lora_rank: int | None = None
     coupling: Coupling | None = None
+    coupled_by: Call | None = None
     velocity: Literal["pair", "teacher"] = "pair"
     teacher_schedule: dict[str, Any] | None = None
     times: dict[str, Any] | None = None
@@ -62,8 +64,7 @@ class StudentJob(MapJob):
 class SamplingJob(MapJob):
     """All that a student's samples depend on, besides files."""
 
-    sampler: str
-    sampler_params: dict[str, Any]
+    sampler: Call
     sampling_steps: list[int]
     n_steps: int | None = None
     budgets: list[float] = Field([])
@@ -99,11 +100,13 @@ def section(experiment: Experiment, run: Run) -> Student | ConsistencyTraining:
 def training_job(experiment: Experiment, run: Run) -> StudentJob:
     """How a run's student is trained."""
     chosen = section(experiment, run)
-    settings = {key: getattr(run, key) for key in ("objective", "params", "draws", "loss")}
+    call = experiment.registry.get("objective", run.objective).call(run.params)
+    settings: dict[str, Any] = {"objective": call, "draws": run.draws, "loss": run.loss}
     if run.from_pairs:
         network = experiment.network.model_dump()
         settings |= {
             "coupling": run.coupling,
+            "coupled_by": experiment.registry.get("coupling", run.coupling.kind).call({}),
             "velocity": run.velocity,
             "teacher_schedule": experiment.schedule.model_dump() if _asks_a_network(experiment, run) else None,
             "times": (run.times or chosen.curriculum).model_dump(),
@@ -121,8 +124,7 @@ def sampling_job(experiment: Experiment, run: Run) -> SamplingJob:
     evaluation = experiment.evaluation
     return SamplingJob(
         **map_job(experiment, run).model_dump(),
-        sampler=run.sampler,
-        sampler_params=run.sampler_params,
+        sampler=experiment.registry.get("sampler", run.sampler).call(run.sampler_params),
         sampling_steps=run.sampling_steps(evaluation.sampling_steps),
         n_steps=run.n_steps,
         budgets=experiment.consistency_training.budgets if run.from_pairs else [],

@@ -139,6 +139,8 @@ def _lists(name: str, experiment: Experiment) -> None:
         "analysis.steps": analysis.steps,
         "analysis.order_steps": analysis.order_steps,
         "analysis.coupling_methods": analysis.coupling_methods,
+        "evaluation.metrics": [metric.name for metric in experiment.evaluation.metrics],
+        "figures": [figure.name for figure in experiment.figures],
     }.items():
         twice = [value for value, count in Counter(values).items() if count > 1]
         if twice:

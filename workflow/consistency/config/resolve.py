@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from pydantic import ValidationError
 from ..errors import ConfigError
 from . import cautions, checks, limits, strict
 from .messages import message
-from .names import PAIR_OBJECTIVES, nearest
-from .settings import OF_FLOW, Config, Coupling, Experiment, LogitNormal, Method, Run
+from .names import nearest
+from .registry import BUILT_INS, Registry, check_params
+from .settings import OF_FLOW, Config, Coupling, Experiment, LogitNormal, Run
 from .uses import check_overrides, idle
 
 LARGEST_TABLE = 20_000  # runs: a dry run of more takes minutes and gigabytes
@@ -36,7 +36,7 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
     """
     runs: dict[str, Run] = {}
     methods, total = experiment.methods, experiment.schedule.steps
-    from_pairs = {method for method, line in methods.items() if draws_of(line) == "pairs"}
+    from_pairs = {method for method in methods if experiment.draws(method) == "pairs"}
     for row, grid in enumerate(experiment.runs):
         where = f"{name}: runs.{row}"
         for n_steps in grid.n_steps:
@@ -79,15 +79,10 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
     return list(runs.values())
 
 
-def draws_of(method: Method) -> str:
-    """What a method learns from: its own choice, or the objective's."""
-    return method.draws or ("pairs" if method.objective in PAIR_OBJECTIVES else "targets")
-
-
 def _run(experiment: Experiment, row: dict[str, Any]) -> Run:
     """One run: a row's values, and its method's settings with their defaults."""
     line = experiment.methods[row["method"]]
-    pairs = draws_of(line) == "pairs"
+    pairs = experiment.draws(row["method"]) == "pairs"
     section = experiment.consistency_training if pairs else experiment.student
     flow = line.flow or ("ve" if pairs else "vp")
     parameterisation = line.parameterisation or OF_FLOW[flow]
@@ -160,32 +155,39 @@ def _check_known(where: str, name: Any, allowed: list[str]) -> None:
 
 
 def load_experiment(
-    name: str,
-    overrides: dict[str, Any] | None = None,
-    presets: Path = PRESETS,
-    *,
-    extra_metrics: Sequence[str] = (),
+    name: str, overrides: dict[str, Any] | None = None, presets: Path = PRESETS, registry: Registry = BUILT_INS
 ) -> Experiment:
     """A preset with overrides laid over it, checked.
 
     Args:
-        extra_metrics: names of metrics beside the built-in ones, which claims may compare.
+        registry: the functions that it may name.
 
     Raises:
         ConfigError: one line with the key's path, what was given, what is allowed.
     """
     settings = _merge(_read_preset(name, presets), overrides or {})
     try:
-        experiment = Experiment.model_validate(settings)
+        experiment = Experiment.model_validate(settings, context=registry)
     except ValidationError as error:
         raise ConfigError(message(name, error)) from error
     limits.check_names(name, experiment)
     limits.check_schedule(name, experiment.schedule)
+    for path, kind, uses in (
+        ("evaluation.metrics", "metric", experiment.evaluation.metrics),
+        ("figures", "figure", experiment.figures),
+    ):
+        for number, use in enumerate(uses):
+            check_params(registry.get(kind, use.name), use.params, f"{name}: {path}.{number}.params")
+    for method, line in experiment.methods.items():
+        where = f"{name}: methods.{method}"
+        check_params(registry.get("objective", line.objective), line.params, f"{where}.params")
+        if line.sampler is not None:
+            check_params(registry.get("sampler", line.sampler), line.sampler_params, f"{where}.sampler_params")
     runs = expand(name, experiment)
     checks.check_sources(name, experiment, runs)
     checks.check_mixture(name, experiment)
     checks.check_pairs(name, experiment, runs)
-    checks.check_claims(name, experiment, runs, extra_metrics)
+    checks.check_claims(name, experiment, runs, registry.names("metric"))
     limits.check(name, experiment, runs)
     return experiment
 
@@ -209,6 +211,7 @@ def load(
         config = Config.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(message("config.yaml", error)) from error
+    registry = Registry.read(config.plugins)
     names = [member for name in config.experiments for member in _members(name, presets)]
     limits.check_experiments(names)
     single = [name for name in _presets(presets) if not _is_suite(name, presets)]
@@ -224,7 +227,7 @@ def load(
                 f"{where}: reaches nothing, for {name} is not among the experiments ({', '.join(names)}); add it to "
                 "them, or remove the override"
             )
-    experiments = {name: load_experiment(name, config.overrides.get(name), presets) for name in names}
+    experiments = {name: load_experiment(name, config.overrides.get(name), presets, registry) for name in names}
     checks.check_shared_claims(experiments)
     for name, experiment in experiments.items():
         if changes := config.overrides.get(name):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, model_validator
 
 from .claims import AnyClaim
 from .components import EDM, MLP, Curriculum, Loss, Mse, Network, PseudoHuberNorm, Schedule
-from .names import COUPLINGS, OBJECTIVES, SAMPLERS, SOLVERS, condition, nearest
+from .functions import CouplingKind, Objective, OwnFigure, OwnMetric, Sampler, Solver
+from .names import condition
+from .registry import BUILT_INS, Registry
 from .sources import NAME, Count, Data, Extractor, Folder, Hub, OneLine, Place, Seed, Strict, TrainedClassifier
 
 # Exact assignment of a batch, at every training step (docs/equations.md says what it costs).
@@ -23,19 +25,6 @@ def _as_list(value: Any) -> Any:
 SOME = Field(min_length=1), BeforeValidator(_as_list)
 
 
-def _one_of(allowed: list[str]) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if value not in allowed:
-            raise ValueError(f"allowed: {', '.join(allowed)}{nearest(str(value), allowed)}")
-        return value
-
-    return BeforeValidator(check)
-
-
-Solver = Annotated[str, _one_of(SOLVERS), Field(json_schema_extra={"enum": SOLVERS})]
-Objective = Annotated[str, _one_of(OBJECTIVES), Field(json_schema_extra={"enum": OBJECTIVES})]
-CouplingKind = Annotated[str, _one_of(COUPLINGS), Field(json_schema_extra={"enum": COUPLINGS})]
-Sampler = Annotated[str, _one_of(SAMPLERS), Field(json_schema_extra={"enum": SAMPLERS})]
 FlowName = Literal["vp", "ve", "linear", "trigflow"]
 Parameterisation = Literal["boundary", "edm", "trigflow", "average_velocity"]
 OF_FLOW = {"vp": "boundary", "ve": "edm", "linear": "average_velocity", "trigflow": "trigflow"}
@@ -161,6 +150,7 @@ class Evaluation(Strict):
     neighbours: Count = Field(3, description="k of precision and recall")
     batch_size: Count = Field(2000, description="samples computed together")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="of students that sample, on a GPU")
+    metrics: list[OwnMetric] = Field([], description="your own metrics besides, functions of the files in plugins")
 
 
 class Frozen(Strict):
@@ -287,6 +277,24 @@ class Experiment(Strict):
         "a third three times, and training continues from its checkpoint",
     )
     claims: list[AnyClaim] = Field([], description="claims decided on this experiment: names, or claims of your own")
+    figures: list[OwnFigure] = Field([], description="your own figures besides, functions of the files in plugins")
+
+    _registry: Registry = PrivateAttr(BUILT_INS)
+
+    @model_validator(mode="after")
+    def _keep_registry(self, info: ValidationInfo) -> Experiment:
+        self._registry = info.context or BUILT_INS
+        return self
+
+    @property
+    def registry(self) -> Registry:
+        """The functions that it may name: built-in ones and a user's own."""
+        return self._registry
+
+    def draws(self, method: str) -> str:
+        """What a method learns from, targets or pairs: its own choice, or the objective's."""
+        line = self.methods[method]
+        return line.draws or self.registry.get("objective", line.objective).options.get("draws", "targets")
 
     @property
     def data_set(self) -> str:
@@ -352,6 +360,9 @@ class Config(Strict):
     experiments: list[str] = Field(min_length=1, description="presets to run, a list or a comma list")
     results: Folder = Field("results", description="folder of all outputs")
     tensorboard: bool = Field(False, description="trainings also log to results/{experiment}/tensorboard")
+    plugins: Annotated[list[Folder], BeforeValidator(lambda value: [] if value is None else _as_list(value))] = Field(
+        [], description="Python files with your own objectives, couplings, samplers, metrics and figures"
+    )
     overrides: Annotated[dict[str, dict[str, Any]], BeforeValidator(lambda value: {} if value is None else value)] = (
         Field({}, description="experiment → keys of its preset to change")
     )

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,8 +23,10 @@ from ..runtime.provenance import environment
 from .distances import FeatureSet, frechet_distance, kernel_distance, precision_recall
 from .features import COORDINATES
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from .own import OwnMetrics
 
+Row = dict[str, Any]
 Card = dict[str, Any]
 _SCORES = {"clip_score": "prompts", "aesthetic_score": "none"}  # of single images → what they are compared with
 
@@ -143,6 +145,7 @@ def measure_student(
     neighbours: int,
     settings: dict[str, Any],
     space: str = "pixels",
+    own: OwnMetrics | None = None,
 ) -> None:
     """All metrics of one student.
 
@@ -194,6 +197,7 @@ def measure_student(
                 return _row(metric + suffix, value, n, e, r, steps)
 
             rows += compare(_feature_set(extracted, card, name, neighbours), other, row, brief=bool(suffix))
+        rows += own.of_samples(ours[name], labels, steps, suffix) if own else []
         if not suffix:
             rows += _scores(extracted, cards, name, steps) + _recognised(extracted, name, labels, cards, steps)
     for start in teacher["times"].tolist() if teacher is not None else []:
@@ -201,7 +205,7 @@ def measure_student(
         error = _squared_error(reached, teacher["samples"], samples)
         rows.append(_row(f"ode_error@s={start}", error, len(reached), space, "teacher", 1))
     files = {"samples": samples, "features": features, **references.files}
-    _write(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began)
+    _write(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began, own=own)
 
 
 def _order(name: str) -> tuple[bool, float]:
@@ -234,12 +238,14 @@ def measure_teacher(
     samples: str | Path | None = None,
     truth: str | Path | None = None,
     space: str = "pixels",
+    own: OwnMetrics | None = None,
 ) -> None:
     """The teacher's own samples against the data; against the ODE's true end where it is known, which is
     the solver's discretisation error.
 
     Args:
-        samples: the teacher's, needed with `truth`.
+        samples: the teacher's, needed with `truth` and `own`.
+        own: the user's metrics, measured too.
     """
     began = time.monotonic()
     extracted, of_data, labels = _arrays(features), _arrays(data_features), _arrays(noise)["labels"]
@@ -258,7 +264,10 @@ def measure_teacher(
         error = _squared_error(_arrays(samples)["samples"], _arrays(truth)["vp"], samples)
         rows.append(_row("ode_error", error, len(labels), space, "truth", run["n_steps"]))
         files |= {"samples": samples, "truth": truth}
-    _write(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began)
+    if own:
+        rows += own.of_samples(_arrays(samples)["samples"], labels, run["n_steps"])
+        files |= {"samples": samples}
+    _write(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began, own=own)
 
 
 def measure_data(
@@ -271,6 +280,7 @@ def measure_data(
     *,
     splits: int = 5,
     data: str | Path | None = None,
+    own: OwnMetrics | None = None,
 ) -> None:
     """The yardstick: the Fréchet distance between two random halves of the data (mean of `splits` splits;
     of points also the Wasserstein distance), the scores of the data, and the classifier's held-out accuracy.
@@ -300,8 +310,9 @@ def measure_data(
             rows.append(_row("held_out_accuracy", value, count, card["name"], "labels"))
     rows += _scores(extracted, cards, "train_images", None)
     read = load_tensors(data, [], framework="np", check=False)[1].get("read") if data else None
+    rows += own.of_data() if own else []
     protocol = {"cards": cards, "neighbours": neighbours, "settings": settings}
-    _write(path, run, rows, {"data_features": data_features}, **protocol, began=began, read=read)
+    _write(path, run, rows, {"data_features": data_features}, **protocol, began=began, read=read, own=own)
 
 
 def _write(
@@ -315,12 +326,13 @@ def _write(
     settings: dict[str, Any],
     began: float,
     read: dict[str, Any] | None = None,
+    own: OwnMetrics | None = None,
 ) -> None:
     protocol = {
         "files_sha256": {name: sha256(file) for name, file in files.items()},
         "extractors": cards,
         "precision_recall_neighbours": neighbours,
-        **({"data_read": read} if read else {}),
+        **({"data_read": read} if read else {}) | (own.protocol() if own else {}),
     }
     value = {"run": run, "rows": rows, "protocol": protocol, "settings": settings, "environment": environment()}
     write_measured(path, value | {"wall_time_s": round(time.monotonic() - began, 3)})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..config.settings import SOLVERS
+from ..config.registry import BUILT_INS
 from ..files.storage import load_tensors, sha256
 from ..flow.schedules import VPSchedule
 from ..runtime.progress import Progress
@@ -35,11 +35,12 @@ def measure_orders(
     ends = load_tensors(truth, ["vp", "vp_refined"])[0]
     rows: list[Row] = []
     cases = [("truth", "vp", schedule), ("truth of the refined schedule", "vp_refined", schedule.refined())]
-    progress = Progress(len(SOLVERS) * len(order_steps) * len(cases), "solver orders")
+    solvers = BUILT_INS.names("solver")
+    progress = Progress(len(solvers) * len(order_steps) * len(cases), "solver orders")
     for reference, name, used in cases:
         teacher = AnalyticTeacher.load(teacher_folder, used)
         eps = teacher.eps(torch.zeros(len(start), dtype=torch.int64), 1.0)
-        for solver in SOLVERS:
+        for solver in solvers:
             for steps in order_steps:
                 end = trajectory(start, used.grid(steps), solver_named(solver), eps, used)[:, -1]
                 error = _squared_error(end.numpy(), ends[name][:count].numpy(), noise)

@@ -31,12 +31,14 @@ from ..flow.schedules import VESchedule, step_probabilities
 from ..flow.streams import generator
 from ..flow.transport import assignment
 from ..networks import is_mixture
+from ..plugins import load, options_of
 from ..runtime.progress import Progress
 from ..runtime.provenance import environment
 from ..students import losses
-from ..students.couplings import PER_SAMPLE, Generate
-from ..students.maps import budget_name, load
-from ..students.pairs import coupling_named, partner
+from ..students.couplings import Generate
+from ..students.maps import budget_name
+from ..students.maps import load as load_student
+from ..students.pairs import partner
 from ..teachers.protocol import AnalyticTeacher
 from .measure import Row, _row, write_measured
 
@@ -66,10 +68,10 @@ class _Coupler:
         least."""
         if name in self._kept:
             return self._kept[name]
-        only = first if name in PER_SAMPLE else None
+        only = first if options_of(load("coupling", name)).get("per_sample") else None
         columns = [column[:only] for column in (self.drawn["x"], self.drawn["z"], sigma, self.drawn["cond"])]
         batches = zip(*(column.split(self.batch_size) for column in columns), strict=True)
-        parts = [coupling_named(name)(*batch, self.generate) for batch in batches]
+        parts = [load("coupling", name)(*batch, self.generate) for batch in batches]
         coupled = torch.cat([x for x, _ in parts]), torch.cat([cond for _, cond in parts])
         if name != "generator_induced" and only is None:
             self._kept[name] = coupled
@@ -142,7 +144,7 @@ class _Points:
         return grid[i], grid[i + 1]
 
     def at(self, name: str, steps: int, teacher: AnalyticTeacher) -> dict[str, torch.Tensor]:
-        ""x_t, its partners ct and cd at level r, t, r, cond, and the true velocity v.""
+        """x_t, its partners ct and cd at level r, t, r, cond, and the true velocity v."""
         n, s = self.levels(steps)
         x, cond = self.coupled(name, n)
         x_t = self.schedule.add_noise(x, self.z, s)
@@ -211,7 +213,7 @@ def measure_couplings(
         loss: of the training; its c is the pseudo-Huber distance's, where it has one.
     """
     began, schedule, finest = time.monotonic(), VESchedule(**edm), max(analysis["steps"])
-    f = load(student_folder, schedule).double()
+    f = load_student(student_folder, schedule).double()
     tensors, _ = load_tensors(data_path, ["train_images", "train_labels"])
     drawn = _draws(tensors["train_images"], tensors["train_labels"], analysis["count"], run["seed"])
 
@@ -223,7 +225,7 @@ def measure_couplings(
     points, values, teacher = _Points(coupled, schedule, curriculum), [], None
     if teacher_folder is not None and is_mixture(teacher_folder):
         teacher = AnalyticTeacher.load(teacher_folder, None)
-        early = load(student_folder, schedule, snapshot=budget_name(analysis["gradient_budget"])).double()
+        early = load_student(student_folder, schedule, snapshot=budget_name(analysis["gradient_budget"])).double()
         early.requires_grad_(True)
         constants = {"c": loss["c"]} if loss["kind"] == "pseudo_huber_norm" else {}
         progress = Progress(len(analysis["steps"]), "gap between CT and CD")

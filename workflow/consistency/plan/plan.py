@@ -40,6 +40,7 @@ class Plan:
         own: the user's own files by part, data, teacher and vae; None where a part has none.
         downloads: part → where it is downloaded from: teacher, vae, extractors' weights.
         space: what an ODE error is measured in, coordinates, latents or pixels.
+        reference: the part of the data that metrics compare with.
         metrics: the table of metrics.
         pixels: the data as images.
         initial: the network that students of targets start as: the teacher, or one trained here where it is a formula.
@@ -69,6 +70,7 @@ class Plan:
         }
         self.downloads = weights(experiment)
         self.space = {"mixture": "coordinates", "captions": "latents"}.get(data.kind, "pixels")
+        self.reference = "test_images" if data.kind == "mixture" else "train_images"
         self.metrics = f"{self.folder}/metrics.csv"
         self.pixels = f"{self.folder}/{'images' if self.in_latents else 'data'}.safetensors"
         self.initial = f"{self.folder}/{'initial' if self.exact else 'teacher'}"
@@ -195,6 +197,23 @@ class Plan:
             aesthetic = {"aesthetic": f"{folder}/downloads/aesthetic"} if getattr(extractor, "aesthetic", None) else {}
             extractors.append({"kind": extractor.kind, "folder": weights, **aesthetic})
         return extractors
+
+    @cached_property
+    def own_metrics(self) -> Row:
+        """The user's own metrics, and what they are measured on."""
+        metrics, registry = self.experiment.evaluation.metrics, self.experiment.registry
+        return {
+            "metrics": [registry.get("metric", metric.name).call(metric.params) for metric in metrics],
+            "space": self.space,
+            "reference": self.reference,
+            "vae": self.vae if metrics else None,
+        }
+
+    @cached_property
+    def own_inputs(self) -> dict[str, str]:
+        """The data, which the user's own metrics may compare with."""
+        data = {"data": f"{self.folder}/data.safetensors", "pixels": self.pixels}
+        return data if self.experiment.evaluation.metrics else {}
 
     @cached_property
     def vae(self) -> Row | None:

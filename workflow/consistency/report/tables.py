@@ -156,7 +156,8 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
     metrics = read_table(metrics_path)
     summary = summarise(metrics, runs)
     extractors = extractors_of(summary)
-    headings = _headings(_MAIN, extractors[0])
+    own = [name for name in dict.fromkeys(summary.metric[summary.extractor == "own"]) if "@" not in name]
+    headings = _headings(_MAIN, extractors[0]) | {(name, "none", 1): f"{name}, 1 step" for name in own}
     with atomic(paths["csv"]) as temporary:
         summary.to_csv(temporary, index=False)
 
@@ -193,6 +194,7 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
         f"{_in_features(extractors)}, against the teacher's samples or the {held} data. Recognised: share whose "
         "predicted class is the label. Lower is better for ODE error and distances, higher for the others."
     )
+    note += f" Of your own: {', '.join(own)}." if own else ""
     _write(paths, frame, title, note)
 
 

@@ -3,7 +3,8 @@ coupling that a preset may name.
 
 A coupling is `coupling(x, z, sigma, cond, generate) -> (x, cond)`: given B data points x (B, …),
 noises z (B, …), noise levels σ_i (B,) and conditions (B,), drawn independently, it returns the data
-and conditions that go with z. `generate(x_σ, σ, cond)` is the current generator, without gradient.
+and conditions that go with z. One that looks at each sample alone says so (`per_sample`): of a batch that several
+processes share, each then couples its own rows. `generate(x_σ, σ, cond)` is the current generator, without gradient.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ import numpy as np
 import torch
 
 from ..flow.transport import assignment
+from ..plugins import coupling
 
 Tensor = torch.Tensor
 Generate = Callable[[Tensor, Tensor, Tensor], Tensor]
 Coupled = tuple[Tensor, Tensor]
 
-# Couplings that look at each sample alone. Of a batch that several processes share, each then couples its own rows.
-PER_SAMPLE = ("independent", "generator_induced")
 
-
+@coupling(per_sample=True)
 def independent(x: Tensor, z: Tensor, sigma: Tensor, cond: Tensor, generate: Generate) -> Coupled:
     """IC: as drawn."""
     return x, cond
@@ -42,6 +42,7 @@ def optimal_transport(x: Tensor, z: Tensor, sigma: Tensor, cond: Tensor, generat
     return x[torch.from_numpy(rows).to(x.device)], cond
 
 
+@coupling(per_sample=True)
 def generator_induced(x: Tensor, z: Tensor, sigma: Tensor, cond: Tensor, generate: Generate) -> Coupled:
     """GC: x̂ = sg f(x + σ_i z, σ_i), what the generator makes of that noise and data."""
     return generate(x + sigma.reshape(-1, *[1] * (x.ndim - 1)).to(x) * z, sigma, cond), cond

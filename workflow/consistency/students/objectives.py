@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import torch
 
 from ..flow.schedules import Flow
+from ..plugins import objective
 from .maps import Student
 
 Tensor = torch.Tensor
@@ -65,6 +66,7 @@ def direct(student: Student, batch: Targets, context: Context) -> tuple[Tensor, 
     return student(batch["x_t"], batch["t"], batch["cond"]), batch["x_0"]
 
 
+@objective(draws="pairs")
 def consistency_training(student: Student, batch: Pairs, context: Context) -> tuple[Tensor, Tensor]:
     """CT and, with the teacher's velocity in the pair, CD in the same parameterisation: `f(x_{σ_{i+1}}, σ_{i+1})`
     towards `sg f(x_{σ_i}, σ_i)`, the same weights and the same dropout on both sides (section B.2)."""

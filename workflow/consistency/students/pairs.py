@@ -22,8 +22,9 @@ from ..data.prepare import as_float
 from ..flow.curricula import curriculum
 from ..flow.schedules import Flow, VESchedule, spread, step_probabilities
 from ..flow.streams import generator
+from ..plugins import options_of
 from ..teachers.protocol import Teacher
-from .couplings import PER_SAMPLE, Generate
+from .couplings import Generate
 
 Batch = dict[str, torch.Tensor]
 Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -78,13 +79,6 @@ class LogitNormalTimes:
 
 
 Times = CurriculumTimes | LogitNormalTimes
-
-
-def coupling_named(name: str) -> Callable:
-    """The public function of `couplings` with that name."""
-    from . import couplings
-
-    return getattr(couplings, name)
 
 
 def couple(
@@ -162,7 +156,7 @@ class PairSource:
         self.batch_size, self.seed, self.coupling, self.share = batch_size, seed, coupling, share
         self.generator_model, self.velocity = generator_model, velocity
         # whether `prepare` needs a whole batch
-        self.together = coupling is not None and coupling.__name__ not in PER_SAMPLE
+        self.together = coupling is not None and not options_of(coupling).get("per_sample")
 
     def __call__(self, step: int) -> Batch:
         """The draws of a step, on the CPU: x, z, t, r, weight, cond, mixed."""

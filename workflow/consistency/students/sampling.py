@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config.jobs import SamplingJob
+from ..config.registry import loaded
 from ..errors import MismatchError, memory_advice
 from ..files.storage import load_tensors
 from ..files.writers import Shapes, tensor_file
@@ -18,7 +19,6 @@ from ..runtime.devices import move, pick_device
 from ..runtime.progress import Progress
 from ..teachers.protocol import Teacher
 from ..teachers.targets import solver_named, trajectory
-from . import samplers
 from .maps import FlowMap, budget_name, load
 
 Sampler = Callable[..., torch.Tensor]
@@ -136,7 +136,7 @@ def sample_student(path: str | Path, job: SamplingJob, files: dict[str, str]) ->
         StorageError: missing or damaged files.
         MismatchError: noise or teacher's samples of another number or shape.
     """
-    students, sampler = load_students(job, files), getattr(samplers, job.sampler)
+    students, sampler = load_students(job, files), partial(loaded(job.sampler), **job.sampler["params"])
     final, device = students["final"], pick_device()
     noise, labels = load_noise(files["noise"], final.sample_shape, job.count)
     points, starts = torch.empty(0), []
@@ -156,7 +156,7 @@ def sample_student(path: str | Path, job: SamplingJob, files: dict[str, str]) ->
             x, cond = noise[rows].to(device), labels[rows].to(device)
             for name, (student, steps) in sets.items():
                 options = {"seed": job.seed, "first": first, "n_steps": job.n_steps}
-                drawn = sample(student, partial(sampler, **job.sampler_params), steps, x, cond, **options)
+                drawn = sample(student, sampler, steps, x, cond, **options)
                 file[name][rows] = drawn.cpu()
             for row, time in enumerate(starts):
                 file[f"from_{time}"][rows] = final(points[row, rows].to(x), time, cond).cpu()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 
 from .. import networks
 from ..config.jobs import StudentJob
+from ..config.registry import loaded
 from ..config.settings import Training
 from ..data import prepare
 from ..data.prepare import as_float
@@ -25,10 +27,11 @@ from ..files.storage import atomic, sha256, weights_sha256, write_json, write_re
 from ..flow.schedules import Flow, VPSchedule, flow_of
 from ..flow.streams import generator
 from ..networks.classifier import Classifier, accuracy, classify
+from ..plugins import blaming, options_of
 from ..runtime.devices import pick_device
 from ..runtime.provenance import environment
 from ..students import losses, maps, objectives
-from ..students.pairs import CurriculumTimes, LogitNormalTimes, PairSource, coupling_named, velocity_of
+from ..students.pairs import CurriculumTimes, LogitNormalTimes, PairSource, velocity_of
 from ..teachers import targets
 from ..teachers.protocol import Teacher, network_time
 from . import loop
@@ -206,13 +209,14 @@ def loss_of(loss: dict[str, Any]) -> Loss:
 
 def objective_of(job: StudentJob, flow: Flow) -> Objective:
     """The job's objective as the loop calls it, with context and params."""
-    function = getattr(objectives, job.objective)
+    function = loaded(job.objective)
     context = objectives.Context(flow, loss_of(job.loss.model_dump()), job.run.n_steps, job.run.guidance)
 
     def objective(model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
-        return function(maps.Student(model), batch, context, **job.params)
+        with blaming(job.objective["file"], job.objective["name"]) if job.objective["file"] else nullcontext():
+            return function(maps.Student(model), batch, context, **job.objective["params"])
 
-    objective.capturable = getattr(function, "capturable", True)
+    objective.capturable = options_of(function).get("capturable", True)
     return objective
 
 
@@ -279,7 +283,7 @@ def _from_pairs(job: StudentJob, files: dict[str, str], flow: Flow) -> Lesson:
         times,
         batch_size=job.training.batch_size,
         seed=job.run.seed,
-        coupling=None if coupling.kind == "independent" else coupling_named(coupling.kind),
+        coupling=None if coupling.kind == "independent" else loaded(job.coupled_by),
         share=coupling.share,
         generator_model=generate,
         velocity=velocity,
