@@ -5,7 +5,6 @@ import os
 import re
 import sys
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -30,7 +29,6 @@ sys.path.append(str(WORKFLOW / "scripts"))
 
 import _results
 import _surroundings
-import _warm
 from _job import shared
 from consistency import config as settings
 from consistency import addresses, escape
@@ -89,6 +87,7 @@ for name, experiment in EXPERIMENTS.items():
         )
 FROM_TARGETS = {name: {run: row for run, row in runs.items() if not row.from_pairs} for name, runs in RUNS.items()}
 FROM_PAIRS = {name: {run: row for run, row in runs.items() if row.from_pairs} for name, runs in RUNS.items()}
+WARM = (WORKFLOW / "warm/warm.smk").exists()  # an add-on: a process that jobs on this machine are forked from
 PAGE_SEEDS = 3  # most seeds of a method on the page of samples
 CAPTIONS = [path.stem for path in sorted((WORKFLOW / "report").glob("*.rst"))]
 PAPER = workflow.modifier.modify_rulename("paper")
@@ -205,30 +204,6 @@ def alone_in(results):
         )
     except OSError as error:
         raise WorkflowError(f"results: {explain(error, Path(error.filename))}")
-
-
-def start_jobs_warm():
-    """Where this snakemake runs more than a few jobs on this machine, in its own environment, and as scripts: start the
-    process that they are forked from."""
-    inside = workflow.remote_exec or workflow.subprocess_exec  # of a job
-    if not workflow.local_exec or inside or workflow.deployment_settings.deployment_method:
-        return
-    if (
-        any(known.shellcmd or known.is_run for known in workflow.rules)
-        or Path(shell.get_executable() or "").name != "bash"
-    ):
-        return
-    many = len(list(islice(workflow.dag.needrun_jobs(), 5))) == 5
-    if many and (first := _warm.start(*imports())):
-        shell.prefix(f"set -euo pipefail; {first.replace('{', '{{').replace('}', '}}')} ")
-
-
-def imports():
-    """What jobs of these experiments import that others do without."""
-    found = [e.network.kind == "unet" and "diffusers.models.unets.unet_2d" for e in EXPERIMENTS.values()]
-    found += [run.parameters == "lora" and "peft" for runs in RUNS.values() for run in runs.values()]
-    found = sorted({module for module in found if module})
-    return ["consistency.runtime.compat:ensure_torchvision", *found] if found else []
 
 
 def pattern(names):
