@@ -18,6 +18,11 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 
 
+if WARM:
+
+    include: "workflow/warm/warm.smk"
+
+
 wildcard_constraints:
     experiment=pattern(EXPERIMENTS),
     condition=pattern(name for planned in PLANS.values() for name in planned.conditions),
@@ -41,7 +46,8 @@ onstart:
     ]
     if missing:
         raise WorkflowError("\n".join(missing))
-    start_jobs_warm()
+    if WARM:
+        start_jobs_warm()
 
 
 rule all:
@@ -63,4 +69,3 @@ include: "workflow/rules/measure.smk"
 include: "workflow/rules/paper.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/records.smk"
-include: "workflow/rules/once.smk"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "workflow")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "workflow"), str(HERE.parent / "workflow" / "scripts")]
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # as the workflow's jobs on small networks
 
@@ -30,8 +30,8 @@ import networks  # noqa: E402
 import pandas as pd  # noqa: E402
 import sdxl  # noqa: E402
 import torch  # noqa: E402
+from _surroundings import KEEP_FREED, keep_freed_memory  # noqa: E402
 from consistency.files.storage import atomic, write_table, write_text  # noqa: E402
-from consistency.runtime.allocation import keep_freed_memory  # noqa: E402
 from networks import Case, Row  # noqa: E402
 from timing import machine  # noqa: E402
 
@@ -184,7 +184,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE.parent / "results", help="folder of the table")
     chosen = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    keep_freed_memory()  # as jobs do
     known = sections(chosen.small, chosen.folder, [int(size) for size in chosen.runs.split(",")], chosen.targets)
     names = [name for name in chosen.only.split(",") if name] or list(known)
     if unknown := [name for name in names if name not in known]:
@@ -216,4 +215,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if not KEEP_FREED.keys() <= os.environ.keys():  # as in jobs; they are read when a process starts
+        keep_freed_memory()
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -45,12 +46,10 @@ from pathlib import Path
 from consistency import networks
 from consistency.files.storage import save_tensors
 from consistency.flow.schedules import VPSchedule
-from consistency.runtime.allocation import keep_freed_memory
 from consistency.students import maps, sampling
 from consistency.teachers import manifest, targets
 from consistency.teachers.protocol import Teacher
 torch.set_num_threads(1)
-keep_freed_memory()
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 network = {"kind": "mlp", "width": 8, "depth": 1}
 """
@@ -61,7 +60,9 @@ def peak(code: str, folder: Path, count: int) -> float:
     not counted: the system takes them back when it needs them."""
     lines = "\n".join(line[8:] for line in code.splitlines())
     command = [sys.executable, "-c", HEAD + lines, str(folder), str(count)]
-    process = subprocess.Popen(command, env={"PYTHONPATH": str(ROOT / "workflow")}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT / "workflow")}, stderr=subprocess.PIPE, text=True
+    )
     most = 0
     while process.poll() is None:
         try:

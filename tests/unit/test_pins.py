@@ -122,7 +122,7 @@ def test_environments_hold_what_their_scripts_import(name):
         rule for path in (ROOT / "workflow/rules").glob("*.smk") for rule in re.split(r"\n(?=rule )", path.read_text())
     ]
     files = {SCRIPTS / re.search(r"scripts/(\w+\.py)", rule)[1] for rule in rules if f"envs/{name}.yaml" in rule}
-    files |= {SCRIPTS / "_job.py", SCRIPTS / "_warm.py", SCRIPTS / "_start.py"}
+    files |= {SCRIPTS / "_job.py"}
     if name == "paper":
         files |= set((LIBRARY / "report/figures").glob("*.py"))  # figure.py imports the one of its rule
     if name == "report":

@@ -26,7 +26,7 @@ def project(tmp_path):
 
 
 def test_what_is_passed_over_is_seen(project):
-    """Also what a job warns of that is a fork of `_warm.py`: of a damaged checkpoint."""
+    """Also what a job warns of that is a fork of `warm_server.py`: of a damaged checkpoint."""
     pictures(project.folder / "data/mine", [f"{name}/{k}.png" for name in ("ant", "bee") for k in range(8)])
     (project.folder / "data/mine/ant/notes.txt").write_text("of no use")
     checkpoint = project.folder / "results/digits/checkpoints/classifier/checkpoint.pt"

@@ -221,3 +221,44 @@ def test_a_snakemake_that_runs_holds_its_results(tmp_path):
     ]
     done = subprocess.run(resume, cwd=one.folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+FAULTS = """
+import resource
+import numpy as np
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+arrays = [np.ones(1 << 20) for _ in range(4)]  # 8 MB each, as activations
+del arrays
+before = faults()
+for _ in range(50):
+    a, b = np.ones(1 << 20), np.ones(1 << 20)
+    del a, b
+print(faults() - before)
+"""
+
+
+@pytest.mark.needs("linux", "glibc")
+def test_freed_memory_stays_with_the_processes_that_are_started():
+    """Twice 2,048 pages, fifty times: those of a process that starts as jobs do, and of another."""
+    prepared = f"import sys; sys.path.insert(0, {str(ROOT / 'workflow/scripts')!r})\nimport _surroundings\n"
+    start = f"{{}}\nimport subprocess, sys\nsubprocess.run([sys.executable, '-c', {FAULTS!r}], check=True)\n"
+    plain = {key: value for key, value in environment().items() if not key.startswith("MALLOC_")}
+    counts = {}
+    for how, before in (("kept", prepared + "_surroundings.prepare()"), ("returned", "")):
+        command = [sys.executable, "-c", start.format(before)]
+        counts[how] = int(subprocess.run(command, env=plain, check=True, capture_output=True, text=True).stdout)
+    assert counts["kept"] < 5_000, counts
+    assert counts["returned"] > 10_000, counts
+
+
+def test_what_the_user_sets_for_the_allocator_stays(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "workflow/scripts"))
+    import _surroundings
+
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4096")
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    _surroundings.keep_freed_memory()
+    assert (os.environ["MALLOC_TRIM_THRESHOLD_"], os.environ["MALLOC_MMAP_THRESHOLD_"]) == ("4096", str(1 << 25))

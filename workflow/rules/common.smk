@@ -6,7 +6,6 @@ import os
 import sys
 from contextlib import contextmanager
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -31,7 +30,6 @@ sys.path.append(str(WORKFLOW / "scripts"))
 
 import _results
 import _surroundings
-import _warm
 from _job import shared
 from consistency import config as settings
 from consistency import addresses, escape
@@ -94,7 +92,6 @@ if workflow.is_main_process:
 if workflow.output_settings.dryrun:
     for name, planned in PLANS.items():
         logger.info(estimates.table(name, planned.experiment, list(planned.runs.values())))
-RUN = pattern(run for planned in PLANS.values() for run in planned.runs)
 GPUS = getattr(workflow.global_resources.get("gpu"), "value", None)
 for name, experiment in EXPERIMENTS.items():
     os.environ.update(preflight.hidden(experiment))  # whole addresses, for this process's jobs
@@ -106,6 +103,7 @@ for name, experiment in EXPERIMENTS.items():
 # A user's text is for a param NAME_json, which a job reads by `decoded`: Snakemake writes the params of all that is in its
 # report into a <script>, as they are.
 as_json = escape.script
+WARM = (WORKFLOW / "warm/warm.smk").exists()  # an add-on: a process that jobs on this machine are forked from
 
 # Snakemake's between-workflow cache (--cache), where the other checkouts' results are: docs/reuse.md.
 CACHED = workflow.workflow_settings.cache is not None
@@ -217,27 +215,3 @@ def alone_in(results):
         )
     except OSError as error:
         raise WorkflowError(f"results: {explain(error, Path(error.filename))}")
-
-
-def start_jobs_warm():
-    """Where this snakemake runs more than a few jobs on this machine, in its own environment, and as scripts: start the
-    process that they are forked from."""
-    inside = workflow.remote_exec or workflow.subprocess_exec  # of a job
-    if not workflow.local_exec or inside or workflow.deployment_settings.deployment_method:
-        return
-    if (
-        any(known.shellcmd or known.is_run for known in workflow.rules)
-        or Path(shell.get_executable() or "").name != "bash"
-    ):
-        return
-    many = len(list(islice(workflow.dag.needrun_jobs(), 5))) == 5
-    if many and (first := _warm.start(*imports())):
-        shell.prefix(f"set -euo pipefail; {first.replace('{', '{{').replace('}', '}}')} ")
-
-
-def imports():
-    """What jobs of these experiments import that others do without."""
-    found = [e.network.kind == "unet" and "diffusers.models.unets.unet_2d" for e in EXPERIMENTS.values()]
-    found += [run.parameters == "lora" and "peft" for planned in PLANS.values() for run in planned.runs.values()]
-    found = sorted({module for module in found if module})
-    return ["consistency.runtime.compat:ensure_torchvision", *found] if found else []

@@ -79,8 +79,6 @@ rule measure_student:
         metrics=f"{RESULTS}/{{experiment}}/metrics/{{run}}.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_student-{{run}}.log",
-    wildcard_constraints:
-        run=RUN,
     conda:
         "../../envs/train.yaml"
     threads: 1

@@ -10,8 +10,6 @@ rule sample_student:
         f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
     log:
         f"{RESULTS}/logs/{{experiment}}/sample_student-{{run}}.log",
-    wildcard_constraints:
-        run=RUN,
     conda:
         "../../envs/train.yaml"
     threads: 1

@@ -9,8 +9,6 @@ rule train_student:
         stats=f"{RESULTS}/{{experiment}}/stats/{{run}}.jsonl",
     log:
         f"{RESULTS}/logs/{{experiment}}/train_student-{{run}}.log",
-    wildcard_constraints:
-        run=RUN,
     conda:
         "../../envs/train.yaml"
     threads: lambda w: plan_of(w).section(w.run).training.threads

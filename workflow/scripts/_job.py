@@ -14,8 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import _warm
-from _start import open_streams
+from _surroundings import open_streams
 
 open_streams()
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -104,17 +103,12 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     gc.set_threshold(100_000, 20, 20)  # importing torch makes objects, not garbage
     if not network:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    from consistency.runtime import parallel
-
-    forked = os.environ.pop(_warm.FORKED, "")
-    if forked and (snakemake.threads > 1 or network or snakemake.resources.get("gpu")):
-        os._exit(_warm.AFRESH)
     from consistency.addresses import public
     from consistency.errors import ConsistencyError
     from consistency.files.filesystems import no_link
     from consistency.files.locks import hold, release
     from consistency.files.storage import explained, remove_unfinished
-    from consistency.runtime.allocation import keep_freed_memory
+    from consistency.runtime import parallel
     from consistency.runtime.preemption import SIGNALS, name_of, parent_follower
 
     mine = os.getpid()
@@ -128,7 +122,6 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
         finally:
             os._exit(1)
 
-    keep_freed_memory()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(max(1, snakemake.threads // parallel.count()))
     log = snakemake.log[0]

@@ -9,7 +9,6 @@ importing any of them; where torchvision loads by itself it does nothing.
 from __future__ import annotations
 
 import importlib.util
-import sys
 
 import torch
 
@@ -26,21 +25,3 @@ def ensure_torchvision() -> None:
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _kept.append(library)
-
-
-def without_compiler(optimizer_class: type) -> None:
-    """Keep a torch optimiser from importing the compiler (torch._dynamo) on its first step.
-
-    torch wraps the methods of its optimisers so that the compiler leaves them alone, and imports it
-    for that: 1 to 2 s in every training job, though nothing here is compiled. This calls what is
-    wrapped; torch without such wrappers, or a program that compiles, is left as it is.
-    """
-    if "torch._dynamo" in sys.modules:
-        return
-    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
-        wrapped = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
-        if wrapped is not None:
-            wrapped.__dynamo_disable = wrapped
-    step = optimizer_class.step
-    if step.__name__ == "step" and getattr(step, "__code__", None) and step.__code__.co_name == "_use_grad":
-        optimizer_class.step = torch.no_grad()(step.__wrapped__)

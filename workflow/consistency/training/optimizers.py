@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..config.settings import Training
-from ..runtime.compat import without_compiler
 
 log = logging.getLogger("consistency")
 
 
 def make_optimizer(name: str, weights: list[nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
     """AdamW, RAdam (torch's, with decoupled decay), Lion (lion-pytorch) or 8-bit AdamW (bitsandbytes)."""
-    without_compiler(torch.optim.RAdam if name == "radam" else torch.optim.AdamW)
     if name == "adamw8bit":
         try:
             from bitsandbytes.optim import AdamW8bit
@@ -27,10 +27,22 @@ def make_optimizer(name: str, weights: list[nn.Parameter], rate: float, decay: f
     if name == "lion":
         from lion_pytorch import Lion
 
-        return Lion(weights, lr=rate, weight_decay=decay)
+        return light(Lion)(weights, lr=rate, weight_decay=decay)
     if name == "radam":
-        return torch.optim.RAdam(weights, lr=rate, weight_decay=decay, decoupled_weight_decay=True)
-    return torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=True)
+        return light(torch.optim.RAdam)(weights, lr=rate, weight_decay=decay, decoupled_weight_decay=True)
+    return light(torch.optim.AdamW)(weights, lr=rate, weight_decay=decay, fused=True)
+
+
+@cache
+def light(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """A subclass that computes the same as a torch optimiser, and does not import torch's compiler.
+
+    torch wraps these methods to hide them from the compiler, and the wrappers import it: 2 to 4 s in every training,
+    though no optimiser is compiled here. The subclass has the methods inside the wrappers.
+    """
+    names = ("add_param_group", "load_state_dict", "state_dict", "step")
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
+    return type(optimizer.__name__, (optimizer,), methods | {"step": torch.no_grad()(methods["step"])})
 
 
 def rate_at(settings: Training, step: int) -> float:

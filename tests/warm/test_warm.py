@@ -1,7 +1,9 @@
 """The process that jobs start from: their results, ends and errors are those of jobs that start afresh."""
 
+import importlib.util
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +14,11 @@ import pytest
 import soak
 from helpers import ROOT, Project, ended, surroundings, wait_for
 
-pytestmark = pytest.mark.needs("linux")  # jobs start afresh on other systems
-SCRIPTS = ROOT / "workflow" / "scripts"
+SCRIPTS, WARM = ROOT / "workflow" / "scripts", ROOT / "workflow" / "warm"
+pytestmark = [
+    pytest.mark.needs("linux"),  # jobs start afresh on other systems
+    pytest.mark.skipif(not WARM.is_dir(), reason="workflow/warm is deleted"),
+]
 METRICS = "results/digits/metrics/cm-ddim-n5-w1-s0.json"
 
 
@@ -24,11 +29,11 @@ def harness(folder, body, script, **environment):
     )
     text = f"""
 import os, shlex, signal, subprocess, sys, time
-sys.path[:0] = [{str(SCRIPTS)!r}, {str(ROOT / "tests")!r}]
+sys.path[:0] = [{str(WARM)!r}, {str(ROOT / "tests")!r}]
 from helpers import wait_for
-import _warm
-_warm.MODULES = ()
-first = shlex.split(_warm.start() or f"{{sys.executable}} {SCRIPTS}/_start.py")
+import warm_server
+warm_server.MODULES = ()
+first = shlex.split(warm_server.start(["other.py", "stage.py"]) or f"{{sys.executable}} {WARM}/warm_client.py")
 job = [*first, sys.executable, "tmp0.stage.py"]
 {textwrap.dedent(body)}
 """
@@ -59,7 +64,7 @@ def test_a_job_ends_as_its_fork_does(tmp_path, end, code, said):
 def test_a_fork_has_the_surroundings_of_its_job(tmp_path):
     """Folder, environment, arguments, mask, standard output and input; the server is its parent and keeps its own."""
     body = """
-    server = _warm._kept[1].pid
+    server = warm_server._kept[1].pid
 
     def own():
         status = open(f"/proc/{server}/status").read()
@@ -68,12 +73,12 @@ def test_a_fork_has_the_surroundings_of_its_job(tmp_path):
 
     before = own()
     for number in range(2):
-        folder = f"place{number}"
+        folder = f"folder{number}"
         os.mkdir(folder)
         job = [*first, sys.executable, os.path.abspath("tmp0.stage.py")]
-        known = {k: v for k, v in os.environ.items() if k != "ONLY0"} | {f"ONLY{number}": "yes"}
+        variables = {k: v for k, v in os.environ.items() if k != "ONLY0"} | {f"ONLY{number}": "yes"}
         with open("said", "a") as said:
-            subprocess.run(job, cwd=folder, env=known, umask=0o27, stdout=said, input=b"given", check=True)
+            subprocess.run(job, cwd=folder, env=variables, umask=0o27, stdout=said, input=b"words", check=True)
     own() == before or sys.exit(f"the server had {before} and has {own()}")
     print(server)
     """
@@ -88,19 +93,19 @@ def test_a_fork_has_the_surroundings_of_its_job(tmp_path):
     lines = (tmp_path / "said").read_text().splitlines()
     assert len(lines) == 2
     for number, line in enumerate(lines):
-        folder, names, mask, arguments, given, parent = json.loads(line)
-        assert folder == str(tmp_path / f"place{number}")
+        folder, names, mask, arguments, read, parent = json.loads(line)
+        assert folder == str(tmp_path / f"folder{number}")
         assert names == [f"ONLY{number}"]
         assert mask == 0o27
         assert arguments == [str(tmp_path / "tmp0.stage.py")]
-        assert given == "given"
+        assert read == "words"
         assert parent == int(done.stdout)
 
 
 @pytest.mark.parametrize("how", ["<&- >&- 2>&-", ">&-", "2>&-"])
 @pytest.mark.parametrize("warm", ["yes", "no"])
 def test_a_job_whose_streams_are_closed(tmp_path, how, warm):
-    """What it prints goes nowhere, above all not into a file that it opens; in a fork and without."""
+    """What it prints goes nowhere, above all not into a file that it opens; with the server and without."""
     body = f"""
     command = ["bash", "-c", 'exec "$0" "$@" {how}', *job]
     sys.exit(subprocess.run(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE).returncode)
@@ -128,8 +133,8 @@ def test_a_job_whose_output_nobody_reads(tmp_path, warm):
     for text in ("ends", "fails"):
         read, write = os.pipe()
         os.close(read)
-        known = os.environ | {"TEXT": text}
-        print(subprocess.run(job, stdout=write, stderr=write, env=known).returncode, os.path.exists(text))
+        variables = os.environ | {"TEXT": text}
+        print(subprocess.run(job, stdout=write, stderr=write, env=variables).returncode, os.path.exists(text))
         os.close(write)
     """
     script = """
@@ -173,7 +178,7 @@ def test_a_fork_dies_with_its_job_and_the_server_with_its_parent(tmp_path):
     body = """
     process = subprocess.Popen(job)
     wait_for(lambda: os.path.exists("ready"), "the job to begin", process=process)
-    server = _warm._kept[1].pid
+    server = warm_server._kept[1].pid
     print(server, open("ready").read(), flush=True)
     process.kill()
     os._exit(0)
@@ -189,23 +194,26 @@ def test_a_fork_dies_with_its_job_and_the_server_with_its_parent(tmp_path):
     assert len(set(pids)) == 2
 
     def alive():
-        found = [process for process in psutil.process_iter(["pid", "status", "cmdline"]) if process.pid in pids]
-        return [process.info for process in found if process.info["status"] != psutil.STATUS_ZOMBIE]
+        both = [process for process in psutil.process_iter(["pid", "status", "cmdline"]) if process.pid in pids]
+        return [process.info for process in both if process.info["status"] != psutil.STATUS_ZOMBIE]
 
     wait_for(lambda: not alive(), "the end of the server and of the fork", 30, seen=alive)
 
 
-def test_another_workflow_s_script_starts_afresh(tmp_path):
-    """One that does not know of forks, such as a script that a user adds, whatever its threads."""
+def test_other_scripts_and_those_of_several_threads_start_afresh(tmp_path):
     body = """
     os.environ["ABOVE"] = str(os.getpid())
-    with open("tmp0.stage.py", "w") as file:
-        file.write("import os\\nprint(os.getppid() == int(os.environ['ABOVE']), 'CONSISTENCY_FORKED' in os.environ)\\n")
-    subprocess.run(job, check=True)
+    names = ["tmp0.stage.py", "tmp1.other.py", "tmp2.strange.py", "stage.py"]
+    for name in names:
+        with open(name, "w") as file:
+            file.write("import os\\nprint(os.getppid() == int(os.environ['ABOVE']), flush=True)\\n")
+    for name in names:
+        subprocess.run([*first, sys.executable, name], check=True)
+    subprocess.run(job, check=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
     subprocess.run([*first, "sh", "-c", "exit 3"]).returncode == 3 or sys.exit("exit status")
     """
     done = harness(tmp_path, body, "")
-    assert (done.returncode, done.stdout) == (0, "True False\n"), done.stderr
+    assert (done.returncode, done.stdout.split()) == (0, ["False", "False", "True", "True", "True"]), done.stderr
 
 
 def test_shell_commands_of_rules_are_left_alone(tmp_path):
@@ -214,8 +222,8 @@ def test_shell_commands_of_rules_are_left_alone(tmp_path):
     with open(project.folder / "Snakefile", "a") as file:
         file.write('\n\nrule greet:\n    output: "greeting"\n    shell: "cd . && echo hello > {output}"\n')
     project.configure({}, experiments=["digits", "gaussians-modes", "gaussians-ring"])
-    made = [f"results/gaussians-{e}/{n}.safetensors" for e in ("modes", "ring") for n in ("data", "noise")]
-    done = project.snakemake("greeting", *made)
+    files = [f"results/gaussians-{e}/{n}.safetensors" for e in ("modes", "ring") for n in ("data", "noise")]
+    done = project.snakemake("greeting", *files)
     assert (project.folder / "greeting").read_text() == "hello\n"
     assert re.search(r"^total +[5-9]$", done.stdout + done.stderr, re.MULTILINE)
 
@@ -227,7 +235,7 @@ def test_without_the_server_a_job_starts_afresh(tmp_path):
     os.environ["ABOVE"] = str(os.getpid())
     subprocess.run(job, check=True)
     """
-    killed = "_warm._kept[1].kill(); _warm._kept[1].wait()"
+    killed = "warm_server._kept[1].kill(); warm_server._kept[1].wait()"
     assert harness(tmp_path, body.format("pass"), script).stdout == "False\n"
     assert harness(tmp_path, body.format(killed), script).stdout == "True\n"
     other = "os.environ['CONSISTENCY_WARM'] = os.environ['CONSISTENCY_WARM'].replace(sys.executable, '/other')"
@@ -239,10 +247,10 @@ def test_only_who_knows_the_secret_gets_a_fork(tmp_path):
     """Another container of the same user may share the abstract address's network, not this environment."""
     body = """
     import socket, struct
-    address, secret, _ = os.environ["CONSISTENCY_WARM"].split(" ", 2)
+    address, secret, *_ = os.environ["CONSISTENCY_WARM"].split(" ")
     request = b"\\0".join([os.fsencode(os.path.abspath("tmp0.stage.py")), os.getcwdb(), b"18", b"PATH=/bin"])
-    known = bytes.fromhex(secret)
-    for start in (bytes(32), known[:31], known[::-1], secret.encode(), known):
+    right = bytes.fromhex(secret)
+    for start in (bytes(32), right[:31], right[::-1], secret.encode(), right):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(20)
             connection.connect(f"\\0{address}")
@@ -264,7 +272,7 @@ def test_the_secret_stands_in_no_argument_and_no_jobs_environment(tmp_path):
     body = """
     secret = os.environ["CONSISTENCY_WARM"].split(" ")[1]
     subprocess.run(job, check=True, stdout=open("said", "w"))
-    arguments = open(f"/proc/{_warm._kept[1].pid}/cmdline").read()
+    arguments = open(f"/proc/{warm_server._kept[1].pid}/cmdline").read()
     print(len(secret), secret in arguments, secret in open("said").read())
     """
     done = harness(tmp_path, body, "import os\nprint(os.environ)\n")
@@ -275,7 +283,7 @@ def test_silent_connections_do_not_keep_the_server_from_work(tmp_path):
     """More of them than it may open files: jobs then still get a fork, or start afresh."""
     body = """
     import resource, socket
-    resource.prlimit(_warm._kept[1].pid, resource.RLIMIT_NOFILE, (64, 64))
+    resource.prlimit(warm_server._kept[1].pid, resource.RLIMIT_NOFILE, (64, 64))
     address = os.environ["CONSISTENCY_WARM"].split(" ")[0]
     silent = []
     for _ in range(100):
@@ -283,7 +291,7 @@ def test_silent_connections_do_not_keep_the_server_from_work(tmp_path):
         silent[-1].connect(f"\\0{address}")
     for _ in range(3):
         subprocess.run(job, check=True, timeout=30)
-    print(_warm._kept[1].poll())
+    print(warm_server._kept[1].poll())
     """
     done = harness(tmp_path, body, "import os\nprint('done', flush=True)\n")
     assert done.stdout == "done\ndone\ndone\nNone\n", done.stdout + done.stderr
@@ -293,14 +301,14 @@ def test_a_server_with_hardly_a_descriptor_left_goes_on(tmp_path):
     """Whatever it has none for, a connection or the watch on a fork: each job then gets a fork, or starts afresh."""
     body = """
     import resource
-    server = _warm._kept[1].pid
+    server = warm_server._kept[1].pid
     subprocess.run(job, check=True, timeout=30)
     wait_for(lambda: len(os.listdir(f"/proc/{server}/fd")) < 12, "the first fork's descriptors to be closed")
     used = max(map(int, os.listdir(f"/proc/{server}/fd"))) + 1
     for spare in (1, 2, 3):  # with none a connection waits until another ends
         resource.prlimit(server, resource.RLIMIT_NOFILE, (used + spare, used + 100))
         subprocess.run(job, check=True, timeout=30)
-    print(_warm._kept[1].poll())
+    print(warm_server._kept[1].poll())
     """
     done = harness(tmp_path, body, "import os\nprint('done', flush=True)\n")
     assert done.stdout == "done\n" * 4 + "None\n", done.stdout + done.stderr
@@ -330,8 +338,8 @@ def test_a_fork_or_a_connection_that_fails_ends_neither_server_nor_jobs(tmp_path
         """)
     )
     body = """
-    _warm._kept.clear(); del os.environ["CONSISTENCY_WARM"]  # ends the first server
-    first = shlex.split(_warm.start("failing"))
+    warm_server._kept.clear(); del os.environ["CONSISTENCY_WARM"]  # ends the first server
+    first = shlex.split(warm_server.start(["stage.py"], "failing"))
     job = [*first, sys.executable, "tmp0.stage.py"]
     os.environ["ABOVE"] = str(os.getpid())
     long = subprocess.Popen(job, env=os.environ | {"READY": "yes"})
@@ -358,7 +366,7 @@ def test_a_server_killed_under_a_job_is_told(tmp_path):
     body = """
     process = subprocess.Popen(job)
     wait_for(lambda: os.path.exists("ready"), "the job to begin", process=process)
-    _warm._kept[1].kill()
+    warm_server._kept[1].kill()
     os.rename("ready", "go")
     sys.exit(process.wait() or "no error")
     """
@@ -370,25 +378,58 @@ def test_a_server_killed_under_a_job_is_told(tmp_path):
     """
     done = harness(tmp_path, body, script)
     assert done.returncode == 1
-    assert done.stderr == "the process that jobs start from (_warm.py) was killed; run again\n"
+    assert done.stderr == "the process that jobs start from (warm_server.py) was killed; run again\n"
 
 
 def start(project, *arguments, **environment):
     """A snakemake in the background, and where what it says goes."""
-    known = surroundings(**environment)
+    variables = surroundings(**environment)
     command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
     said = project.folder / "output.txt"
     with open(said, "w") as output:
-        return subprocess.Popen(command, cwd=project.folder, env=known, stdout=output, stderr=output), said
+        return subprocess.Popen(command, cwd=project.folder, env=variables, stdout=output, stderr=output), said
 
 
-def test_results_are_those_of_fresh_processes(finished, tmp_path):
-    """The same bytes, from data to metrics."""
-    running, said = start(Project(tmp_path), METRICS, CONSISTENCY_WARM="no")
+@pytest.mark.parametrize("how", ["switched off", "deleted"])
+def test_results_are_those_of_fresh_processes(finished, tmp_path, how):
+    """The same bytes, from data to metrics; also where nothing of the folder is there."""
+    project = Project(tmp_path)
+    if how == "deleted":
+        shutil.rmtree(project.folder / "workflow/warm")
+    running, said = start(project, METRICS, **({"CONSISTENCY_WARM": "no"} if how == "switched off" else {}))
     assert ended(running, "snakemake", seen=said.read_text) == 0, said.read_text()
-    found, expected = soak.outcome(tmp_path / "results"), soak.outcome(finished.folder / "results")
-    assert len(found) >= 12
-    assert [name for name in found if found[name] != expected[name]] == []
+    seen, expected = soak.outcome(tmp_path / "results"), soak.outcome(finished.folder / "results")
+    assert len(seen) >= 12
+    assert [name for name in seen if seen[name] != expected[name]] == []
+
+
+def test_library_and_scripts_do_not_name_it():
+    files = [path for folder in (ROOT / "workflow/consistency", SCRIPTS) for path in sorted(folder.rglob("*.py"))]
+    assert len(files) > 90
+    names = re.compile("warm_server|warm_client|start_jobs_warm|CONSISTENCY_WARM|workflow/warm")
+    assert [path.name for path in files if names.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_modules_that_it_imports_are_there(monkeypatch):
+    """A missing one would be passed over, and every job would be slower."""
+    monkeypatch.syspath_prepend(str(WARM))
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import warm_server
+
+    assert [name for name in warm_server.MODULES if importlib.util.find_spec(name) is None] == []
+
+
+@pytest.mark.parametrize("gpu", [0, 1])
+def test_jobs_on_a_gpu_and_downloads_start_afresh(tmp_path, gpu):
+    project = Project(tmp_path)
+    project.configure({"gpu": gpu})
+    with open(project.folder / "Snakefile", "a") as file:
+        file.write("\n\nprint('forking:', *scripts_that_fork(), file=sys.stderr)\n")
+    done = project.snakemake("--dry-run", "results/digits/data.safetensors")
+    forking = set(re.search(r"forking: (.*)", done.stderr)[1].split())
+    assert {"collect_metrics.py", "figure.py", "prepare_data.py"} <= forking
+    assert not forking & {"download.py", "prepare_captions.py", "status.py", "_job.py"}
+    assert ({"train_teacher.py", "solve_targets.py"} <= forking) == (gpu == 0)
 
 
 @pytest.mark.parametrize(
@@ -402,57 +443,7 @@ def test_few_jobs_and_those_of_several_threads_start_afresh(tmp_path, target, th
     running, said = start(project, f"results/digits/{target}")
     wait_for(lambda: lock.exists() and lock.read_text(), "the training to begin", process=running, seen=said.read_text)
     job = psutil.Process(int(lock.read_text().split()[1]))
-    assert any(word.endswith("_warm.py") for word in job.cmdline()) == forks
-    assert any(word.endswith("_warm.py") for word in job.parent().cmdline()) == forks
+    assert any(word.endswith("warm_server.py") for word in job.cmdline()) == forks
+    assert any(word.endswith("warm_server.py") for word in job.parent().cmdline()) == forks
     running.terminate()
     ended(running, "snakemake", seen=said.read_text)
-
-
-TIMERS = """
-import threading, time
-
-most = 0
-
-
-def watch():
-    global most
-    while True:
-        most = max(most, sum(isinstance(thread, threading.Timer) for thread in threading.enumerate()))
-        time.sleep(0.001)
-
-
-threading.Thread(target=watch, daemon=True).start()
-
-
-rule all:
-    input: expand("{number}.made", number=range(40))
-
-
-rule made:
-    output: touch("{number}.made")
-
-
-include: "WHICH"
-
-
-onsuccess:
-    print("most timers:", most)
-"""
-
-
-def test_the_scheduler_keeps_one_timer(tmp_path):
-    """With rules/once.smk one timer of Snakemake's scheduler waits at a time, however many jobs have ended; alone it has
-    more, without which that file's `one_timer` would be of no use."""
-    most = {}
-    (tmp_path / "nothing.smk").touch()
-    for name in (ROOT / "workflow/rules/once.smk", tmp_path / "nothing.smk"):
-        folder = tmp_path / f"with-{name.stem}"
-        folder.mkdir()
-        (folder / "Snakefile").write_text(TIMERS.replace("WHICH", str(name)))
-        command = [sys.executable, "-m", "snakemake", "--cores", "2"]
-        done = subprocess.run(command, cwd=folder, env=surroundings(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        most[name.stem] = int(re.search(r"most timers: (\d+)", done.stdout + done.stderr)[1])
-    # a timer that has rung may still be ending when the next one starts
-    assert most["once"] <= 2, most
-    assert most["nothing"] > 5, most

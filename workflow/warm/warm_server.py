@@ -1,14 +1,7 @@
-"""A process that has torch and the library imported already, and forks itself for every job: importing them takes a job
-1.5 s, which in a run of many short jobs is a third of the time.
+"""A process that has imported torch and the library, and forks itself for every job. README.md says why and how.
 
-`start` begins it beside a snakemake that runs its jobs on this machine and returns a command, `_start.py`, that is to
-come before each job's own. It stays as what Snakemake, `ps` and signals see: it passes signals on and ends as the fork
-does. The fork dies with it, even of kill −9, and the server with its snakemake. Linux alone; elsewhere, and for jobs
-with several threads or GPUs, which are to begin with a fresh process, nothing of this happens.
-
-The server's address has no permissions, and another container of the same user may share the network that it belongs
-to. So the server forks only for a process of its own user that first sends a secret, which is in the environment of
-this snakemake's jobs alone.
+`start` begins it beside a snakemake that runs its jobs on this machine, and returns a command, `warm_client.py`, that
+is to come before each job's own.
 """
 
 from __future__ import annotations
@@ -30,17 +23,14 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from _start import ADDRESS, SECRET, open_streams, user_of
+from warm_client import SECRET, SERVER, user_of
 
 SECRET_OF = "CONSISTENCY_WARM_SECRET"  # in the server's environment; its arguments every user can read
 STRANGERS = 32  # most connections that have not sent the secret yet; a further one replaces the oldest
-FORKED = "CONSISTENCY_FORKED"  # in a fork's
-AFRESH = 86  # a fork ends so where its job shall start afresh
-OWN = b"\nfrom _job import "  # in scripts that know of this
 # What jobs import, in the order of need.
 MODULES = (
     "snakemake.script",
@@ -59,31 +49,34 @@ MODULES = (
 )
 
 
-def start(*more: str) -> str | None:
+def start(scripts: Iterable[str], *more: str) -> str | None:
     """Start the server, which imports `MODULES` and more and ends when this process does.
 
     Args:
+        scripts: names, NAME.py, of the scripts whose jobs of one thread may run in a fork.
         more: modules, or module:function for a call without arguments.
 
     Returns:
         What is to come before `python script.py` in a shell's command; None where there can be no server.
     """
-    if ADDRESS in os.environ or not _possible():
+    if SERVER in os.environ or not _possible():
         return None
     ours, theirs = os.pipe()  # its other end closes when this process ends
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("")  # an abstract address, of the kernel's choice: no file that could be left over
         listener.listen(128)
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        environment[SECRET_OF] = secret = secrets.token_hex(SECRET)
+        secret = secrets.token_hex(SECRET)
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", SECRET_OF: secret}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         descriptors = listener.fileno(), ours
         command = [sys.executable, __file__, *map(str, descriptors), *MODULES, *more]
         options = {"stdin": subprocess.DEVNULL, "pass_fds": descriptors, "process_group": 0, "env": environment}
         _kept.extend([theirs, subprocess.Popen(command, **options)])
-        os.environ[ADDRESS] = f"{listener.getsockname()[1:].decode()} {secret} {sys.executable}"
+        address = listener.getsockname()[1:].decode()
+        os.environ[SERVER] = f"{address} {secret} {','.join(scripts)} {sys.executable}"
     os.close(ours)
-    return shlex.join([sys.executable, "-IS", str(Path(__file__).with_name("_start.py"))])  # -IS: a third less to load
+    client = Path(__file__).with_name("warm_client.py")
+    return shlex.join([sys.executable, "-IS", str(client)])  # -IS: a third less to load
 
 
 _kept: list[object] = []  # as long as this process lives
@@ -108,8 +101,8 @@ def _signal_end(connection: socket.socket) -> None:
 
 
 def _serve(listener: socket.socket, lifeline: int, secret: bytes, modules: Iterator[str]) -> None:
-    """Fork for every connection that knows the secret, until the lifeline's other end closes and no fork is left;
-    import what is to be imported as soon as no connection waits."""
+    """Fork for every connection that sends the secret, until the lifeline's other end closes and no fork is left.
+    The next module is imported whenever no connection waits."""
     waiting = selectors.DefaultSelector()
     waiting.register(listener, selectors.EVENT_READ)
     waiting.register(lifeline, selectors.EVENT_READ)
@@ -132,7 +125,7 @@ def _serve(listener: socket.socket, lifeline: int, secret: bytes, modules: Itera
                 connection = key.fileobj
                 strangers.remove(connection)
                 waiting.unregister(connection)
-                if not _knows(connection, secret) or (pid := _fork()) is None:
+                if not _sends(connection, secret) or (pid := _fork()) is None:
                     connection.close()  # a job's process then starts its job afresh
                 elif pid:
                     forks[ended := os.pidfd_open(pid)] = pid, connection
@@ -152,7 +145,7 @@ def _serve(listener: socket.socket, lifeline: int, secret: bytes, modules: Itera
                 pid, connection = forks.pop(key.fileobj)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 with suppress(OSError), connection:  # the job's process may be gone
-                    connection.sendall(b"afresh\n" if code == AFRESH else b"end %d\n" % code)
+                    connection.sendall(b"end %d\n" % code)
         while len(strangers) > STRANGERS:
             waiting.unregister(strangers[0])
             strangers.pop(0).close()
@@ -171,7 +164,7 @@ def _accept(listener: socket.socket) -> socket.socket | None:
     return connection
 
 
-def _knows(connection: socket.socket, secret: bytes) -> bool:
+def _sends(connection: socket.socket, secret: bytes) -> bool:
     """Whether a connection that can be read begins with the secret."""
     try:
         return hmac.compare_digest(connection.recv(SECRET, socket.MSG_DONTWAIT), secret)
@@ -207,10 +200,8 @@ def _become_job(connection: socket.socket) -> None:
         os.chdir(folder)
         os.umask(int(mask))
         os.environ.clear()
-        os.environ.update(variable.split("=", 1) for variable in (*variables, f"{FORKED}=yes"))
+        os.environ.update(variable.split("=", 1) for variable in variables)
         signal.signal(signal.SIGINT, _INTERRUPT)
-        if OWN not in Path(script).read_bytes():
-            os._exit(AFRESH)
         ctypes.CDLL(None).prctl(15, Path(script).stem.rpartition(".")[2].encode())  # PR_SET_NAME, for `top`
         sys.argv, sys.path[0] = [script], str(Path(script).parent)
         connection.sendall(b"fork %d\n" % os.getpid())
@@ -232,8 +223,10 @@ def _become_job(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    open_streams()
     _INTERRUPT = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is passed on by the job's process
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    workflow = Path(__file__).resolve().parents[1]
+    sys.path.insert(0, str(workflow))
+    sys.path.append(str(workflow / "scripts"))
+    importlib.import_module("_surroundings").open_streams()
     secret = bytes.fromhex(os.environ.pop(SECRET_OF))
     _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), secret, iter(sys.argv[3:]))
