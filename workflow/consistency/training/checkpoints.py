@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..files.storage import check_sealed, write_sealed
+from ..files.storage import read_sealed, write_sealed
 
 log = logging.getLogger("consistency")
 
@@ -39,7 +39,7 @@ def write_checkpoint(
     }
     content = io.BytesIO()  # torch.save to a file hides what the operating system says of a full disk
     torch.save(state, content)
-    write_sealed(path, content.getbuffer())  # what a zip file's own checksums would tell, torch doesn't look at
+    write_sealed(path, content.getbuffer())  # torch does not look at its archive's own checksums
 
 
 def read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
@@ -47,8 +47,7 @@ def read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] |
     state = None
     if path.is_file():
         try:
-            check_sealed(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_sealed(path, lambda file: torch.load(file, map_location="cpu", weights_only=True))
         except Exception as error:
             log.warning("%s: damaged checkpoint (%s); training starts from the beginning", path, type(error).__name__)
         if state is not None and state["fingerprint"] != json.dumps(fingerprint, sort_keys=True):
