@@ -229,7 +229,7 @@ def test_shards_are_gathered_or_refused(tmp_path, count, shards, data):
 def test_readers_of_any_bytes(tmp_path, content):
     (tmp_path / "f").write_bytes(content)
     (tmp_path / "SHA256SUMS").write_bytes(content)
-    readers = (storage.load_tensors, storage.read_json, storage.read_records, storage.check_sealed, manifest.read)
+    readers = (storage.load_tensors, storage.read_json, storage.read_records, storage.read_sealed, manifest.read)
     for read in (*readers, storage.weights_sha256):
         with pytest.raises(ConsistencyError) as caught:
             read(tmp_path / "f")

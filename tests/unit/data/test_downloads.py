@@ -363,7 +363,7 @@ def test_a_repository_is_downloaded_checked_and_linked(client, server, tmp_path)
             "unet/config.json": {"sha256": digest(b"{}"), "size": 2, "checked": "hub"},
         },
     }
-    assert hub.address(REPO, COMMIT, "unet/a b") == f"{server.url}/{REPO}/resolve/{COMMIT}/unet/a%20b"
+    assert hub.address(REPO, COMMIT) == f"{server.url}/{REPO}/tree/{COMMIT}"
     assert not any("torch" in request.headers["user-agent"] for request in server.requests)
 
 
@@ -603,7 +603,23 @@ def test_an_unwritable_hf_home(client, server, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/proc/hub")
-    refused(lambda: hub.download(tmp_path / "out", REPO, COMMIT, FILES), "/proc/hub", "set HF_HOME", error=StorageError)
+    for limit in (hub.LARGE, 1000):  # the client writes, and we do
+        monkeypatch.setattr(hub, "LARGE", limit)
+        refused(
+            lambda: hub.download(tmp_path / "out", REPO, COMMIT, FILES), "/proc/hub", "set HF_HOME", error=StorageError
+        )
+
+
+def test_a_large_file_of_another_content_or_without_a_login(client, server, tmp_path, monkeypatch):
+    """Neither gets into the client's cache."""
+    monkeypatch.setattr(hub, "LARGE", 1000)
+    server.fail("big.safetensors", content=b"x" * len(BIG), times=1)
+    refused(lambda: hub.download(tmp_path / "out", REPO, COMMIT, FILES), "unet/big.safetensors", digest(BIG), "removed")
+    assert list((client / "blobs").iterdir()) == []
+    server.fail("big.safetensors", status=401, times=1)
+    refused(lambda: hub.download(tmp_path / "out", REPO, COMMIT, FILES), "wants a login (401)", "set HF_TOKEN")
+    hub.download(tmp_path / "out", REPO, COMMIT, FILES)
+    assert (tmp_path / "out" / "unet" / "big.safetensors").read_bytes() == BIG
 
 
 def test_obtain_takes_repositories_and_addresses(client, server, tmp_path):

@@ -1,5 +1,6 @@
 """Files: whole or not at all, hashed, and one clear line when something is wrong with them."""
 
+import io
 import os
 import random
 import subprocess
@@ -203,7 +204,7 @@ def test_a_flipped_bit_in_a_checkpoint(tmp_path, caplog):
         path.write_bytes(content)
         assert checkpoints.read_checkpoint(path, {"a": 1}) is None
         try:
-            torch.load(path, weights_only=True)
+            torch.load(io.BytesIO(content[content.index(b"\n") + 1 :]), weights_only=True)
         except Exception:
             by_torch += 1
     assert by_torch < 50

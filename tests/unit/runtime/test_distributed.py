@@ -11,6 +11,7 @@ import pytest
 import torch
 from consistency import config
 from consistency.errors import ConfigError
+from consistency.files.storage import read_sealed
 from consistency.runtime import parallel
 from helpers import ROOT, ended, solved_targets, wait_for
 from safetensors.torch import load_file
@@ -236,7 +237,7 @@ def test_gradients_of_one_process_that_are_not_finite_stop_all(tmp_path, start):
     said = [line for line in process.said.read_text().splitlines() if "TrainingError: " in line]
     assert said, process.said.read_text()[-3000:]
     assert all("the gradient of weight '0.weight' is not finite at step 4, " in line for line in said)
-    state = torch.load(tmp_path / "two" / "side" / "root" / "checkpoint.pt", weights_only=True)
+    state = read_sealed(tmp_path / "two" / "side" / "root" / "checkpoint.pt", torch.load)
     assert state["step"] == 4
     assert all(value.isfinite().all() for value in state["weights"].values())
 

@@ -14,6 +14,7 @@ import torch
 from consistency import errors
 from consistency.config.settings import ConsistencyTraining, Coupling, Training
 from consistency.errors import MemoryShortage, Preempted
+from consistency.files.storage import read_sealed
 from consistency.runtime import status
 from consistency.runtime.preemption import SIGNALS
 from consistency.students import losses
@@ -99,7 +100,7 @@ def test_a_signal_at_a_random_moment(tmp_path, digits, teacher_folder, manifest,
     assert ended(process, "the training", seen=output_of.read_text) == 1, output_of.read_text()
     said = output_of.read_text().strip().splitlines()[-1]
     (stopped,) = status.trainings(tmp_path / "cut")
-    step = torch.load(f"{side}/checkpoint.pt", weights_only=True)["step"]
+    step = read_sealed(f"{side}/checkpoint.pt", torch.load)["step"]
     assert 10 * moment <= step < 800
     assert said.startswith(f"Preempted: train {kind}: stopped by {name} at step {step} of 800; the checkpoint is in ")
     assert stopped.step == step // 10 * 10

@@ -142,19 +142,17 @@ def check_mixture(name: str, experiment: Experiment) -> None:
 
 
 def _positive_definite(matrix: list[list[float]], size: int) -> bool:
-    """Whether a matrix is size × size, symmetric and positive definite, by Cholesky's decomposition."""
+    """Whether a matrix is size × size, symmetric and positive definite."""
     if len(matrix) != size or any(len(row) != size for row in matrix):
         return False
-    if any(abs(matrix[i][j] - matrix[j][i]) > 1e-12 for i in range(size) for j in range(i)):
+    import numpy as np  # Snakemake itself has imported it; a notebook without mixtures does not pay for it
+
+    values = np.array(matrix)
+    try:
+        np.linalg.cholesky(values)
+    except np.linalg.LinAlgError:
         return False
-    lower = [[0.0] * size for _ in range(size)]
-    for i in range(size):
-        for j in range(i + 1):
-            rest = matrix[i][j] - sum(lower[i][k] * lower[j][k] for k in range(j))
-            if i == j and rest <= 0:
-                return False
-            lower[i][j] = rest**0.5 if i == j else rest / lower[j][j]
-    return True
+    return np.allclose(values, values.T, rtol=0, atol=1e-12)
 
 
 def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:

@@ -1,11 +1,12 @@
 """Hashes: of files and folders, and those that files carry.
 
-Everything that `storage` writes carries a sha256, so that a flipped bit is found before it becomes a number:
+Everything that `storage` writes carries a sha256, so that a flipped bit is found before it becomes a number. One rule
+says where: inside the file, under the key sha256, as the hash of the file with these 64 digits replaced by zeros.
 
-    safetensors, JSON, JSON lines   inside: the sha256 of the file with these 64 digits replaced by zeros
-    CSV, which has no room for it   beside it, in NAME.csv.sha256, as `sha256sum -c` reads it
-    folders                         in their file SHA256SUMS, over all other files
-    checkpoints                     as the last line of the file
+    safetensors                     in the metadata
+    JSON, JSON lines                in the object, in the last object
+    checkpoints                     in a line of JSON before torch's archive
+    folders, CSV                    have no room: in a list that `sha256sum -c` reads, SHA256SUMS or NAME.csv.sha256
 
 Inside, because Snakemake moves, caches and deletes a file without what lies beside it.
 """
@@ -63,17 +64,17 @@ def weights_sha256(folder: str | Path) -> str:
     return same(file, sha256(file), sums.get(file, ZEROS) if sums else None)
 
 
-def same(path: Path, found: str, recorded: str | None, again: str = AGAIN) -> str:
-    """`found`; raises StorageError where another sha256 than it is recorded."""
-    if recorded is not None and found != recorded:
-        raise StorageError(f"{path}: damaged: sha256 is {found[:12]}…, recorded was {recorded[:12]}…; {again}")
-    return found
+def same(path: Path, digest: str, recorded: str | None, again: str = AGAIN) -> str:
+    """`digest`; raises StorageError where another sha256 than it is recorded."""
+    if recorded is not None and digest != recorded:
+        raise StorageError(f"{path}: damaged: sha256 is {digest[:12]}…, recorded was {recorded[:12]}…; {again}")
+    return digest
 
 
 def _files(folder: Path) -> list[Path]:
     """The folder's files but for SHA256SUMS and hidden ones, which Snakemake adds."""
-    found = [file for file in folder.rglob("*") if file.is_file()]
-    return [file for file in found if file.name != SUMS and not file.name.startswith(".")]
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return [file for file in files if file.name != SUMS and not file.name.startswith(".")]
 
 
 def write_sums(folder: Path) -> None:
@@ -86,24 +87,22 @@ def write_sums(folder: Path) -> None:
 def _sums(folder: str | Path) -> dict[Path, str]:
     """What the SHA256SUMS of the folder, or of the folder above it (of a pipeline), says of the folder's files."""
     folder = Path(folder)
-    for place in (folder, folder.parent):
-        if (place / SUMS).is_file():
-            lines = read_bytes(place / SUMS, bounds.CONFIG).decode(errors="replace").split("\n")
+    for root in (folder, folder.parent):
+        if (root / SUMS).is_file():
+            lines = read_bytes(root / SUMS, bounds.CONFIG).decode(errors="replace").split("\n")
             parts = [line.partition("  ") for line in lines]
             for _, _, name in parts[:-1]:
                 # A link in the folder is followed: Snakemake's cache leaves links to its files.
                 if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
-                    raise StorageError(
-                        f"{place / SUMS}: names {name!r}, which lies elsewhere; allowed: files in {place}"
-                    )
-            found = {place / (name or "?"): digest for digest, _, name in parts[:-1]}
-            found = {file: digest for file, digest in found.items() if file.is_relative_to(folder)}
+                    raise StorageError(f"{root / SUMS}: names {name!r}, which lies elsewhere; allowed: files in {root}")
+            sums = {root / (name or "?"): digest for digest, _, name in parts[:-1]}
+            sums = {file: digest for file, digest in sums.items() if file.is_relative_to(folder)}
             # in folders that it names: Snakemake's cache, filled twice at once, leaves a copy in a folder below
-            named = {folder, *(file.parent for file in found)}
-            unknown = (file for file in _files(folder) if file.parent in named and file not in found)
+            named = {folder, *(file.parent for file in sums)}
+            unknown = (file for file in _files(folder) if file.parent in named and file not in sums)
             if parts[-1] != ("", "", "") or any(unknown):
-                raise StorageError(f"{place / SUMS}: damaged: not the list of the files; delete {place} and run again")
-            return found
+                raise StorageError(f"{root / SUMS}: damaged: not the list of the files; delete {root} and run again")
+            return sums
     return {}
 
 
@@ -157,22 +156,3 @@ def check_seal(path: str | os.PathLike, content: bytes, sealed: Any, rest: Binar
     if rest is not None:
         digest = hashlib.file_digest(rest, lambda: digest)
     same(Path(path), digest.hexdigest(), stated)
-
-
-def check_sealed(path: str | os.PathLike) -> None:
-    """Compare a file of `write_sealed` with its last line.
-
-    Raises:
-        StorageError: the file is missing or damaged.
-    """
-    digest, last = hashlib.sha256(), b""
-    try:
-        with bounds.regular(path) as file:
-            while piece := file.read(1 << 20):
-                whole = last + piece
-                digest.update(whole[:-65])
-                last = whole[-65:]
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
-    if last != digest.hexdigest().encode() + b"\n":
-        raise StorageError(f"{path}: damaged: sha256 is {digest.hexdigest()[:12]}…, its last line says otherwise")

@@ -6,8 +6,9 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import MismatchError, StorageError
 from . import bounds
@@ -20,7 +21,6 @@ from .hashes import (  # noqa: F401 (one door for users)
     ZEROS,
     check_folder,
     check_seal,
-    check_sealed,
     read_bytes,
     same,
     sha256,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import torch
+
+_SEAL = b'{"sha256": "%s"}\n'
 
 
 def write_text(path: str | os.PathLike, text: str, durable: bool = True) -> None:
@@ -137,10 +139,28 @@ def read_table(path: str | os.PathLike, **options: Any) -> pd.DataFrame:
 
 
 def write_sealed(path: str | os.PathLike, content: bytes | memoryview) -> None:
-    """Write bytes atomically, and their sha256 as a last line."""
+    """Write bytes atomically, after a line of JSON that holds the file's own sha256."""
+    digest = hashlib.sha256(_SEAL % ZEROS.encode())
+    digest.update(content)
     with atomic(path) as temporary, open(temporary, "xb") as file:
+        file.write(_SEAL % digest.hexdigest().encode())
         file.write(content)
-        file.write(hashlib.sha256(content).hexdigest().encode() + b"\n")
+
+
+def read_sealed(path: str | os.PathLike, read: Callable[[BinaryIO], Any] | None = None) -> Any:
+    """Compare a file of `write_sealed` with the sha256 that it states; what `read` makes of the file at its content.
+
+    Raises:
+        StorageError: the file is missing or damaged.
+    """
+    try:
+        with bounds.regular(path) as file:
+            first = file.readline(len(_SEAL % ZEROS.encode()))
+            check_seal(path, first, _parse(path, first), file)
+            file.seek(len(first))
+            return read(file) if read else None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
 
 
 def _check_finite(path: str | os.PathLike, name: str, value: Any, light: bool) -> None:
@@ -195,10 +215,10 @@ def seal_tensors(path: str | os.PathLike) -> None:
     """Put the file's sha256 in the place that `tensor_header` keeps for it."""
     with open(path, "r+b") as file:
         key = rb"\"sha256\": \""
-        position = 8 + file.read(int.from_bytes(file.read(8), "little")).index(key + ZEROS.encode()) + len(key)
+        start = 8 + file.read(int.from_bytes(file.read(8), "little")).index(key + ZEROS.encode()) + len(key)
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(position)
+        file.seek(start)
         file.write(digest.encode())
 
 
@@ -276,18 +296,18 @@ def verify(folder: str | os.PathLike) -> tuple[int, list[str]]:
     """
     checked, damaged = 0, []
     sealed = [path.parent for path in sorted(Path(folder).rglob(SUMS))]
-    readers = {".safetensors": check_tensors, ".json": read_json, ".jsonl": read_records, ".pt": check_sealed}
-    for directory in sealed:
+    readers = {".safetensors": check_tensors, ".json": read_json, ".jsonl": read_records, ".pt": read_sealed}
+    for inner in sealed:
         try:
-            check_folder(directory)
-            checked += sum(path.is_file() for path in directory.rglob("*"))
+            check_folder(inner)
+            checked += sum(path.is_file() for path in inner.rglob("*"))
         except StorageError as error:
             damaged.append(str(error))
     for path in sorted(Path(folder).rglob("*")):
         beside = path.with_name(f"{path.name}.sha256").is_file()
         reader = read_table if beside else readers.get(path.suffix)
         growing = path.suffix == ".jsonl" and path.parent.parent.name == "checkpoints"  # sealed when training ends
-        if reader is None or growing or not path.is_file() or any(path.is_relative_to(top) for top in sealed):
+        if reader is None or growing or not path.is_file() or any(path.is_relative_to(inner) for inner in sealed):
             continue
         try:
             reader(path)
@@ -298,7 +318,7 @@ def verify(folder: str | os.PathLike) -> tuple[int, list[str]]:
 
 
 def _wanted(path: str | os.PathLike, names: list[str] | None, present: set[str]) -> list[str]:
-    """The names, or all that are known; raises StorageError where one is not."""
+    """The names, or all that are present; raises StorageError where one is not."""
     wanted = sorted(present) if names is None else names
     if missing := [name for name in wanted if name not in present]:
         raise StorageError(f"{path}: holds no tensor {missing[0]!r}; it has {sorted(present)}")

@@ -1,34 +1,32 @@
 """Random numbers that belong to a sample or a step, not to a batch.
 
-Every stream is keyed by (seed, purpose, index…) through NumPy's SeedSequence, so a value depends
-neither on batch size nor on shard count nor on the order of computation, and a resumed run draws
-what an uninterrupted one would have drawn.
+A stream belongs to (seed, purpose, index…). Its bits are those of Philox, whose key is a hash of all of these but the
+last number of the index, which stands in the upper half of Philox's counter. So a value depends neither on batch size
+nor on shard count nor on the order of computation, and a resumed run draws what an uninterrupted one would have drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 
 import numpy as np
-
-_PURPOSES = {
-    name: number
-    for number, name in enumerate(
-        ("split", "noise", "label", "draw", "renoise", "order", "step", "initialise", "halves", "mixture", "pairs")
-    )
-}
 
 
 def generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
     """A NumPy generator for one purpose and index.
 
     Args:
-        seed: non-negative.
-        purpose: a key of `_PURPOSES`; appended to, never reordered, or every stream would change.
-        index: any number of non-negative integers, such as the sample's number.
+        seed: 0..2⁶⁴ − 1.
+        purpose: what the numbers are for, at most 16 letters; each purpose has streams of its own.
+        index: any number of integers in 0..2⁶⁴ − 1, such as the sample's number.
+
+    Raises:
+        OverflowError: a number out of its range.
     """
-    entropy = np.random.SeedSequence(seed, spawn_key=(_PURPOSES[purpose], *index))
-    return np.random.Generator(np.random.Philox(entropy))
+    *outer, number = index or (0,)
+    counter = np.array([0, 0, number, 0], np.uint64)
+    return np.random.Generator(np.random.Philox(key=_key(seed, purpose, len(index), *outer), counter=counter))
 
 
 def generators(
@@ -38,28 +36,18 @@ def generators(
 
     One object is set anew for each number: it is the number's until the next one is asked for.
 
-    Args:
-        numbers: 0..2³² − 1.
+    Raises:
+        OverflowError: a number out of its range.
     """
-    # SeedSequence's last step, for all numbers at once: the last word of entropy is mixed into its pool of four words,
-    # from which Philox takes its key (documented and fixed for good by NumPy; a test compares).
-    words = max(4, -(-seed.bit_length() // 32)) + 1 + sum(max(1, -(-i.bit_length() // 32)) for i in index)
-    pool = np.random.SeedSequence(seed, spawn_key=(_PURPOSES[purpose], *index)).pool[:, None]
-    mixed = np.uint32(0xCA01F9DD) * pool - np.uint32(0x4973F715) * _hash(
-        np.asarray(numbers, np.uint32), 0x43B0D7E5 * pow(0x931E8875, 4 * words, 2**32), 0x931E8875
-    )
-    low_high = _hash(mixed ^ mixed >> 16, 0x8B51F9DD, 0x58F38DED).astype(np.uint64)
-    keys = (low_high[::2] | low_high[1::2] << 32).T
-    bits = np.random.Philox(0)
+    bits = np.random.Philox(key=_key(seed, purpose, len(index) + 1, *index))
     random, state = np.random.Generator(bits), bits.state
-    for key in keys:
-        state["state"]["key"] = key
+    for number in map(int, numbers):
+        state["state"]["counter"][2] = number
         bits.state = state
         yield random
 
 
-def _hash(values: np.ndarray, constant: int, factor: int) -> np.ndarray:
-    """SeedSequence's hash of words (n,) or (4, n), with its next four constants: uint32 (4, n)."""
-    constants = [[constant * pow(factor, i, 2**32) % 2**32] for i in range(5)]
-    hashed = (values ^ np.array(constants[:4], np.uint32)) * np.array(constants[1:], np.uint32)
-    return hashed ^ hashed >> 16
+def _key(seed: int, purpose: str, *numbers: int) -> int:
+    """128 bits, equal only where all of these are."""
+    words = np.array([seed, *numbers], "<u8").tobytes()
+    return int.from_bytes(blake2b(words, digest_size=16, person=purpose.encode()).digest(), "little")

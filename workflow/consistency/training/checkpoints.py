@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..files.storage import check_sealed, write_sealed
+from ..files.storage import read_sealed, write_sealed
 
 log = logging.getLogger("consistency")
 
@@ -19,7 +19,7 @@ def write_checkpoint(path: Path, state: dict[str, Any], fingerprint: dict[str, A
     """Write a training's state, with `step`, and what its result depends on."""
     content = io.BytesIO()  # torch.save to a file hides what the operating system says of a full disk
     torch.save(state | {"fingerprint": json.dumps(fingerprint, sort_keys=True)}, content)
-    write_sealed(path, content.getbuffer())  # what a zip file's own checksums would tell, torch doesn't look at
+    write_sealed(path, content.getbuffer())  # torch does not look at its archive's own checksums
 
 
 def read_checkpoint(
@@ -34,8 +34,7 @@ def read_checkpoint(
     if not path.is_file():
         return None
     try:
-        check_sealed(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_sealed(path, lambda file: torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:
         reason = f"damaged checkpoint ({type(error).__name__})"
     else:

@@ -56,10 +56,10 @@ def cache_folder() -> Path:
     """
     if chosen := os.environ.get("CONSISTENCY_CACHE"):
         return Path(os.path.expanduser(chosen))
-    place = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if not os.path.isabs(place):
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(folder):
         raise DownloadError("there is no home for the cache of downloads: set CONSISTENCY_CACHE to a folder")
-    return Path(place) / "consistency"
+    return Path(folder) / "consistency"
 
 
 def offline() -> bool:
@@ -68,10 +68,10 @@ def offline() -> bool:
     return any(value.strip().lower() in ("1", "true", "yes", "on") for value in values)
 
 
-def by_hand(url: str, name: str, sha256: str | None = None) -> str:
+def by_hand(url: str, name: str, sha256: str | None = None, path: Path | None = None) -> str:
     """What a user without network can do: where to get the file `name`, and where to put it."""
-    known = f" (sha256 {sha256})" if sha256 else ""
-    return f"download {public(url)}{known} on a machine with network and put it at {_place(name)}"
+    pin = f" (sha256 {sha256})" if sha256 else ""
+    return f"download {public(url)}{pin} on a machine with network and put it at {path or _path(name)}"
 
 
 def check_recorded(key: str, sha256: str, where: str) -> None:
@@ -107,42 +107,51 @@ def recorded_sha256(key: str) -> str | None:
 
 
 class Megabytes:
-    """Progress of `total` bytes (None: unknown, nothing is told) in whole MB; may be called from several threads."""
+    """Progress of `total` bytes (None: unknown, nothing is shown) in whole MB; may be called from several threads."""
 
     def __init__(self, total: int | None, what: str, start: int = 0):
         self._bytes, self._lock = start, threading.Lock()
-        self._told = start // _MB
-        self._progress = Progress(-(-total // _MB), f"{what} (MB)", self._told) if total else None
+        self._shown = start // _MB
+        self._progress = Progress(-(-total // _MB), f"{what} (MB)", self._shown) if total else None
 
     def add(self, count: int) -> None:
         """Add `count` bytes."""
         with self._lock:
             self._bytes += count
-            new = -(-self._bytes // _MB) - self._told
+            new = -(-self._bytes // _MB) - self._shown
             if self._progress is not None and new > 0:
-                self._told += new
+                self._shown += new
                 self._progress.update(new)
 
 
-def fetch(url: str, name: str, sha256: str | None = None, megabytes: int | None = None) -> Path:
+def fetch(
+    url: str,
+    name: str,
+    sha256: str | None = None,
+    megabytes: int | None = None,
+    path: Path | None = None,
+    headers: dict[str, str] | None = None,
+) -> Path:
     """The file `name` (may hold folders) of the cache, downloaded from `url` unless it is there; its hash is checked.
 
     Args:
         sha256: what its bytes must have; if None, what the ledger recorded on first use.
         megabytes: about how large it is, where that is known; a body of more than 1.1 times that is refused.
+        path: where the file lies, if not in our cache.
+        headers: for the server.
 
     Raises:
         DownloadError: no network, refused, not found, cut too often, or another content than expected.
         StorageError: the cache cannot be written or the disk is full.
     """
-    path, instead, url = _place(name), by_hand(url, name, sha256), whole(url)
+    instead, url, path = by_hand(url, name, sha256, path), whole(url), path or _path(name)
     if not path.is_file():
         if offline():
             raise DownloadError(f"{name}: not in the cache, and offline is set ({OFFLINE}); unset it, or {instead}")
         with locked(f"files/{name}"):
             if not path.is_file():
                 part = path.with_name(f"{path.name}.part")
-                receive(url, name, part, instead, most=_most(megabytes))
+                receive(url, name, part, instead, headers, 1_100_000 * megabytes + _MB if megabytes else None)
                 try:
                     _check(part, url, name, sha256, f"{name} from {public(url)} (removed, the next run starts afresh)")
                 except DownloadError:
@@ -157,29 +166,25 @@ def fetch(url: str, name: str, sha256: str | None = None, megabytes: int | None 
     return path
 
 
-def _place(name: str) -> Path:
+def _path(name: str) -> Path:
     if not Path(name).parts or ".." in Path(name).parts or Path(name).is_absolute():
         raise DownloadError(f"{name!r}: a file name inside the cache expected, no absolute path and no '..'")
     return cache_folder() / "files" / name
 
 
-def _most(megabytes: int | None) -> int | None:
-    """The largest size, in bytes, of a download that is said to be about so large."""
-    return 1_100_000 * megabytes + _MB if megabytes else None
-
-
 def _check(file: Path, url: str, name: str, sha256: str | None, where: str) -> None:
-    found = storage.sha256(file)
+    digest = storage.sha256(file)
     if sha256 is None:  # of a hidden query the name stands for what it asks for
-        check_recorded(f"{public(url)} {name}" if "?" in url else url, found, where)
-    elif found != sha256.lower():
-        raise DownloadError(f"{where}: sha256 is {found}, expected {sha256}")
+        check_recorded(f"{public(url)} {name}" if "?" in url else url, digest, where)
+    elif digest != sha256.lower():
+        raise DownloadError(f"{where}: sha256 is {digest}, expected {sha256}")
 
 
-def unwritten(error: OSError, path: Path, variable: str = "CONSISTENCY_CACHE") -> StorageError:
-    """The error for a file of a cache that cannot be written; `variable` says where the cache is."""
+def unwritten(error: OSError, path: Path) -> StorageError:
+    """The error for a file of our cache, or of the hub client's, that cannot be written."""
     if error.errno in FULL:
         return StorageError(storage.explain(error, path))
+    variable = "CONSISTENCY_CACHE" if path.is_relative_to(cache_folder()) else "HF_HOME"
     return StorageError(f"{path}: cannot be written ({error.strerror}); set {variable} to a writable folder")
 
 
@@ -269,25 +274,25 @@ def receive(
 
 def _request(session: Session, url: str, name: str, part: Path, headers: dict[str, str], most: int | None) -> None:
     """One request for what is missing of `part`; returns when it is whole."""
-    known = storage.read_json(_sidecar(part)) if part.exists() and _sidecar(part).exists() else {}
-    start = _size(part) if known.get("validator") and known["url"] == public(url) else 0
-    if start and start == known["size"]:
+    kept = storage.read_json(_sidecar(part)) if part.exists() and _sidecar(part).exists() else {}
+    start = _size(part) if kept.get("validator") and kept["url"] == public(url) else 0
+    if start and start == kept["size"]:
         return
-    ask = {"Range": f"bytes={start}-", "If-Range": known["validator"]} if start else {}
+    ask = {"Range": f"bytes={start}-", "If-Range": kept["validator"]} if start else {}
     seconds = timeout()
     with session.answer(url, {"Accept-Encoding": "identity", **headers, **ask}, seconds) as response:
-        status, told = response.status_code, response.headers
+        status, answer = response.status_code, response.headers
         if status in (408, 429) or status >= 500:
             raise _Retry(f"the server answers {status}")
         if status not in (200, 206, 416):
             raise DownloadError(f"the server {_REFUSALS.get(status, 'answers')} ({status})")
-        etag = told.get("ETag", "W/")
-        validator = told.get("Last-Modified") if etag.startswith("W/") else etag
-        span = re.fullmatch(rf"bytes {start}-\d+/(\d{{1,18}})", told.get("Content-Range", ""))
-        if status != 200 and not (start and span and validator in (None, known["validator"])):
+        etag = answer.get("ETag", "W/")
+        validator = answer.get("Last-Modified") if etag.startswith("W/") else etag
+        span = re.fullmatch(rf"bytes {start}-\d+/(\d{{1,18}})", answer.get("Content-Range", ""))
+        if status != 200 and not (start and span and validator in (None, kept["validator"])):
             drop(part)
             raise _Retry(f"the server cannot resume ({status})")
-        length = span[1] if span else told.get("Content-Length", "0").strip()
+        length = span[1] if span else answer.get("Content-Length", "0").strip()
         if not re.fullmatch(r"[0-9]{1,18}", length):
             raise DownloadError(f"the server announces {length[:40]!r} bytes, a whole number below 10^18 expected")
         total = int(length) or None
@@ -303,8 +308,7 @@ def _request(session: Session, url: str, name: str, part: Path, headers: dict[st
                 )
             with open(part, "ab" if status == 206 else "wb", opener=no_link) as file:
                 if status == 200:
-                    kept = {"url": public(url), "size": total, "validator": validator}
-                    storage.write_json(_sidecar(part), kept)
+                    storage.write_json(_sidecar(part), {"url": public(url), "size": total, "validator": validator})
                 limit = total or most or UNANNOUNCED
                 for piece in _timely(response.raw, seconds):
                     if file.tell() + len(piece) > limit:

@@ -6,7 +6,6 @@ pins, else against the hub's own, and against the ledger of `downloads`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -17,7 +16,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from ...addresses import public
 from ...files import storage
@@ -30,10 +28,9 @@ log = logging.getLogger("consistency")
 LARGE = 50_000_000  # bytes from which a file is fetched so that it goes on where a killed run stopped
 
 
-def address(repo: str, revision: str, file: str = "") -> str:
-    """Where a file of the repository, or without one its tree, is at the endpoint (HF_ENDPOINT)."""
-    place = f"resolve/{revision}/{quote(file)}" if file else f"tree/{revision}"
-    return public(f"{_arguments()['endpoint']}/{repo}/{place}")
+def address(repo: str, revision: str) -> str:
+    """The page of the repository's files at the endpoint (HF_ENDPOINT)."""
+    return public(f"{_arguments()['endpoint']}/{repo}/tree/{revision}")
 
 
 def by_hand(repo: str, revision: str, sha256: dict[str, str | None]) -> str:
@@ -46,10 +43,10 @@ def by_hand(repo: str, revision: str, sha256: dict[str, str | None]) -> str:
 
 
 def is_cached(repo: str, revision: str, files: list[str]) -> bool:
-    """Whether the client's cache holds all that the patterns name, found out without network.
+    """Whether the client's cache holds all that the patterns name; the network is not asked.
 
-    That is known where the client keeps the repository's listing, as it does after any snapshot of its version 2;
-    without a listing one file for each pattern is enough.
+    The client's listing of the repository decides, which its version 2 keeps after any snapshot; without a listing one
+    file for each pattern is enough.
 
     Raises:
         DownloadError: the revision is no commit, the repository's name is none, or there is no pattern.
@@ -77,10 +74,10 @@ def download(
     pinned, cached, listing = sha256 or {}, _cached(repo, revision, files), {}
     where = f"{repo} ({address(repo, revision)})"
     if offline() and not cached:
-        known = {name: pinned.get(name) or recorded_sha256(f"hub:{repo}@{revision}/{name}") for name in files}
+        recorded = {name: pinned.get(name) or recorded_sha256(f"hub:{repo}@{revision}/{name}") for name in files}
         raise DownloadError(
             f"{where}: {files} not all in the cache, and offline is set ({OFFLINE}); unset it, or "
-            f"{by_hand(repo, revision, pinned | known)}"
+            f"{by_hand(repo, revision, pinned | recorded)}"
         )
     if not offline():
         ask = {"revision": revision, "files_metadata": True, "timeout": network.timeout()}
@@ -97,8 +94,8 @@ def download(
             listing = {file.rfilename: file for file in info.siblings}
     if missing := _matching(where, listing, files) - cached.keys() if listing else set():
         for name in sorted(missing):
-            if listing[name].lfs and listing[name].size >= LARGE:
-                _large(where, repo, revision, name, listing[name].lfs.sha256)
+            if (large := listing[name].lfs) and large.size >= LARGE:
+                _large(where, repo, revision, name, large)
         total = sum(listing[name].size or 0 for name in missing if not listing[name].lfs or listing[name].size < LARGE)
         ask = {"revision": revision, "allow_patterns": files, "tqdm_class": _bars(total, f"download {repo}")}
         _call(where, downloads.TRIES, lambda: _client().snapshot_download(repo, **ask, **_arguments()))
@@ -107,7 +104,7 @@ def download(
             raise _moved(where, f"another commit's {min(lost)}")
     if unused := pinned.keys() - cached.keys():
         raise DownloadError(f"{where}: sha256 pins {min(unused)!r}, which none of {files} names")
-    told = {
+    checked = {
         name: _check(where, f"hub:{repo}@{revision}/{name}", name, path, pinned, listing.get(name))
         for name, path in cached.items()
     }
@@ -116,7 +113,7 @@ def download(
             target = temporary / name
             target.parent.mkdir(parents=True, exist_ok=True)
             _link(path, target)
-        storage.write_json(temporary / "download.json", {"repo": repo, "revision": revision, "files": told})
+        storage.write_json(temporary / "download.json", {"repo": repo, "revision": revision, "files": checked})
 
 
 def obtain(folder: str | Path, source: dict[str, Any], megabytes: int | None = None) -> None:
@@ -131,35 +128,30 @@ def obtain(folder: str | Path, source: dict[str, Any], megabytes: int | None = N
     if "repo" in source:
         return download(folder, **source)
     path = downloads.fetch(**source, megabytes=megabytes)
-    told = {"sha256": storage.sha256(path), "size": path.stat().st_size}
-    told["checked"] = "preset" if source.get("sha256") else "recorded"
+    line = {"sha256": storage.sha256(path), "size": path.stat().st_size}
+    line["checked"] = "preset" if source.get("sha256") else "recorded"
     with storage.atomic(folder) as temporary:
         temporary.mkdir(parents=True)
         _link(path, temporary / path.name)
-        storage.write_json(temporary / "download.json", {"url": public(source["url"]), "files": {path.name: told}})
+        storage.write_json(temporary / "download.json", {"url": public(source["url"]), "files": {path.name: line}})
 
 
-def _large(where: str, repo: str, revision: str, name: str, sha256: str) -> None:
-    """Fetch a large file into the place in the client's cache where it looks first.
+def _large(where: str, repo: str, revision: str, name: str, lfs: Any) -> None:
+    """Fetch a large file to the path at which the client's cache has it.
 
-    The client resumes within one call only, and keeps no partial file after it.
+    The client itself (2.4) downloads into a file of a random name and removes it when the download fails: after a cut
+    or a kill it would begin the several gigabytes again.
     """
-    folder = "models--" + repo.replace("/", "--")
-    blob = Path(_client().constants.HF_HUB_CACHE) / folder / "blobs" / sha256
-    if blob.exists():
-        return
-    arguments, part = _arguments(), blob.with_name(f"{sha256}.part")
-    headers = {"Authorization": f"Bearer {arguments['token']}"} if arguments["token"] else {}
-    with downloads.locked(f"hub/{sha256}"):
-        if blob.exists():
-            return
-        url = f"{arguments['endpoint']}/{repo}/resolve/{revision}/{quote(name)}"
-        downloads.receive(url, f"{repo}/{name}", part, "set HF_TOKEN if it needs a login", headers)
-        if (found := storage.sha256(part)) != sha256:
-            downloads.drop(part)
-            raise DownloadError(f"{where}: {name}: hash is {found}, expected {sha256} (hub); removed, run again")
-        os.replace(part, blob)
-        downloads.drop(part)
+    client, asked = _client(), _arguments()
+    folder = client.file_download.repo_folder_name(repo_id=repo, repo_type="model")
+    blob = Path(client.constants.HF_HUB_CACHE, folder, "blobs", lfs.sha256)
+    url = client.hf_hub_url(repo, name, revision=revision, endpoint=asked["endpoint"])
+    options = {"megabytes": lfs.size // 1_000_000 + 1, "headers": client.utils.build_hf_headers(token=asked["token"])}
+    if not blob.is_file():
+        try:
+            downloads.fetch(url, f"{repo}/{name}", lfs.sha256, path=blob, **options)
+        except DownloadError as error:
+            raise DownloadError(f"{where}: {error}; set HF_TOKEN if it needs a login") from None
 
 
 def _link(path: Path, target: Path) -> None:
@@ -239,11 +231,11 @@ def _matching(where: str, names: Any, patterns: list[str]) -> set[str]:
     """
     from huggingface_hub.utils import filter_repo_objects
 
-    found = {pattern: set(filter_repo_objects(names, allow_patterns=[pattern])) for pattern in patterns}
-    if idle := [pattern for pattern in patterns if not found[pattern]]:
+    matches = {pattern: set(filter_repo_objects(names, allow_patterns=[pattern])) for pattern in patterns}
+    if idle := [pattern for pattern in patterns if not matches[pattern]]:
         shown = ", ".join(sorted(names)[:40]) + (", …" if len(names) > 40 else "")
         raise DownloadError(f"{where}: no file matches {idle[0]!r}; the repository has {shown}")
-    return set().union(*found.values())
+    return set().union(*matches.values())
 
 
 def _cached(repo: str, revision: str, files: list[str]) -> dict[str, Path]:
@@ -262,24 +254,24 @@ def _cached(repo: str, revision: str, files: list[str]) -> dict[str, Path]:
         return {}
 
 
-def _check(where: str, key: str, name: str, path: Path, pinned: dict, told: Any) -> dict[str, Any]:
-    """The file's line of download.json, once its hash is the right one; `told` is the hub's line, or None."""
-    found, expected, checked = storage.sha256(path), pinned.get(name), "preset"
-    mine, wrong = found, f"{where}: {name} (delete {path.resolve()} to get it again)"
-    if expected is None and told is not None:
-        expected, checked = told.lfs.sha256 if told.lfs else told.blob_id, "hub"
-        if not told.lfs:  # git's own hash of a small file
-            content = path.read_bytes()
-            mine = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    if expected is not None and mine != expected.lower():
-        raise DownloadError(f"{wrong}: hash is {mine}, expected {expected} ({checked})")
+def _check(where: str, key: str, name: str, path: Path, pinned: dict, listed: Any) -> dict[str, Any]:
+    """The file's line of download.json, once its hash is the right one; `listed` is the hub's line, or None."""
+    from huggingface_hub.utils.sha import git_hash
+
+    digest, expected, checked = storage.sha256(path), pinned.get(name), "preset"
+    hashed, wrong = digest, f"{where}: {name} (delete {path.resolve()} to get it again)"
+    if expected is None and listed is not None:
+        expected, checked = listed.lfs.sha256 if listed.lfs else listed.blob_id, "hub"
+        hashed = digest if listed.lfs else git_hash(path.read_bytes())
+    if expected is not None and hashed != expected.lower():
+        raise DownloadError(f"{wrong}: hash is {hashed}, expected {expected} ({checked})")
     if checked != "preset" or expected is None:
-        check_recorded(key, found, wrong)
-    return {"sha256": found, "size": path.stat().st_size, "checked": checked if expected else "recorded"}
+        check_recorded(key, digest, wrong)
+    return {"sha256": digest, "size": path.stat().st_size, "checked": checked if expected else "recorded"}
 
 
-def _moved(where: str, found: str) -> DownloadError:
-    return DownloadError(f"{where}: revision moved: the hub answers with {found}; pin a commit that it has")
+def _moved(where: str, commit: str) -> DownloadError:
+    return DownloadError(f"{where}: revision moved: the hub answers with {commit}; pin a commit that it has")
 
 
 def _call(where: str, tries: int, function: Callable[[], Any]) -> Any:
@@ -295,9 +287,9 @@ def _call(where: str, tries: int, function: Callable[[], Any]) -> Any:
             return function()
         except DownloadError as error:
             raise DownloadError(f"{where}: {error}") from None
-        except Exception as found:
-            tried = type(found).__name__ == "LocalEntryNotFoundError"  # the client did, and looked into its cache then
-            error = (tried and found.__cause__) or found
+        except Exception as raised:
+            tried = type(raised).__name__ == "LocalEntryNotFoundError"  # the client did, and looked into its cache then
+            error = (tried and raised.__cause__) or raised
             status = getattr(getattr(error, "response", None), "status_code", 0)
             cut = re.search("ReadError|RemoteProtocolError|ConnectError", network.causes(error))
             explained = _explained(error, where, status)
@@ -313,10 +305,10 @@ def _explained(error: BaseException, where: str, status: int) -> Exception:
     of_network = isinstance(error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError)
     local = error if isinstance(error, OSError) and error.errno is not None and not of_network else None
     if written := network.full_disk(error) or local:
-        return downloads.unwritten(written, Path(_client().constants.HF_HUB_CACHE), "HF_HOME")
+        return downloads.unwritten(written, Path(_client().constants.HF_HUB_CACHE))
     if status in (401, 403):
-        known = "the HF_TOKEN of the environment is not enough" if _arguments()["token"] else "no token was sent"
-        line = f"login wanted ({status}), {known}; set HF_TOKEN in the environment, and accept the terms at the address"
+        why = "the HF_TOKEN of the environment is not enough" if _arguments()["token"] else "no token was sent"
+        line = f"login wanted ({status}), {why}; set HF_TOKEN in the environment, and accept the terms at the address"
     elif status == 407:
         line = f"the proxy {network.proxy_of(_arguments()['endpoint'])} wants a login (407)"
     elif "RevisionNotFound" in names:

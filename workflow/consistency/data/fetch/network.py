@@ -20,7 +20,7 @@ OFFLINE = "HF_HUB_OFFLINE or CONSISTENCY_OFFLINE"
 OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 OF_HUB = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_REASONS = {  # what is found in the names of the exception and its causes; the first counts
+_REASONS = {  # what the names of the exception and its causes hold; the first counts
     "OfflineMode": f"offline was set when the client was imported ({OFFLINE})",
     "InvalidHeader": "the answer's headers are not those of HTTP",
     "Invalid|Schema|UnsupportedProtocol": "no address that can be used, http:// or https:// expected",
@@ -63,13 +63,13 @@ def timeout() -> float:
 
 def _proxies() -> dict[str, tuple[str, str]]:
     """Scheme → the variable of the environment that names its proxy (small letters before capitals), and the proxy."""
-    found = {}
+    proxies = {}
     for scheme in ("http", "https", "all"):
         names = [f"{scheme}_proxy", *(n for n in os.environ if n.lower() == f"{scheme}_proxy")]
         name = next((name for name in names if name in os.environ), "")
         if name and os.environ[name]:
-            found[scheme] = name, os.environ[name]
-    return found
+            proxies[scheme] = name, os.environ[name]
+    return proxies
 
 
 def proxy_of(url: str) -> str:
@@ -104,12 +104,12 @@ def check_environment(url: str, certificates: tuple[str, ...]) -> None:
         if scheme.lower() in ("socks5", "socks5h") and not find_spec(module):
             raise DownloadError(f"{shown}: the package {package} is needed for it and not installed")
         usable = re.fullmatch(r"(\[[^]/\s]+\]|[^:/\s]+)(:\d+)?/?", host) and not re.search(r"[/@?#\s]", login)
-        known = scheme.lower() in ("http", "https", "socks5", "socks5h") or not (scheme or login)
-        if not (known and usable):
+        supported = scheme.lower() in ("http", "https", "socks5", "socks5h") or not (scheme or login)
+        if not (supported and usable):
             line = "http://HOST:PORT expected; a login stands before HOST as USER:PASSWORD@, special characters as %XX"
             raise DownloadError(f"{shown}: no proxy that can be used; {line}")
     variable = next((name for name in certificates if os.environ.get(name)), "SSL_CERT_DIR")
-    # Without certificates of a folder, or of one that is not there, none is trusted: that is told when it happens.
+    # Without certificates of a folder, or of one that is not there, none is trusted; the connection's error says so.
     if variable != "SSL_CERT_DIR" and (certificates == OF_HUB or url.startswith("https:")):
         path = os.environ[variable]
         try:
@@ -145,15 +145,15 @@ def reason(error: BaseException, url: str, certificates: tuple[str, ...]) -> str
     if wrong := next((cause for cause in chain(error) if isinstance(cause, ssl.SSLCertVerificationError)), None):
         name = next((name for name in certificates if os.environ.get(name)), "")
         own = f"where your network has its own, name them with {certificates[0]}"
-        known = f"{name}={os.environ[name]}" if name else own
-        return f"the host's certificate is not accepted: {wrong.verify_message} (certificates: {known})"
+        used = f"{name}={os.environ[name]}" if name else own
+        return f"the host's certificate is not accepted: {wrong.verify_message} (certificates: {used})"
     if proxy and re.search(_UNREACHED, names) and "SSL" not in names:
         answer = re.search(r"(?:Tunnel connection failed: |ProxyError: |^)([45]\d\d)\b", _texts(error))
         does = f"answers {answer[1]}" if answer else "does not answer"
         return f"the proxy {proxy} {does}" + (", it wants a login" if answer and answer[1] == "407" else "")
-    unknown = f"{type(error).__name__}: {public(' '.join(str(error).split()))}"
-    found = next((text for sign, text in _REASONS.items() if re.search(sign, names)), unknown)
-    return found.replace("in time", f"for {timeout():g} s (CONSISTENCY_TIMEOUT)")
+    other = f"{type(error).__name__}: {public(' '.join(str(error).split()))}"
+    text = next((text for sign, text in _REASONS.items() if re.search(sign, names)), other)
+    return text.replace("in time", f"for {timeout():g} s (CONSISTENCY_TIMEOUT)")
 
 
 def _texts(error: BaseException) -> str:
