@@ -6,6 +6,7 @@
 # make bench       what precomputed targets buy, and the overheads of every stage (nine minutes); results/benchmark.md
 # make soak        kill -9, full disk, fuzz, and random changes at length; writes benchmarks/soak.md and changes.md
 # make verify      compare the last run's results with the hashes that they carry (RESULTS=FOLDER: of others)
+# make try METHOD=cm  a method on small batches, in seconds, before anything is trained (EXPERIMENT=NAME)
 # make lint        ruff, snakefmt, snakemake --lint
 # make schemas     write the JSON schemas after a new key, method or solver
 # make status      what is being trained and what is finished (WATCH=1: again every 5 seconds; RESULTS=FOLDER)
@@ -33,7 +34,7 @@ HASHED := requirements-pip.lock requirements.lock requirements-kubernetes.lock r
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile
 INSTALL_HASHED = $(INSTALL) --no-deps --require-hashes
 
-.PHONY: help install reproduce resume test bench soak verify lint schemas lock envs status clean
+.PHONY: help install reproduce resume test try bench soak verify lint schemas lock envs status clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -76,6 +77,9 @@ soak: $(TESTING)
 
 verify: $(STAMP)
 	@$(BIN)/python workflow/scripts/verify.py $(RESULTS)
+
+try: $(STAMP)
+	@$(BIN)/python workflow/scripts/try.py $(METHOD) $(EXPERIMENT)
 
 lint: $(TESTING)
 	$(BIN)/ruff check .

@@ -227,3 +227,32 @@ for figure, (item, category, rows, inputs) in FIGURES.items():
             runs=of_plan(rows),
         script:
             "../scripts/figure.py"
+
+
+# Figures of the user's own, functions of the files in `plugins`.
+rule figure_own:
+    input:
+        metrics=of_plan(lambda plan: plan.metrics),
+        code=workflow.source_path("../consistency/report/figures/own.py"),
+        style=workflow.source_path("../consistency/report/figures/style.py"),
+    output:
+        pdf=f"{RESULTS}/figures/{{experiment}}-{{own}}.pdf",
+        png=report(
+            f"{RESULTS}/figures/{{experiment}}-{{own}}.png",
+            caption="../report/own.rst",
+            category="2. Results",
+            subcategory="{experiment}",
+            labels={"item": "{own}"},
+        ),
+    log:
+        f"{RESULTS}/logs/{{experiment}}/figure_own-{{own}}.log",
+    wildcard_constraints:
+        own=pattern(name for planned in PLANS.values() for name in planned.own_figures),
+    localrule: True
+    conda:
+        "../../envs/paper.yaml"
+    params:
+        runs=of_plan(lambda plan: plan.rows),
+        own_json=lambda w: as_json(plan_of(w).own_figures[w.own]),
+    script:
+        "../scripts/figure.py"

@@ -1,4 +1,4 @@
-from _job import job
+from _job import decoded, job
 
 with job(snakemake):
     import importlib
@@ -6,4 +6,4 @@ with job(snakemake):
 
     figure = importlib.import_module(f"consistency.report.figures.{Path(snakemake.input.code).stem}")
     inputs = {name: value for name, value in snakemake.input.items() if name not in ("code", "style")}
-    figure.draw(snakemake.output.pdf, snakemake.output.png, **dict(snakemake.params.items()), **inputs)
+    figure.draw(snakemake.output.pdf, snakemake.output.png, **decoded(snakemake.params), **inputs)

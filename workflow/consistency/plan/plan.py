@@ -288,6 +288,15 @@ class Plan:
         return rows
 
     @cached_property
+    def own_figures(self) -> dict[str, Row]:
+        """The user's own figures: the name of each file → what its job calls (`registry.Function.call`)."""
+        registry = self.experiment.registry
+        return {
+            use.name.replace("_", "-"): registry.get("figure", use.name).call(use.params)
+            for use in self.experiment.figures
+        }
+
+    @cached_property
     def figures(self) -> list[str]:
         """The figures that have something to show."""
         names = []
@@ -300,7 +309,7 @@ class Plan:
             names += ["share"]
         if self.analysed:
             names += ["transport", *["discrepancy", "trajectories"] * self.exact]
-        return names + ["orders"] * bool(self.experiment.analysis.order_steps)
+        return [*names, *["orders"] * bool(self.experiment.analysis.order_steps), *self.own_figures]
 
 
 def row_of(run: Run) -> Row:

@@ -291,6 +291,11 @@ def _from_pairs(job: StudentJob, files: dict[str, str], flow: Flow) -> Lesson:
     return Lesson(network, source, inputs)
 
 
+def lesson_of(job: StudentJob, files: dict[str, str], flow: Flow) -> Lesson:
+    """What the student of a job learns from; `files` and errors as of `fit_student`."""
+    return (_from_targets if job.draws == "targets" else _from_pairs)(job, files, flow)
+
+
 def fit_student(
     job: StudentJob,
     files: dict[str, str],
@@ -313,7 +318,7 @@ def fit_student(
     """
     began, side = time.monotonic(), Path(side_folder)
     flow = flow_of(job.flow, job.flow_options)
-    lesson = (_from_targets if job.draws == "targets" else _from_pairs)(job, files, flow)
+    lesson = lesson_of(job, files, flow)
     student = maps.FlowMap(lesson.network, flow, job.parameterisation, job.timestep_offset)
     if job.training.gradient_checkpointing and hasattr(student.network, "enable_gradient_checkpointing"):
         student.network.enable_gradient_checkpointing()
