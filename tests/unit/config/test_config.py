@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from consistency import config
-from consistency.config import settings, sources, strict
+from consistency.config import functions, settings, sources, strict
 from consistency.config.registry import BUILT_INS
 from consistency.errors import ConfigError
 from consistency.flow import solvers
@@ -80,12 +80,13 @@ def test_schemas_have_not_drifted():
 
 MODELS = [
     model
-    for module in (settings, sources)
+    for module in (settings, functions, sources)
     for model in vars(module).values()
     if isinstance(model, type)
     and issubclass(model, BaseModel)
     and model.__module__ == module.__name__
-    and model not in (sources.Strict, sources.Labelled, settings.Run)  # two without keys of a user's, and a result
+    # three bases, and a result
+    and model not in (sources.Strict, sources.Labelled, functions._Use, settings.Run)
 ]
 
 
