@@ -2,12 +2,22 @@
 
 import logging
 import pickle
+import re
 
+import numpy as np
+import pandas as pd
 import pytest
-from consistency import plugins
+import torch
+import yaml
+from consistency import config, plugins
+from consistency.config.registry import Registry
 from consistency.errors import ConfigError, MismatchError, PluginError
+from consistency.evaluate import own
+from consistency.files.storage import save_tensors
 from consistency.flow import solvers
+from consistency.report.figures import own as own_figure
 from consistency.students import objectives
+from helpers import ROOT
 
 
 @pytest.fixture
@@ -112,3 +122,25 @@ def test_what_is_no_fault_of_the_users_file_passes():
     for error in (MismatchError("two inputs"), MemoryError("no memory")):
         with pytest.raises(type(error), match=str(error)), plugins.blaming("mine.py", "m"):
             raise error
+
+
+def test_the_examples_of_the_docs(file, tmp_path):
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (settings,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    settings = yaml.safe_load(settings)
+    (tmp_path / settings["plugins"][0]).write_text("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)))
+    _, experiments = config.load({"experiments": "digits", **settings})
+    functions = Registry.read(settings["plugins"])
+    evaluation, figures = experiments["digits"].evaluation, experiments["digits"].figures
+    images = torch.full((6, 1, 2, 2), 0.5)
+    save_tensors("data.safetensors", {"train_images": -images, "train_labels": torch.zeros(6)})
+    calls = [functions.get("metric", metric.name).call(metric.params) for metric in evaluation.metrics]
+    measured = own.OwnMetrics(calls, "pixels", "train_images", None, "data.safetensors", "data.safetensors")
+    rows = measured.of_samples(images.numpy(), np.zeros(6), 1)
+    assert [(row["metric"], row["value"]) for row in rows] == [("ink", 0.5), ("ink_error", 1.0)]
+    runs = [{"run": f"{method}-s0", "method": method} for method in ("cm", "direct")]
+    table = [rows[0] | {"run": run["run"], "sampling_steps": n, "value": n} for run in runs for n in (1, 2)]
+    pd.DataFrame(table).to_csv("metrics.csv", index=False)
+    call = functions.get("figure", figures[0].name).call(figures[0].params)
+    drawn = own_figure.draw("a.pdf", "a.png", runs=runs, metrics="metrics.csv", own=call)
+    assert [line.get_ydata().tolist() for line in drawn.axes[0].lines] == [[1, 2], [1, 2]]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from consistency import config
-from consistency.config import claims, settings, sources, strict
+from consistency.config import claims, components, functions, settings, sources, strict
 from consistency.config.registry import BUILT_INS
 from consistency.errors import ConfigError
 from consistency.flow import solvers
@@ -80,13 +80,13 @@ def test_schemas_have_not_drifted():
 
 MODELS = [
     model
-    for module in (claims, settings, sources)
+    for module in (claims, components, functions, settings, sources)
     for model in vars(module).values()
     if isinstance(model, type)
     and issubclass(model, BaseModel)
     and model.__module__ == module.__name__
     # without keys of a user's, or with those of its subclasses, and a result
-    and model not in (sources.Strict, sources.Labelled, claims._About, settings.Run)
+    and model not in (sources.Strict, sources.Labelled, claims._About, functions._Use, settings.Run)
 ]
 
 

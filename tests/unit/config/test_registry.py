@@ -275,7 +275,8 @@ def test_a_huge_file_is_not_read(tmp_path, monkeypatch):
 
 
 def test_other_decorators_are_left_alone(plugin):
-    text = "import functools as ft\nimport consistency.plugins as own\n@own.metric()\n@ft.wraps(print)\n"
+    nested = "def g(d):\n    @d\n    def inner(): ...\n    return inner\n"
+    text = nested + "import functools as ft\nimport consistency.plugins as own\n@own.metric()\n@ft.wraps(print)\n"
     functions = plugin(
         text + "def f(samples, pixels, context):\n    return 1\nclass A:\n    @property\n    def b(s): ...\n"
     )

@@ -152,7 +152,7 @@ class Registry:
 
 
 def _error(file: str | None, line: int | None, text: str) -> ConfigError:
-    return ConfigError(f"config.yaml: plugins: {file}:{line}: {text}")
+    return ConfigError(f"config.yaml: plugins: {file}{f':{line}' if line else ''}: {text}")
 
 
 def _literal(node: ast.expr) -> Any:
@@ -208,16 +208,14 @@ class _Plugin:
     def __init__(self, file: str):
         self.file = file
         if not file.endswith(".py"):
-            raise ConfigError(f"config.yaml: plugins: {file}: no Python file; allowed: a path that ends in .py")
+            raise _error(file, None, "no Python file; allowed: a path that ends in .py")
         try:
             self.source = Source(ast.parse(bounds.read(file, bounds.CONFIG)))
             self.names = set().union(*(statement.binds for statement in self.source.statements))
         except SyntaxError as error:
             raise _error(file, error.lineno, f"not valid Python ({error.msg})") from None
         except (ValueError, MemoryError, RecursionError):
-            raise ConfigError(
-                f"config.yaml: plugins: {file}: not valid Python (null bytes, or nested too deeply)"
-            ) from None
+            raise _error(file, None, "not valid Python (null bytes, or nested too deeply)") from None
         except ConsistencyError as error:
             raise ConfigError(f"config.yaml: plugins: {error}") from None
 
@@ -228,23 +226,21 @@ class _Plugin:
             ConfigError: there is none, or one is not fit.
         """
         kinds, modules = self._imported()
-        nodes, functions = [node for node in ast.walk(self.source.tree) if getattr(node, "decorator_list", ())], []
-        for node in nodes:
+        functions, outer = [], self.source.tree.body
+        for node in ast.walk(self.source.tree):
             marks = []
-            for decorator in node.decorator_list:
+            for decorator in getattr(node, "decorator_list", ()):
                 text = ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
                 base, _, last = text.rpartition(".")
                 if text in kinds:
                     marks.append((kinds[text], decorator))
-                elif base in modules or not (base or text in self.names or hasattr(builtins, text)):
+                elif base in modules or (node in outer and not (base or text in self.names or hasattr(builtins, text))):
                     raise self._unknown(decorator.lineno, last)
             if marks:
                 functions.append(self._function(node, marks))
         if not functions:
-            raise ConfigError(
-                f"config.yaml: plugins: {self.file}: no function is decorated; allowed: functions with "
-                f"{', '.join(OPTIONS)} of consistency.plugins"
-            )
+            text = f"no function is decorated; allowed: functions with {', '.join(OPTIONS)} of consistency.plugins"
+            raise _error(self.file, None, text)
         return functions
 
     def _imported(self) -> tuple[dict[str, str], set[str]]:
