@@ -22,7 +22,7 @@ NUMBERS = [
     ("architecture", r"noises \((\d+) for points\)", samples.POINTS),
     ("architecture", r"three seeds and (\d+) px a side", samples.SIDE),
     ("architecture", r"more\s+than ([\d.]+) MB", samples.LIMIT / 1e6),
-    ("architecture", r"batches and seeds of (\d+) steps are made at once", feed.AHEAD),
+    ("architecture", r"batches and seeds of (\d+) steps are drawn at once", feed.AHEAD),
     ("data", r"files of (\d+) MB and more", hub.LARGE / 1e6),
 ]
 

@@ -77,13 +77,7 @@ class Task:
         return (losses * batch["weight"] if "weight" in batch else losses).mean(), output
 
 
-def make_step(
-    model: nn.Module,
-    task: Task,
-    settings: Training,
-    accelerator: Accelerator,
-    what: str,
-) -> PlainStep:
+def make_step(model: nn.Module, task: Task, settings: Training, accelerator: Accelerator, what: str) -> PlainStep:
     """The fastest step that can train this model; see `PlainStep` for the arguments."""
     kind, whole = PlainStep, accelerator.num_processes == settings.accumulate == 1 and accelerator.scaler is None
     if is_bare(accelerator):
