@@ -374,7 +374,7 @@ def test_a_method_that_lacks_the_first_condition_is_not_pictured():
 
 
 def test_compared():
-    plan = small(evaluation={"sampling_steps": [1, 8]}, runs=[{"method": "cm", "n_steps": 5, "seed": 3}])
+    plan = small(evaluation={"sampling_steps": [1, 5, 8]}, runs=[{"method": "cm", "n_steps": 5, "seed": 3}])
     assert plan.compared == [
         {"source": "teacher-ddim-n5-w1", "method": "teacher", "condition": "ddim-n5-w1", "n_steps": 5},
         {
@@ -383,7 +383,7 @@ def test_compared():
             "group": "ddim-n5-w1",
             "seed": 3,
             "condition": "ddim-n5-w1",
-            "sampling_steps": [1],  # 8 is above its N
+            "sampling_steps": [1, 5],  # 8 is above its N
         },
     ]
 
