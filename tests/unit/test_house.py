@@ -59,12 +59,10 @@ VAGUE_NAMES = {
     "workflow/consistency/training/optimizers.py",
     "workflow/rules/common.smk",
     "workflow/rules/once.smk",
-    "workflow/rules/records.smk",
     "workflow/scripts/_start.py",
     "workflow/scripts/_surroundings.py",
     "workflow/scripts/measure_pairs_student.py",
     "workflow/scripts/measure_student.py",
-    "workflow/scripts/resume.py",
     "workflow/scripts/sample_student.py",
 }
 

@@ -56,6 +56,6 @@ def compared_with_its_record(made_by):
 
 
 if not (workflow.remote_exec or workflow.subprocess_exec):  # inside of a job
-    for known in workflow.rules:
-        if known.script and known.basedir == HERE:
-            known.set_input(compared_with_its_record(known))
+    for each in workflow.rules:
+        if each.script and each.basedir == HERE:
+            each.set_input(compared_with_its_record(each))
