@@ -42,7 +42,7 @@ def network(device: torch.device, tiny: bool, folder: Path) -> tuple[SDXLUNet, i
     from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    kind, shape, config = estimates.HUB[REPOSITORY]
+    kind, shape, config = estimates.hub_networks()[REPOSITORY].values()
     assert kind == "UNet2DConditionModel"
     config = config | TINY if tiny else config
     channels = {"in_channels": shape[0], "out_channels": shape[0]}
