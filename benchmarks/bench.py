@@ -27,13 +27,14 @@ import dag  # noqa: E402
 import distances  # noqa: E402
 import memory  # noqa: E402
 import networks  # noqa: E402
+import online  # noqa: E402
 import pandas as pd  # noqa: E402
 import sdxl  # noqa: E402
 import torch  # noqa: E402
 from _surroundings import KEEP_FREED, keep_freed_memory  # noqa: E402
 from consistency.files.storage import atomic, write_table, write_text  # noqa: E402
-from networks import Case, Row  # noqa: E402
-from timing import machine  # noqa: E402
+from networks import Case  # noqa: E402
+from timing import Row, machine  # noqa: E402
 
 Sections = dict[str, Callable[[], Iterator[Row]]]
 
@@ -48,8 +49,8 @@ def sections(small: bool, folder: Path, sizes: list[int], largest: int) -> Secti
 
     def steps() -> Iterator[Row]:
         for n_steps, guidance in ((10, 1.0), (10, 4.0), (50, 4.0)):
-            yield from networks.direct_step(first, n_steps, guidance, rounds)
-        yield from networks.direct_step(second, 10, 1.0 if gpu else 4.0, 2)
+            yield from online.direct_step(first, n_steps, guidance, rounds)
+        yield from online.direct_step(second, 10, 1.0 if gpu else 4.0, 2)
 
     def solving() -> Iterator[Row]:
         several = 2 if small or gpu else 5
@@ -184,16 +185,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE.parent / "results", help="folder of the table")
     chosen = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    known = sections(chosen.small, chosen.folder, [int(size) for size in chosen.runs.split(",")], chosen.targets)
-    names = [name for name in chosen.only.split(",") if name] or list(known)
-    if unknown := [name for name in names if name not in known]:
-        sys.exit(f"--only: no section {unknown[0]!r}; there are {', '.join(known)}")
+    available = sections(chosen.small, chosen.folder, [int(size) for size in chosen.runs.split(",")], chosen.targets)
+    names = [name for name in chosen.only.split(",") if name] or list(available)
+    if unknown := [name for name in names if name not in available]:
+        sys.exit(f"--only: no section {unknown[0]!r}; there are {', '.join(available)}")
     began, rows, failed = time.perf_counter(), [], []
     command = " ".join(["python benchmarks/bench.py", *sys.argv[1:]])
     for name in names:
         start = time.perf_counter()
         try:
-            for row in known[name]():
+            for row in available[name]():
                 rows.append(row)
                 where = f"{row['section']}, {row['case']}, {row['setting']}"
                 print(f"{where}: {row['quantity']} {row['value']:.4g} {row['unit']}")

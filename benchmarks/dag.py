@@ -15,22 +15,21 @@ from typing import Any
 
 import torch
 from consistency.files import storage
-from networks import Row, row
-from timing import ROOT, Spread, paired
+from timing import ROOT, Row, Spread, paired, row
 
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 
 
 def jobs(folder: Path) -> list[dict[str, Any]]:
     """Rule, start and end of every job whose record Snakemake keeps in a folder's .snakemake."""
-    found = {}
+    records = {}
     for file in (folder / ".snakemake" / "metadata").rglob("*"):
         if not file.is_file():
             continue
         record = json.loads(file.read_text(encoding="utf-8"))
         if record.get("rule") and record.get("endtime") and record.get("log"):
-            found[record["log"][0]] = {key: record[key] for key in ("rule", "starttime", "endtime")}
-    return sorted(found.values(), key=lambda job: job["starttime"])
+            records[record["log"][0]] = {key: record[key] for key in ("rule", "starttime", "endtime")}
+    return sorted(records.values(), key=lambda job: job["starttime"])
 
 
 def last_run(folder: Path, cores: int) -> Iterator[Row]:
@@ -39,29 +38,30 @@ def last_run(folder: Path, cores: int) -> Iterator[Row]:
     The jobs' time is from a job's start to its end as Snakemake records them, its process's start included. A checkout
     whose jobs were not all run in one go gives no efficiency.
     """
-    known = jobs(folder)
-    if len(known) < 10:
+    records = jobs(folder)
+    if len(records) < 10:
         return
-    wall = max(job["endtime"] for job in known) - known[0]["starttime"]
-    busy = sum(job["endtime"] - job["starttime"] for job in known)
-    gaps = [b["starttime"] - a["starttime"] for a, b in itertools.pairwise(known)]
-    setting = f"{len(known)} jobs, {cores} cores"
+    wall = max(job["endtime"] for job in records) - records[0]["starttime"]
+    busy = sum(job["endtime"] - job["starttime"] for job in records)
+    gaps = [b["starttime"] - a["starttime"] for a, b in itertools.pairwise(records)]
+    setting = f"{len(records)} jobs, {cores} cores"
     if max(gaps) < 120:
         yield row("Workflow", "the last run", setting, "first job's start to last job's end", "s", wall)
         yield row("Workflow", "the last run", setting, "sum of the jobs' seconds / cores", "s", busy / cores)
         note = "job seconds include each process's start (python and torch)"
-        yield row(
-            "Workflow", "the last run", setting, "share of the cores' time in jobs", "", busy / cores / wall, note
-        )
+        share = busy / cores / wall
+        yield row("Workflow", "the last run", setting, "share of the cores' time in jobs", "", share, note=note)
     rules: dict[str, list[float]] = {}
-    for job in known:
+    for job in records:
         rules.setdefault(job["rule"], []).append(job["endtime"] - job["starttime"])
     shortest = min(Spread.of(seconds).median for seconds in rules.values())
     note = "its process's start, and little else"
-    yield row("Workflow", "the last run", f"{len(known)} jobs", "shortest rule: seconds of a job", "s", shortest, note)
+    yield row(
+        "Workflow", "the last run", f"{len(records)} jobs", "shortest rule: seconds of a job", "s", shortest, note=note
+    )
     for rule, seconds in sorted(rules.items(), key=lambda item: -sum(item[1]))[:8]:
         what, note = f"{rule}: seconds of a job", f"{sum(seconds) / busy:.0%} of all jobs' time"
-        yield row("Workflow", "the last run", f"{len(seconds)} jobs", what, "s", Spread.of(seconds), note)
+        yield row("Workflow", "the last run", f"{len(seconds)} jobs", what, "s", Spread.of(seconds), note=note)
 
 
 def timed(*arguments: str) -> tuple[float, str]:

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from consistency.evaluate.distances import FeatureSet, frechet_distance
-from networks import Row, row
-from timing import Spread, paired, ratio
+from timing import Row, Spread, paired, ratio, row
 
 
 def frechet(count: int, width: int, rounds: int) -> Iterator[Row]:
@@ -38,16 +37,16 @@ def frechet(count: int, width: int, rounds: int) -> Iterator[Row]:
     def torch_fidelity() -> None:
         pair = [{"mu": features.mean(0), "sigma": np.cov(features, rowvar=False)} for features in sets]
         with contextlib.redirect_stderr(io.StringIO()):
-            found = fidelity(*pair, verbose=False)
-        values["torch-fidelity"] = float(next(iter(found.values())))
+            metrics = fidelity(*pair, verbose=False)
+        values["torch-fidelity"] = float(next(iter(metrics.values())))
 
     functions = {"ours": ours, "clean-fid": theirs} | ({"torch-fidelity": torch_fidelity} if fidelity else {})
-    found = paired(functions, rounds, warm=0)
+    durations = paired(functions, rounds, warm=0)
     setting = f"{count:,} features of {width}, covariances included"
-    for name, seconds in found.items():
+    for name, seconds in durations.items():
         yield row("Fréchet distance", name, setting, "time", "s", Spread.of(seconds))
         if name != "ours":
-            yield row("Fréchet distance", name, setting, "time / ours", "×", ratio(seconds, found["ours"]))
+            yield row("Fréchet distance", name, setting, "time / ours", "×", ratio(seconds, durations["ours"]))
             apart = abs(values[name] - values["ours"]) / values["ours"]
             yield row("Fréchet distance", name, setting, "relative difference of the value from ours", "", apart)
 
@@ -88,12 +87,14 @@ def features(count: int, rounds: int) -> Iterator[Row]:
         def forward() -> None:
             network(torch.zeros(count, 3, 299, 299, device=device))
 
-        found = paired({"ours": ours, "clean-fid": clean_fid, "network alone": forward}, rounds)
+        durations = paired({"ours": ours, "clean-fid": clean_fid, "network alone": forward}, rounds)
     setting = f"Inception-v3, {count} images of 3×32×32"
-    for name, seconds in found.items():
+    for name, seconds in durations.items():
         yield row("Features", name, setting, "images", "1/s", Spread.of([count / s for s in seconds]))
-    share = ratio(found["network alone"], found["ours"])
-    yield row("Features", "ours", setting, "share of the network's own rate", "", share, "resizing to 299 included")
+    share = ratio(durations["network alone"], durations["ours"])
+    yield row(
+        "Features", "ours", setting, "share of the network's own rate", "", share, note="resizing to 299 included"
+    )
     apart = float(np.abs(kept["ours"] - kept["clean-fid"]).max() / np.abs(kept["clean-fid"]).max())
     yield row("Features", "clean-fid", setting, "largest difference from ours, of the largest value", "", apart)
 

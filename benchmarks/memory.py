@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from networks import Row, row
-from timing import ROOT
+from timing import ROOT, Row, row
 
 SIDE = 8
 # Each stage in a process of its own, on a network that costs little: what is asked is the memory.
@@ -83,12 +82,5 @@ def stages(sizes: list[int]) -> Iterator[Row]:
             for name, code in STAGES.items():
                 setting = f"{size:,} of 1×{SIDE}×{SIDE}, one file"
                 note = "of which about 150 MB are torch"
-                yield row(
-                    "Memory",
-                    name,
-                    setting,
-                    "peak, without pages of mapped files",
-                    "MB",
-                    peak(code, Path(folder), size),
-                    note,
-                )
+                most = peak(code, Path(folder), size)
+                yield row("Memory", name, setting, "peak, without pages of mapped files", "MB", most, note=note)

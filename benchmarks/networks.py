@@ -1,4 +1,4 @@
-"""What is measured on networks: a Direct CM step with and without cached targets, solving, training, sampling."""
+"""What is measured on networks: solving, training, sampling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,18 @@ import torch
 from consistency import config, networks
 from consistency.config.settings import Training
 from consistency.config.shapes import shape_of
-from consistency.data.prepare import as_float
 from consistency.files.storage import load_tensors, save_tensors
 from consistency.flow.schedules import VPSchedule
-from consistency.flow.streams import generator
-from consistency.runtime.devices import autocast, pick_device, send
+from consistency.runtime.devices import autocast, pick_device
 from consistency.students import losses, maps, objectives
 from consistency.students.sampling import few_step_times, sample_student
 from consistency.teachers import manifest, targets
-from consistency.teachers.protocol import Teacher, network_time
+from consistency.teachers.protocol import Teacher
 from consistency.training import loop
 from consistency.training.graphs import Graphed
 from consistency.training.optimizers import make_optimizer
-from timing import Spread, clock, paired, ratio, synchronise
+from timing import Row, Spread, clock, paired, ratio, row, synchronise
 from torch.utils.flop_counter import FlopCounterMode
-
-Row = dict[str, Any]
-STUDENTS = (1, 6, 36)
 
 
 @dataclass(frozen=True)
@@ -55,14 +50,24 @@ class Case:
         _, experiments = config.load({"experiments": [preset]})
         e = experiments[preset]
         shape, _, classes = shape_of(e)
-        sizes = e.student.training.batch_size, e.targets.batch_size, e.student.training.steps, e.targets.count
+        training = e.student.training
         network = e.network.model_dump()
         network |= {"dropout": 0.0} if "dropout" in network else {}  # students of a teacher have none
-        return cls(preset, network, shape, classes, *sizes, e.student.training.precision)
+        return cls(
+            name=preset,
+            network=network,
+            shape=shape,
+            classes=classes,
+            train_batch=training.batch_size,
+            solve_batch=e.targets.batch_size,
+            steps=training.steps,
+            count=e.targets.count,
+            precision=training.precision,
+        )
 
     def smaller(self) -> Case:
         """The same with little to do, for tests."""
-        return Case(self.name, self.network, self.shape, self.classes, 8, 16, 40, 64)
+        return replace(self, train_batch=8, solve_batch=16, steps=40, count=64, precision="no")
 
     def training(self, **changes: Any) -> Training:
         """How the loop trains for a benchmark: as a bare step does."""
@@ -89,64 +94,6 @@ class Case:
         return teacher.to(pick_device())
 
 
-def row(section: str, case: str, setting: str, quantity: str, unit: str, value: Spread | float, note: str = "") -> Row:
-    """One line of the table."""
-    spread = value if isinstance(value, Spread) else Spread(float(value), float(value), float(value), 1)
-    numbers = {"value": spread.median, "low": spread.low, "high": spread.high, "rounds": spread.count}
-    return {
-        "section": section,
-        "case": case,
-        "setting": setting,
-        "quantity": quantity,
-        "unit": unit,
-        **numbers,
-        "note": note,
-    }
-
-
-def reference_solve(
-    x: torch.Tensor, k: torch.Tensor, cond: torch.Tensor, grid: list[int], teacher: Teacher, guidance: float
-) -> torch.Tensor:
-    """The end of each sample's solve as paper A's reference gets it: the whole batch goes from the largest start to 0,
-    each sample joining at its own start; a guided step calls the network twice. DDIM.
-
-    Args:
-        x: (B, …), sample b at grid[k[b]].
-    """
-    schedule, step = teacher.schedule, targets.solver_named("ddim")
-    null = torch.full_like(cond, teacher.network.classes)
-
-    def eps(x: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
-        index = network_time(t, len(x), teacher.timestep_offset, x.device)
-        conditional = teacher.network(x, index, cond).to(x.dtype)
-        teacher.calls += len(x)
-        if guidance == 1:
-            return conditional
-        unconditional = teacher.network(x, index, null).to(x.dtype)
-        teacher.calls += len(x)
-        return unconditional + guidance * (conditional - unconditional)
-
-    for j in range(int(k.min()), len(grid) - 1):
-        begun = (k <= j).reshape(-1, *[1] * (x.ndim - 1)).to(x.device)
-        x = torch.where(begun, step(x, grid[j], grid[j + 1], eps, schedule), x)
-    return x
-
-
-def packed_solve(
-    x: torch.Tensor, k: torch.Tensor, cond: torch.Tensor, grid: list[int], teacher: Teacher, guidance: float
-) -> torch.Tensor:
-    """The same as well as it can be done in a training step: no call for samples that have not begun or are done, both
-    branches of a guided step in one call."""
-    k, order = torch.sort(k, stable=True)
-
-    def eps(rows: torch.Tensor) -> Any:
-        return teacher.eps(cond[order[rows]], guidance)
-
-    step = targets.solver_named("ddim")
-    _, x_0 = targets.solve(x[order], k, grid, step, eps, teacher.schedule, len(x), x.device)
-    return x_0[torch.argsort(order)]
-
-
 @dataclass
 class Shard:
     """Targets on disk, solved for a benchmark."""
@@ -164,7 +111,17 @@ def solve_shard(case: Case, teacher: Teacher, folder: Path, count: int, n_steps:
 
     def work() -> None:
         targets.solve_shard(
-            path, teacher, images, labels, range(count), "paper", "ddim", n_steps, guidance, 1, case.solve_batch
+            path,
+            teacher,
+            images,
+            labels,
+            range(count),
+            mode="paper",
+            solver="ddim",
+            n_steps=n_steps,
+            guidance=guidance,
+            seed=1,
+            batch_size=case.solve_batch,
         )
 
     seconds = clock(work)
@@ -203,101 +160,6 @@ class Student:
             self.optimizer.zero_grad()
 
 
-def direct_step(case: Case, n_steps: int, guidance: float, rounds: int) -> Iterator[Row]:
-    """A Direct CM step with cached targets, against the same step that solves the ODE itself."""
-    teacher, student, device = case.teacher(), Student(case), pick_device()
-    images, labels = case.images()
-    grid, setting = teacher.schedule.grid(n_steps), f"DDIM, N = {n_steps}, w = {guidance:g}, batch {case.train_batch}"
-    with tempfile.TemporaryDirectory() as folder:
-        shard = solve_shard(case, teacher, Path(folder), min(case.count, 4 * case.solve_batch), n_steps, guidance)
-        stored, _ = load_tensors(shard.path, ["k"])
-        reader = targets.TargetReader(shard.manifest, teacher.schedule, case.train_batch, 0)
-        number = iter(range(10**9))
-        calls: dict[str, list[float]] = {"reference": [], "packed": []}
-
-        names = list(reader(0))
-
-        def cached() -> None:
-            batch = reader(next(number))
-            student.step({name: send(value, device) for name, value in batch.items()})
-
-        def online(kind: str, solve: Callable[..., torch.Tensor]) -> None:
-            rng, before = generator(0, "order", next(number)), teacher.calls
-            rows = torch.from_numpy(rng.integers(len(images), size=case.train_batch))
-            k = torch.from_numpy(rng.integers(n_steps, size=case.train_batch))
-            noise = torch.from_numpy(rng.standard_normal((case.train_batch, *case.shape), dtype="float32"))
-            s, n = torch.tensor(grid)[k], torch.tensor(grid)[k + 1]
-            x_s = teacher.schedule.add_noise(as_float(images[rows]), noise, s).to(device)
-            cond = labels[rows].to(device)
-            with torch.no_grad():
-                x_0 = solve(x_s, k, cond, grid, teacher, guidance)
-            batch = {"x_t": x_s, "x_r": x_s, "x_0": x_0, "cond": cond, "t": s.to(device), "r": n.to(device)}
-            student.step({name: batch[name] for name in names})
-            calls[kind].append((teacher.calls - before) / case.train_batch)
-
-        found = paired(
-            {
-                "cached": lambda: [cached() for _ in range(10)],
-                "reference": lambda: online("reference", reference_solve),
-                "packed": lambda: online("packed", packed_solve),
-            },
-            rounds,
-        )
-    times = {name: [v / (10 if name == "cached" else 1) for v in values] for name, values in found.items()}
-    labels_of = {
-        "cached": "step, cached targets",
-        "reference": "step, online solve as in the reference",
-        "packed": "step, best online solve",
-    }
-    section = "Direct CM step"
-    for name, values in times.items():
-        milliseconds = Spread.of([1e3 * v for v in values])
-        yield row(section, case.name, setting, labels_of[name], "ms", milliseconds)
-        asked = Spread.of(calls[name]) if name in calls else 0.0
-        yield row(
-            section, case.name, setting, f"teacher calls a sample, {labels_of[name].removeprefix('step, ')}", "", asked
-        )
-    for name in ("reference", "packed"):
-        yield row(
-            section,
-            case.name,
-            setting,
-            f"times slower: {labels_of[name].removeprefix('step, ')}",
-            "×",
-            ratio(times[name], times["cached"]),
-        )
-    middle = {name: Spread.of(values).median for name, values in times.items()}
-    per_target = shard.seconds / len(stored["k"])
-    solving = per_target * case.count
-    note = f"{case.count:,} targets at {1e3 * per_target:.3g} ms, writing included"
-    for name in ("reference", "packed"):
-        what = labels_of[name].removeprefix("step, ")
-        yield row(
-            section,
-            case.name,
-            setting,
-            f"break-even against {what}",
-            "steps",
-            solving / (middle[name] - middle["cached"]),
-            note,
-        )
-        for k in STUDENTS:
-            share = (solving + k * case.steps * middle["cached"]) / (k * case.steps * middle[name])
-            what_k = f"cost of {k} student{'s' * (k > 1)} of {case.steps:,} steps, cached / {what}"
-            yield row(section, case.name, setting, what_k, "×", share, note)
-    # With a target of its own for each draw of every student nothing is reused.
-    fresh = per_target * case.train_batch + middle["cached"]
-    yield row(
-        section,
-        case.name,
-        setting,
-        "one student, no target used twice, cached / best online solve",
-        "×",
-        fresh / middle["packed"],
-        "solving, writing, reading, step",
-    )
-
-
 def solving(case: Case, n_steps: int, guidance: float, count: int, rounds: int) -> Iterator[Row]:
     """Targets a second, and their share of what the network alone can do at the same batch."""
     teacher = case.teacher()
@@ -318,15 +180,15 @@ def solving(case: Case, n_steps: int, guidance: float, count: int, rounds: int) 
             shards.append(solve_shard(case, teacher, Path(folder), count, n_steps, guidance))
             load_tensors(shards[-1].path)  # read and checked
 
-        found = paired({"solve": solve, "forward": forward}, rounds)
+        seconds = paired({"solve": solve, "forward": forward}, rounds)
     setting = f"DDIM, N = {n_steps}, w = {guidance:g}, {count:,} targets, batch {case.solve_batch}"
-    pure = [seconds / (4 * len(x)) for seconds in found["forward"]]
+    pure = [one / (4 * len(x)) for one in seconds["forward"]]
     calls = shards[-1].calls
     section = "Target solving"
-    yield row(section, case.name, setting, "targets", "1/s", Spread.of([count / s for s in found["solve"]]))
-    share = Spread.of([calls * one / whole for one, whole in zip(pure, found["solve"], strict=True)])
+    yield row(section, case.name, setting, "targets", "1/s", Spread.of([count / s for s in seconds["solve"]]))
+    share = Spread.of([calls * one / whole for one, whole in zip(pure, seconds["solve"], strict=True)])
     note = "1 is the limit; draws, noise, packing, writing, hashing and reading included"
-    yield row(section, case.name, setting, "share of the network's own rate", "", share, note)
+    yield row(section, case.name, setting, "share of the network's own rate", "", share, note=note)
 
 
 def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
@@ -372,7 +234,7 @@ def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
         measured, ratios = zip(*values[1:], strict=True)  # the first round does not count
         yield row(section, case.name, setting, f"step of the {name}", "ms", Spread.of([1e3 * v for v in measured]))
         note = f"data, clipping, logging, progress, reseeding included; {steps} steps of each in turn a round"
-        yield row(section, case.name, setting, f"{name} / bare step", "×", Spread.of(list(ratios)), note)
+        yield row(section, case.name, setting, f"{name} / bare step", "×", Spread.of(list(ratios)), note=note)
 
 
 def training_on_gpu(case: Case, rounds: int, steps: int) -> Iterator[Row]:
@@ -399,19 +261,21 @@ def training_on_gpu(case: Case, rounds: int, steps: int) -> Iterator[Row]:
 
         for student in bares.values():
             [student.step(batch) for _ in range(8)]
-        found: dict[str, list[float]] = {}
+        times: dict[str, list[float]] = {}
         for _ in range(rounds):
             for name, student in bares.items():
-                found.setdefault(name, []).append(bare(student))
-            found.setdefault("loop", []).append(ours("loop", None))
-            found.setdefault("loop with EMA", []).append(ours("loop with EMA", 0.999))
+                times.setdefault(name, []).append(bare(student))
+            times.setdefault("loop", []).append(ours("loop", None))
+            times.setdefault("loop with EMA", []).append(ours("loop with EMA", 0.999))
     section, setting = "Training step", f"Direct CM, batch {case.train_batch}, {case.precision}"
-    for name, values in found.items():
+    for name, values in times.items():
         yield row(section, case.name, setting, name, "ms", Spread.of([1e3 * value for value in values]))
     note = f"data, clipping, logging, progress, reseeding included; {steps} steps of each in turn a round"
     for name in ("loop", "loop with EMA"):
         for against in bares:
-            yield row(section, case.name, setting, f"{name} / {against}", "×", ratio(found[name], found[against]), note)
+            yield row(
+                section, case.name, setting, f"{name} / {against}", "×", ratio(times[name], times[against]), note=note
+            )
 
 
 def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: int) -> Iterator[Row]:
@@ -441,12 +305,12 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
         x = torch.randn(batch, *case.shape, device=student.device)
         s = torch.randint(100, 1000, (batch,), device=student.device)
         cond = torch.randint(0, case.classes, (batch,), device=student.device)
-        given = {"x_t": x, "x_r": x, "x_0": x, "t": s, "r": s - 100, "cond": cond}
-        times = [clock(lambda: student.step(given)) for _ in range(8)]
+        inputs = {"x_t": x, "x_r": x, "x_0": x, "t": s, "r": s - 100, "cond": cond}
+        times = [clock(lambda: student.step(inputs)) for _ in range(8)]
         return Spread.of(times[2:]).median
 
     solve(count, 10, 1)
-    found: dict[str, list[float]] = {}
+    constants: dict[str, list[float]] = {}
     for _ in range(rounds):
         (a, calls_a), (b, calls_b), (c, calls_c) = solve(count, 10, 1), solve(count, 50, 1), solve(2 * count, 25, 4)
         second = (b - a) / (calls_b - calls_a)  # of a pass
@@ -465,9 +329,9 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
             "step": (work[1] / speed + constant) / between,
             "cm": 4 / 3 * (work[1] / speed + constant) / cm,
         }.items():
-            found.setdefault(name, []).append(value)
+            constants.setdefault(name, []).append(value)
     fitted, sizes = f"{count:,} targets, N = 10 and 50, w = 1", f"batches {batches[0]} and {batches[2]}"
-    told = {
+    quantities = {
         "rate": (fitted, "solving: rate, fitted", "GFLOP/s"),
         "target": (fitted, "solving: a target beside its passes, fitted", "µs"),
         "solve": (f"{2 * count:,} targets, N = 25, w = 4", "predicted / measured: solving", "×"),
@@ -476,8 +340,8 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
         "step": (f"batch {batches[1]}", "predicted / measured: step of Direct CM", "×"),
         "cm": (f"batch {batches[1]}", "predicted / measured: step of CM", "×"),
     }
-    for name, (where, what, unit) in told.items():
-        yield row("Cost model", case.name, where, what, unit, Spread.of(found[name]))
+    for name, (where, what, unit) in quantities.items():
+        yield row("Cost model", case.name, where, what, unit, Spread.of(constants[name]))
 
 
 def sampling(case: Case, rounds: int) -> Iterator[Row]:
@@ -499,14 +363,15 @@ def sampling(case: Case, rounds: int) -> Iterator[Row]:
         assert len(few_step_times(student.schedule.grid(10), 4)) == 4
 
         def sample() -> None:
-            sample_student(path, student, noise, labels, 10, [1, 2, 4], reference, 0, case.solve_batch, case.precision)
+            settings = {"seed": 0, "batch_size": case.solve_batch, "precision": case.precision}
+            sample_student(path, student, noise, labels, 10, [1, 2, 4], teacher_samples=reference, **settings)
 
-        found = paired({"sample": sample, "forward": forward}, rounds)
+        seconds = paired({"sample": sample, "forward": forward}, rounds)
     setting = f"1, 2 and 4 steps of {count:,} samples, batch {case.solve_batch}"
-    pure = [seconds / (4 * len(x)) for seconds in found["forward"]]
-    share = Spread.of([passes * count * one / whole for one, whole in zip(pure, found["sample"], strict=True)])
-    yield row("Sampling", case.name, setting, "samples", "1/s", Spread.of([3 * count / s for s in found["sample"]]))
-    yield row("Sampling", case.name, setting, "share of the network's own rate", "", share, "writing included")
+    pure = [one / (4 * len(x)) for one in seconds["forward"]]
+    share = Spread.of([passes * count * one / whole for one, whole in zip(pure, seconds["sample"], strict=True)])
+    yield row("Sampling", case.name, setting, "samples", "1/s", Spread.of([3 * count / s for s in seconds["sample"]]))
+    yield row("Sampling", case.name, setting, "share of the network's own rate", "", share, note="writing included")
 
 
 logging.getLogger("consistency").setLevel(logging.WARNING)

@@ -19,8 +19,7 @@ from consistency.students import losses, maps, objectives
 from consistency.teachers import targets
 from consistency.teachers.protocol import Teacher
 from consistency.training.optimizers import make_optimizer
-from networks import Row, row
-from timing import Spread, paired, synchronise
+from timing import Row, Spread, paired, row, synchronise
 
 REPOSITORY = "stabilityai/stable-diffusion-xl-base-1.0"
 # Dense bf16 operations a second, of the makers' data sheets; to what shares of a peak refer.
@@ -43,7 +42,7 @@ def network(device: torch.device, tiny: bool, folder: Path) -> tuple[SDXLUNet, i
     from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    kind, shape, config = estimates.HUB[REPOSITORY]
+    kind, shape, config = estimates.hub_networks()[REPOSITORY].values()
     assert kind == "UNet2DConditionModel"
     config = config | TINY if tiny else config
     channels = {"in_channels": shape[0], "out_channels": shape[0]}
@@ -85,7 +84,8 @@ def rows(batches: list[int], rounds: int, tiny: bool = False) -> Iterator[Row]:
             began = time.perf_counter()
             yield from solving(unet, flops, batches[-1], rounds, case, "channels_last, blocks compiled")
             note = "warm-up and measurements included"
-            yield row("SDXL", case, "blocks compiled", "seconds of this row", "s", time.perf_counter() - began, note)
+            seconds = time.perf_counter() - began
+            yield row("SDXL", case, "blocks compiled", "seconds of this row", "s", seconds, note=note)
         del unet
         gc.collect()
         unet, _ = network(device, tiny, Path(folder))
@@ -113,9 +113,9 @@ def solving(unet: SDXLUNet, flops: int, batch: int, rounds: int, case: str, layo
                 grid,
                 targets.solver_named("ddim"),
                 lambda chosen: teacher.eps(cond[chosen.to(device)], 9.0),
-                teacher.schedule,
-                batch,
-                device,
+                schedule=teacher.schedule,
+                batch_size=batch,
+                device=device,
             )
 
     @torch.no_grad()
@@ -124,14 +124,14 @@ def solving(unet: SDXLUNet, flops: int, batch: int, rounds: int, case: str, layo
             unet(double, index, rows_)
 
     try:
-        found = paired({"solve": solve, "forward": forward}, rounds)
+        durations = paired({"solve": solve, "forward": forward}, rounds)
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
         return
     done, setting = 2 * batch * n_steps, f"guided, batch {batch} ({2 * batch} rows a call), bf16, {layout}"
-    rate = Spread.of([done * flops / seconds / 1e12 for seconds in found["solve"]])
+    rate = Spread.of([done * flops / seconds / 1e12 for seconds in durations["solve"]])
     yield row("SDXL", case, setting, "solving", "TFLOP/s", rate)
-    share = Spread.of([a / b for a, b in zip(found["forward"], found["solve"], strict=True)])
+    share = Spread.of([a / b for a, b in zip(durations["forward"], durations["solve"], strict=True)])
     yield row("SDXL", case, setting, "share of the network's own rate", "", share)
     if peak := peak_of(device):
         values = [1e12 * value / peak for value in (rate.median, rate.low, rate.high)]
@@ -147,25 +147,25 @@ def student(unet: SDXLUNet, batch: int, rounds: int, case: str) -> Iterator[Row]
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer("adamw", weights, 1e-4, 0.01)
     times = torch.tensor(model.schedule.grid(10), device=device)
-    given = {
+    inputs = {
         "x_t": torch.randn(batch, *unet.sample_shape, device=device),
         "x_0": torch.randn(batch, *unet.sample_shape, device=device),
-        "s": times[torch.randint(0, 10, (batch,), device=device)],
+        "t": times[torch.randint(0, 10, (batch,), device=device)],
         "cond": torch.randint(0, 8, (batch,), device=device),
     }
 
     def step() -> None:
         with autocast(device, "bf16"):
-            prediction, target = objectives.direct(model, given)
+            prediction, target = objectives.direct(model, inputs)
         losses.mse(prediction.float(), target).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    found = paired({"step": step}, rounds)
+    durations = paired({"step": step}, rounds)
     setting = f"Direct CM, LoRA of rank 64, batch {batch}, bf16, gradient checkpointing, AdamW"
-    yield row("SDXL", case, setting, "student step", "s", Spread.of(found["step"]))
+    yield row("SDXL", case, setting, "student step", "s", Spread.of(durations["step"]))
     if device.type == "cuda":
         synchronise()
         yield row("SDXL", case, setting, "peak of the GPU's memory", "GB", torch.cuda.max_memory_allocated() / 1e9)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +33,26 @@ class Spread:
             return cls(values[0], values[0], values[0], 1)
         low, _, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(statistics.median(values), low, high, len(values))
+
+
+Row = dict[str, Any]
+
+
+def row(
+    section: str, case: str, setting: str, quantity: str, unit: str, value: Spread | float, *, note: str = ""
+) -> Row:
+    """One line of the table."""
+    spread = value if isinstance(value, Spread) else Spread(float(value), float(value), float(value), 1)
+    numbers = {"value": spread.median, "low": spread.low, "high": spread.high, "rounds": spread.count}
+    return {
+        "section": section,
+        "case": case,
+        "setting": setting,
+        "quantity": quantity,
+        "unit": unit,
+        **numbers,
+        "note": note,
+    }
 
 
 def synchronise() -> None:
@@ -58,11 +79,11 @@ def paired(functions: dict[str, Callable[[], object]], rounds: int, warm: int = 
     for _ in range(warm):
         for function in functions.values():
             function()
-    found: dict[str, list[float]] = {name: [] for name in functions}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
-            found[name].append(clock(function))
-    return found
+            seconds[name].append(clock(function))
+    return seconds
 
 
 def ratio(above: list[float], below: list[float]) -> Spread:

@@ -3,12 +3,12 @@ from _job import job
 with job(snakemake):
     from consistency.training.recipes import import_teacher
 
-    given, params = snakemake.input, snakemake.params
+    inputs, params = snakemake.input, snakemake.params
     import_teacher(
         snakemake.output.model,
-        params.folder or given.source[0],
-        given.data,
+        params.folder or inputs.source[0],
+        inputs.data,
         params.schedule,
         params.subfolder,
-        given.prompts or None,
+        inputs.prompts or None,
     )

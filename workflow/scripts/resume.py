@@ -36,14 +36,14 @@ def jobs_left() -> list[str]:
 
 def scripts_left() -> dict[psutil.Process, str]:
     """Processes on this machine that run a script of this folder, and the script."""
-    place = os.path.realpath(".snakemake/scripts") + os.sep
-    found = {}
+    jobs = os.path.realpath(".snakemake/scripts") + os.sep
+    scripts = {}
     for process in psutil.process_iter(["cmdline", "uids"]):
         words = process.info["cmdline"] or []
-        script = next((Path(word).name for word in words[1:] if word.startswith(place)), None)
+        script = next((Path(word).name for word in words[1:] if word.startswith(jobs)), None)
         if script and process.info["uids"] and process.info["uids"].real == os.getuid() and "python" in words[0]:
-            found[process] = script
-    return found
+            scripts[process] = script
+    return scripts
 
 
 def end_what_is_left() -> None:

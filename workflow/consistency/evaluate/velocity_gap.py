@@ -59,8 +59,16 @@ def _draws(images: torch.Tensor, labels: torch.Tensor, count: int, seed: int) ->
 class _Coupler:
     """The coupled data of the draws, batch by batch; what no noise level enters is computed once."""
 
-    def __init__(self, drawn: dict[str, torch.Tensor], generate: Generate, batch_size: int):
-        self.drawn, self.generate, self.batch_size = drawn, generate, batch_size
+    def __init__(
+        self,
+        drawn: dict[str, torch.Tensor],
+        generate: Generate,
+        batch_size: int,
+        schedule: VESchedule,
+        curriculum: dict[str, Any],
+    ):
+        self.drawn, self.generate, self.batch_size, self.schedule = drawn, generate, batch_size, schedule
+        self.mean, self.deviation = curriculum["p_mean"], curriculum["p_std"]  # of the step's ln σ
         self._kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, name: str, sigma: torch.Tensor, first: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,6 +84,22 @@ class _Coupler:
         if name != "generator_induced" and only is None:
             self._kept[name] = coupled
         return coupled
+
+    def levels(self, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """σ_i and σ_{i+1} of each draw on the grid of so many steps."""
+        grid = self.schedule.grid(steps + 1)
+        edges = step_probabilities(grid, self.mean, self.deviation).cumsum(0)
+        i = torch.searchsorted(edges, self.drawn["quantile"], right=True).clamp(max=steps - 1)
+        return grid[i], grid[i + 1]
+
+    def pairs(self, name: str, steps: int, teacher: AnalyticTeacher) -> dict[str, torch.Tensor]:
+        """x_t and its partners ct and cd at level r; t, r, cond, and the true velocity v."""
+        (n, s), z = self.levels(steps), self.drawn["z"]
+        x, cond = self(name, n)
+        x_t = self.schedule.add_noise(x, z, s)
+        v = teacher.velocity(x_t, s, cond)
+        partners = {"ct": partner(x_t, s, n, z), "cd": partner(x_t, s, n, v)}
+        return {"x_t": x_t, "t": s, "r": n, "cond": cond, "v": v} | partners
 
 
 def _per_step(squared: torch.Tensor, delta: torch.Tensor) -> float:
@@ -107,7 +131,7 @@ def _gradients(
     """`{distance} {u}` → ⟨E g_u, E g_CD⟩ for both distances, u = ct or cd.
 
     Args:
-        batches: of `_Points.at`, at least two.
+        batches: of `_Coupler.pairs`, at least two.
     """
     weights = list(f.parameters())
     by_name = {"mse": losses.mse, "pseudo-Huber": lambda a, b: losses.pseudo_huber_norm(a, b, **constants)}
@@ -129,32 +153,6 @@ def _gradients(
     return products
 
 
-class _Points:
-    """The draws at neighbouring levels of grids, as a coupling puts them there."""
-
-    def __init__(self, coupled: _Coupler, schedule: VESchedule, curriculum: dict[str, Any]):
-        self.coupled, self.schedule, self.curriculum = coupled, schedule, curriculum
-        self.z = coupled.drawn["z"]
-
-    def levels(self, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """σ_i and σ_{i+1} of each draw on the grid of so many steps."""
-        grid = self.schedule.grid(steps + 1)
-        edges = step_probabilities(grid, self.curriculum["p_mean"], self.curriculum["p_std"]).cumsum(0)
-        i = torch.searchsorted(edges, self.coupled.drawn["quantile"], right=True).clamp(max=steps - 1)
-        return grid[i], grid[i + 1]
-
-    def at(self, name: str, steps: int, teacher: AnalyticTeacher) -> dict[str, torch.Tensor]:
-        """x_t, its partners ct and cd at level r, t, r, cond, and the true velocity v."""
-        n, s = self.levels(steps)
-        x, cond = self.coupled(name, n)
-        x_t = self.schedule.add_noise(x, self.z, s)
-        v = teacher.velocity(x_t, s, cond)
-        return {
-            **{"x_t": x_t, "t": s, "r": n, "cond": cond, "v": v},
-            **{"ct": partner(x_t, s, n, self.z), "cd": partner(x_t, s, n, v)},
-        }
-
-
 def _labelled(velocity: str, name: str) -> str:
     """The reference of a loss: along the true velocity the independent coupling is plain consistency distillation."""
     return "cd" if (velocity, name) == ("cd", "independent") else f"{velocity} {name}"
@@ -171,10 +169,10 @@ def _gaps(f: torch.nn.Module, points: dict[str, torch.Tensor], name: str, steps:
     yield f"velocity_gap@steps={steps}", _per_step((there["ct"] - there["cd"]).square(), s - n), name
 
 
-def _transport(points: _Points, steps: int) -> Iterator[Value]:
+def _transport(coupled: _Coupler, steps: int) -> Iterator[Value]:
     """Transport costs of each coupling, over the levels of the grid of so many steps and at levels of their own."""
-    coupled, z, schedule = points.coupled, points.z, points.schedule
-    n, _ = points.levels(steps)
+    x, z, schedule = coupled.drawn["x"], coupled.drawn["z"], coupled.schedule
+    n, _ = coupled.levels(steps)
     grid = torch.exp(torch.linspace(*(float(np.log(b)) for b in (schedule.sigma_min, schedule.sigma_max)), LEVELS))
 
     def cost(x: torch.Tensor) -> float:
@@ -183,9 +181,7 @@ def _transport(points: _Points, steps: int) -> Iterator[Value]:
     for name in COUPLINGS:
         yield "transport_cost", cost(coupled(name, n)[0]), name
         for level in grid.double():
-            x, _ = coupled(name, level.expand(len(n)))
-            yield f"transport_cost@sigma={level:.4g}", cost(x), name
-    x = coupled.drawn["x"]
+            yield f"transport_cost@sigma={level:.4g}", cost(coupled(name, level.expand(len(n)))[0]), name
     yield "transport_cost", cost(x[assignment(z.numpy(), x.numpy())]), EXACT
 
 
@@ -221,8 +217,8 @@ def measure_couplings(
     def generate(x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         return f(x, sigma, cond)
 
-    coupled = _Coupler(drawn, generate, analysis["batch_size"])
-    points, values, teacher = _Points(coupled, schedule, curriculum), [], None
+    coupled = _Coupler(drawn, generate, analysis["batch_size"], schedule, curriculum)
+    values, teacher = [], None
     if teacher_folder is not None and is_mixture(teacher_folder):
         teacher = AnalyticTeacher.load(teacher_folder, None)
         early = load_student(student_folder, schedule, snapshot=budget_name(analysis["gradient_budget"])).double()
@@ -231,20 +227,20 @@ def measure_couplings(
         progress = Progress(len(analysis["steps"]), "gap between CT and CD")
         for steps in sorted(analysis["steps"]):
             for name in COUPLINGS:
-                at = points.at(name, steps, teacher)
+                at = coupled.pairs(name, steps, teacher)
                 values += _gaps(f, at, name, steps)
                 rows = torch.arange(len(at["t"])).split(analysis["batch_size"])
                 batches = [{key: value[r] for key, value in at.items()} for r in rows]
                 for label, product in _gradients(early, batches, constants).items():
                     values.append((f"gradient@steps={steps}", product, f"{label} {name}"))
                 if steps == finest:
-                    limit = _limits(f, at["x_t"], at["t"], at["cond"], points.z, at["v"])
+                    limit = _limits(f, at["x_t"], at["t"], at["cond"], drawn["z"], at["v"])
                     values += [("loss@limit", limit[key], _labelled(key, name)) for key in ("ct", "cd")]
                     values.append(("velocity_gap@limit", limit["gap"], name))
             progress.update(1)
-    values += _transport(points, finest)
+    values += _transport(coupled, finest)
 
-    save_tensors(curves, _curves(coupled, schedule, teacher))
+    save_tensors(curves, _curves(coupled, teacher))
     space = "pixels" if teacher is None else "coordinates"
     protocol = {
         "student_sha256": weights_sha256(student_folder),
@@ -260,9 +256,10 @@ def measure_couplings(
     write_measured(path, value | {"wall_time_s": round(time.monotonic() - began, 3)})
 
 
-def _curves(coupled: _Coupler, schedule: VESchedule, teacher: AnalyticTeacher | None) -> dict[str, torch.Tensor]:
+def _curves(coupled: _Coupler, teacher: AnalyticTeacher | None) -> dict[str, torch.Tensor]:
     """`sigmas` (L,), `{coupling}` (P, L, …): x̃ + σ z, and `ode` (P, L, …): the true flow from the same noise."""
-    sigmas, z = schedule.grid(65), coupled.drawn["z"]
+    schedule, z = coupled.schedule, coupled.drawn["z"]
+    sigmas = schedule.grid(65)
     out = {"sigmas": sigmas}
     for name in COUPLINGS:
         data = [coupled(name, sigma.expand(len(z)), CURVES)[0][:CURVES] for sigma in sigmas]

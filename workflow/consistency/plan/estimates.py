@@ -92,55 +92,6 @@ CPU = Device(
 BACKWARD = 2  # a backward pass costs about two forward passes
 CALLS = {"heun": 2}  # network evaluations a solver step; the others take one
 
-# Networks that are downloaded, as their configuration files describe them.
-HUB: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
-    "stabilityai/stable-diffusion-xl-base-1.0": (
-        "UNet2DConditionModel",
-        (4, 128, 128),
-        {
-            "sample_size": 128,
-            "block_out_channels": [320, 640, 1280],
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            "layers_per_block": 2,
-            "transformer_layers_per_block": [1, 2, 10],
-            "attention_head_dim": [5, 10, 20],
-            "use_linear_projection": True,
-            "cross_attention_dim": 2048,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-    ),
-    "madebyollin/sdxl-vae-fp16-fix": (
-        "AutoencoderKL",
-        (4, 128, 128),
-        {
-            "block_out_channels": [128, 256, 512, 512],
-            "down_block_types": ["DownEncoderBlock2D"] * 4,
-            "up_block_types": ["UpDecoderBlock2D"] * 4,
-            "layers_per_block": 2,
-            "latent_channels": 4,
-            "sample_size": 1024,
-        },
-    ),
-    "google/ddpm-cifar10-32": (
-        "UNet2DModel",
-        (3, 32, 32),
-        {
-            "sample_size": 32,
-            "block_out_channels": [128, 256, 256, 256],
-            "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-            "layers_per_block": 2,
-            "downsample_padding": 0,
-            "flip_sin_to_cos": False,
-            "freq_shift": 1,
-            "norm_eps": 1e-6,
-        },
-    ),
-}
-
 
 def key_of(experiment: Experiment, hub: str | None = None) -> str:
     """The name in flops.json of the network that the pipeline builds, or of one from the hub."""
@@ -154,6 +105,11 @@ def key_of(experiment: Experiment, hub: str | None = None) -> str:
 def operations() -> dict[str, dict[str, int]]:
     """Network (`key_of`) → parameters, and flops of one forward pass."""
     return json.loads(FLOPS.read_text(encoding="utf-8"))
+
+
+def hub_networks() -> dict[str, dict[str, Any]]:
+    """Repository → class, shape of a sample, and configuration of networks that are downloaded."""
+    return json.loads(FLOPS.with_name("hub.json").read_text(encoding="utf-8"))
 
 
 def device_of(experiment: Experiment) -> Device:
@@ -317,7 +273,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def count_flops(presets: list[Experiment]) -> dict[str, dict[str, int]]:
-    """Parameters, and operations of one sample's forward pass, of every network of these presets and of `HUB`.
+    """Parameters, and operations of one sample's forward pass, of every network of these presets and of `hub_networks`.
 
     Counted by torch's FlopCounterMode on meta tensors: matrix products and convolutions, a multiplication and an
     addition as two operations. Of a VAE: its decoder.
@@ -346,7 +302,8 @@ def count_flops(presets: list[Experiment]) -> dict[str, dict[str, int]]:
             if experiment.data.kind != "captions" and (key := key_of(experiment)) not in counted:
                 network = networks.build(experiment.network.model_dump(), shape, classes, 1000, 0)
                 count(key, network, torch.zeros(1, *shape), torch.zeros(1), label)
-        for repo, (kind, shape, config) in HUB.items():
+        for repo, entry in hub_networks().items():
+            kind, shape, config = entry["class"], entry["shape"], entry["config"]
             channels = {} if kind == "AutoencoderKL" else {"in_channels": shape[0], "out_channels": shape[0]}
             network, x = getattr(diffusers, kind)(**config, **channels), torch.zeros(1, *shape)
             if kind == "AutoencoderKL":
