@@ -446,4 +446,5 @@ def test_few_jobs_and_those_of_several_threads_start_afresh(tmp_path, target, th
     assert any(word.endswith("warm_server.py") for word in job.cmdline()) == forks
     assert any(word.endswith("warm_server.py") for word in job.parent().cmdline()) == forks
     running.terminate()
+    job.terminate()  # else snakemake waits for its last step
     ended(running, "snakemake", seen=said.read_text)

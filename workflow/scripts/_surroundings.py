@@ -54,27 +54,27 @@ def give_name() -> None:
 
 def give_caches() -> None:
     """A place for the caches of Snakemake and the libraries where there is no home, or none that can be written."""
-    home, place = os.path.expanduser("~"), os.path.abspath(CACHES)
+    home, caches = os.path.expanduser("~"), os.path.abspath(CACHES)
     used = [os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache", os.environ.get("MPLCONFIGDIR") or f"{home}/.config"]
     if os.path.isabs(home) and all(map(_writable, used)):
         return
-    given = {"XDG_CACHE_HOME": place, "MPLCONFIGDIR": f"{place}/matplotlib", "TRITON_CACHE_DIR": f"{place}/triton"}
-    given = {name: folder for name, folder in given.items() if not _writable(os.environ.get(name, ""))}
+    folders = {"XDG_CACHE_HOME": caches, "MPLCONFIGDIR": f"{caches}/matplotlib", "TRITON_CACHE_DIR": f"{caches}/triton"}
+    folders = {name: folder for name, folder in folders.items() if not _writable(os.environ.get(name, ""))}
     if not os.path.isabs(home):
-        given["HOME"] = place
+        folders["HOME"] = caches
     try:
-        os.makedirs(place, exist_ok=True)
+        os.makedirs(caches, exist_ok=True)
     except OSError as error:
-        sys.exit(f"{place}: cannot be made ({error.strerror}), nor can the home {home} be written; set XDG_CACHE_HOME")
-    os.environ.update(given)
-    say(f"the home {home} cannot be written: caches of libraries go to {place}", sys.stderr)
+        sys.exit(f"{caches}: cannot be made ({error.strerror}), nor can the home {home} be written; set XDG_CACHE_HOME")
+    os.environ.update(folders)
+    say(f"the home {home} cannot be written: caches of libraries go to {caches}", sys.stderr)
 
 
 def keep_freed_memory() -> None:
     """Have glibc keep the memory that processes free, for what they ask for next; what the user has set stays.
 
     By default arrays of more than some hundred kilobytes go back to the system at once, and the next array is new
-    pages, which the system clears one by one: a fifth of a UNet's training step on a CPU.
+    pages, which the system clears one by one.
     """
     os.environ |= KEEP_FREED | os.environ
 
@@ -89,8 +89,8 @@ def _writable(folder: str) -> bool:
 def unusable(path: str | os.PathLike) -> str:
     """What in a path would be a wildcard or a variable to Snakemake, or would end the script that its report writes the
     path into; there is no other way to write it."""
-    found = re.search(r"[{}]|<[a-z][a-z0-9_]*>|(?i:</?script|<!--)", str(path))
-    return found[0] if found else ""
+    sign = re.search(r"[{}]|<[a-z][a-z0-9_]*>|(?i:</?script|<!--)", str(path))
+    return sign[0] if sign else ""
 
 
 def say(text: object, file: IO[str] | None = None) -> None:
