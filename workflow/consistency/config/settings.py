@@ -184,7 +184,7 @@ class Method(Strict):
 
     objective: Objective = Field(description="a function of objectives.py")
     params: dict[str, Any] = Field({}, description="of the objective: its keyword parameters")
-    label: Annotated[OneLine, Field(max_length=40)] | None = Field(
+    label: Annotated[OneLine, Field(min_length=1, max_length=40, pattern=r"^[^<>&]*$")] | None = Field(
         None, description="its name in figures and tables; default: the method's key"
     )
     draws: Literal["targets", "pairs"] | None = Field(

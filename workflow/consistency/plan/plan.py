@@ -236,7 +236,7 @@ class Plan:
     @cached_property
     def rows(self) -> list[Row]:
         """Run, method, seed and condition of every run: what claims, tables and figures group by."""
-        return [_columns(run, GROUPING) for run in self.runs.values()]
+        return [_columns(run, GROUPING) | {"label": self._label(run)} for run in self.runs.values()]
 
     @cached_property
     def rows_from_targets(self) -> list[Row]:
@@ -266,8 +266,15 @@ class Plan:
 
     @cached_property
     def rows_pictured(self) -> list[Row]:
-        """Run, method and condition of each run in the grid of samples."""
-        return [_columns(self.runs[key], ("run", "method", "group")) for key in self.pictured]
+        """`rows` of the runs in the grid of samples."""
+        rows = {row["run"]: row for row in self.rows}
+        return [rows[key] for key in self.pictured]
+
+    def _label(self, run: Run) -> str | None:
+        """A method's name in figures and tables, where it is not its key alone: its label, or key and params."""
+        numbers = {key: value for key, value in run.params.items() if isinstance(value, int | float)}
+        params = ", ".join(f"{key}={value}" for key, value in numbers.items())
+        return self.experiment.methods[run.method].label or (f"{run.method} ({params})" if params else None)
 
     @cached_property
     def compared(self) -> list[Row]:
@@ -283,7 +290,8 @@ class Plan:
                 chosen.append(run.seed)
             if run.seed in chosen:
                 steps = run.sampling_steps(self.experiment.evaluation.sampling_steps)
-                row = {"source": key, "method": run.method, "group": run.group, "seed": run.seed}
+                row = {"source": key, "method": run.method, "label": self._label(run), "group": run.group}
+                row |= {"seed": run.seed, "flow": run.flow}
                 rows.append(row | {"condition": None if run.from_pairs else run.condition, "sampling_steps": steps})
         return rows
 

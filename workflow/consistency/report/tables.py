@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,10 @@ th{background:#f3f5f7;vertical-align:bottom}td{min-width:7rem;text-wrap:balance}
 </style>"""
 
 
-def method_label(method: str) -> str:
-    """The name of a method in tables and figures."""
-    return METHOD_LABELS.get(method, method)
+def method_label(method: str, runs: Iterable[dict[str, Any]] = ()) -> str:
+    """The name of a method in tables and figures: its runs' label, or the papers' own name for it."""
+    label = next((run.get("label") for run in runs if run["method"] == method), None)
+    return label or METHOD_LABELS.get(method, method)
 
 
 def condition_label(group: str) -> str:
@@ -165,7 +166,7 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
     for (group, method), every in summary.groupby(["group", "method"], sort=False):
         values = every[~every.extractor.isin(extractors[1:])]
         indexed = values.set_index(["metric", "reference", "sampling_steps"])
-        row = {"Condition": condition_label(group), "Method": method_label(method), "Seeds": values.n_seeds.max()}
+        row = {"Condition": condition_label(group), "Method": method_label(method, runs), "Seeds": values.n_seeds.max()}
         for key, heading in headings.items():
             if key in indexed.index:
                 cell = indexed.loc[key]
@@ -238,7 +239,7 @@ def couplings(
     for method, every in summary.groupby("method", sort=False):
         values = every[~every.extractor.isin(extractors[1:])]
         indexed = values.set_index(["metric", "reference", "sampling_steps"])
-        row = {"Method": method_label(method), "Seeds": indexed.n_seeds["frechet_distance", "data", 1]}
+        row = {"Method": method_label(method, runs), "Seeds": indexed.n_seeds["frechet_distance", "data", 1]}
         for key, heading in headings.items():
             if key in indexed.index:
                 cell = indexed.loc[key]

@@ -62,7 +62,7 @@ def draw(
             chosen = summary[(summary.method == method) & (summary.base == base) & (summary.reference == reference)]
             steps = chosen.budget * of_method[0]["steps"]
             seconds = np.mean([np.interp(steps, *clocks[run["run"]]) for run in of_method], axis=0)
-            look = {**looks[method], "label": style.method_label(method)}
+            look = {**looks[method], "label": style.method_label(method, runs)}
             low = chosen.ci_low.clip(lower=chosen["mean"] * 0.2)
             for axes, x in zip(line, (steps, seconds), strict=True):
                 axes.plot(x, chosen["mean"], markersize=3.5, linewidth=1.2, **look)

@@ -54,13 +54,12 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
         line[0].plot([], [], color="0.4", linewidth=2, label="limit N → ∞")
         line[2].axhline(1, color="0.5", linewidth=1, zorder=0)
         line[2].set_ylim(_LOW, _HIGH)
+        label = style.method_label(method, runs)
         for axes, title in zip(line, _TITLES, strict=True):
             axes.set_xscale("log")
             style.plain_log(axes.xaxis)
             axes.xaxis.set_major_locator(LogLocator())
-            axes.set_title(
-                title if len(methods) == 1 else f"students of {style.method_label(method)}\n{title}", fontsize="small"
-            )
+            axes.set_title(title if len(methods) == 1 else f"students of {label}\n{title}", fontsize="small")
             if axes is not line[2]:
                 axes.set_yscale("log")
                 style.plain_log(axes.yaxis)

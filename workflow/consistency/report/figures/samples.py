@@ -35,7 +35,7 @@ def draw(
     for run, ours, reference in zip(runs, _listed(samples), _listed(teacher), strict=True):
         if run["group"] not in blocks:
             blocks[run["group"]] = [("Teacher", _images(reference, "samples"))]
-        blocks[run["group"]].append((style.method_label(run["method"]), _images(ours, "steps_1")))
+        blocks[run["group"]].append((style.method_label(run["method"], runs), _images(ours, "steps_1")))
     rows = sum(len(block) for block in blocks.values())
     figure = plt.figure(figsize=(style.WIDTH, 0.45 * rows + 0.4 * len(blocks)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)

@@ -46,9 +46,9 @@ COUPLINGS = {
 }
 
 
-def method_label(method: str) -> str:
+def method_label(method: str, runs: list[dict[str, Any]]) -> str:
     """The name of a method, as text for matplotlib."""
-    return mathtext(tables.method_label(method))
+    return mathtext(tables.method_label(method, runs))
 
 
 def condition_label(group: str) -> str:
@@ -66,7 +66,7 @@ def looks(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "color": chosen[method][0],
             "marker": chosen[method][1],
             "linestyle": chosen[method][2],
-            "label": method_label(method),
+            "label": method_label(method, runs),
         }
         for method in methods
     }

@@ -45,7 +45,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
         axes.set_xscale("log")
         style.plain_log(axes.xaxis)
         axes.xaxis.set_major_locator(LogLocator())
-        axes.set_title(f"generator: student of {style.method_label(method)}")
+        axes.set_title(f"generator: student of {style.method_label(method, runs)}")
         axes.set_xlabel("noise level σ")
     panels[0, 0].set_ylabel("transport cost E‖x − z‖²\n(squared units of the data)")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)

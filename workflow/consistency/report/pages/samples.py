@@ -77,7 +77,7 @@ def _sections(rows: Rows, samples: list[str], pictures: list[str], ends: dict[st
         if row["method"] == "teacher":
             continue
         scratch = row["group"] == "scratch"
-        true = ends.get("ve" if scratch else "vp")
+        true = ends.get(row.get("flow", "vp"))
         teacher = None if scratch else teachers[row["condition"]][0]
         if row["group"] not in sections:
             lines = [] if true is None else [_line("True end of the ODE", true)]
@@ -92,7 +92,7 @@ def _sections(rows: Rows, samples: list[str], pictures: list[str], ends: dict[st
             if reference is not None:
                 difference = part["values"].astype(np.float64) - reference
                 error = np.square(difference).reshape(len(difference), -1).mean(1)
-            line = _line(method_label(row["method"]), part["drawn"])
+            line = _line(method_label(row["method"], [row]), part["drawn"])
             sections[row["group"]]["rows"].append(line | {"seed": row["seed"], "steps": part["steps"], "error": error})
     return list(sections.values())
 

@@ -99,7 +99,11 @@ def _experiment(table: pd.DataFrame, runs: list[dict[str, Any]], title: str) -> 
         if (r.metric, r.extractor, "data") in kept
     }
     looks = {
-        method: {"label": method_label(method), "color": to_hex(look["color"]), "symbol": _SYMBOLS[look["marker"]]}
+        method: {
+            "label": method_label(method, runs),
+            "color": to_hex(look["color"]),
+            "symbol": _SYMBOLS[look["marker"]],
+        }
         for method, look in style.looks(runs).items()
     }
     looks["teacher"] = {"label": "Teacher, N steps", "color": "#404040", "symbol": "star"}
