@@ -1,16 +1,21 @@
-"""Claims as data: the papers' own in claims.yaml, and a user's in a preset. `report.verdicts` decides them."""
+"""Claims as data: the papers' own in claims.yaml, and a user's in a preset; and their checks. `report.verdicts` decides
+them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag, model_validator
 
+from ..errors import ConfigError
 from . import strict
 from .names import nearest
 from .sources import NAME, Count, OneLine, Strict
+
+if TYPE_CHECKING:
+    from .settings import Experiment, Run
 
 # What velocity_gap.py compares, and the velocities whose losses it measures.
 COUPLINGS = ("independent", "optimal_transport", "generator_induced")
@@ -198,3 +203,114 @@ AnyClaim = Annotated[
     | Annotated[Claim, Tag("Claim")],
     Discriminator(_kind),
 ]
+
+
+def check(name: str, experiment: Experiment, runs: list[Run], extra_metrics: Sequence[str] = ()) -> None:
+    """Check that claims compare what is measured, where their methods have runs.
+
+    A built-in claim has quantities for all presets; one of them at least is of methods of this one. A claim of the
+    user's own has only what it means.
+
+    Args:
+        extra_metrics: names of metrics beside the built-in ones.
+
+    Raises:
+        ConfigError: one line with the key's path, what was given, what is allowed.
+    """
+    methods = {run.method for run in runs}
+    for number, claim in enumerate(experiment.claims):
+        where, sides = f"{name}: claims.{number}", [{method for method, _ in q.sides} for q in claim.quantities]
+        if claim == CLAIMS.get(claim.name):
+            where = f"{name}: claims: {claim.name}"
+            if not any(both <= set(experiment.methods) for both in sides):
+                raise ConfigError(
+                    f"{where} compares {', '.join(sorted(set().union(*sides)))}; methods has {list(experiment.methods)}"
+                )
+        elif claim.name in CLAIMS:
+            raise ConfigError(f"{where}.name: {claim.name!r} is a built-in claim's; choose another")
+        for position, (quantity, both) in enumerate(zip(claim.quantities, sides, strict=True)):
+            if claim.name not in CLAIMS:
+                part = where if quantity is claim else f"{where}.quantities.{position}"
+                _check_words(part, experiment, quantity, extra_metrics)
+                if both <= methods:
+                    _check_measured(part, experiment, quantity, [run for run in runs if run.method in both])
+            if both <= methods:
+                _check_point(where, experiment, quantity)
+        for steps in claim.sampling_steps or ():
+            if steps not in experiment.evaluation.sampling_steps:
+                raise ConfigError(
+                    f"{where}.sampling_steps: {steps}; allowed: of evaluation.sampling_steps, "
+                    f"{experiment.evaluation.sampling_steps}"
+                )
+
+
+def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_metrics: Sequence[str]) -> None:
+    """Methods, metric, references and extractor of a quantity are ones that there are."""
+    data, base = experiment.data.kind, quantity.base
+    extractors = [experiment.classifier.name if e.kind == "classifier" else e.kind for e in experiment.extractors]
+    words = [("ours", quantity.ours, list(experiment.methods)), ("other", quantity.other, list(experiment.methods))]
+    words.append(("metric", base, [*METRICS, *extra_metrics]))
+    if base in METRICS:
+        words += [("reference", reference, METRICS[base].references) for _, reference in quantity.sides]
+        if quantity.point is not None:
+            allowed = [f"{base}@{point}=…" for point in METRICS[base].points]
+            words.append(("metric", f"{base}@{quantity.point[0]}=…", [base, *allowed]))
+    if quantity.extractor is not None:
+        if base in METRICS and base not in OF_FEATURES:
+            raise ConfigError(f"{where}.extractor: {base} has none; allowed with {', '.join(OF_FEATURES)}")
+        words.append(("extractor", quantity.extractor, ["coordinates"] if data == "mixture" else extractors))
+    for key, word, allowed in words:
+        if word not in allowed:
+            raise ConfigError(f"{where}.{key}: unknown {word!r}; allowed: {', '.join(allowed)}{nearest(word, allowed)}")
+
+
+def _check_measured(where: str, experiment: Experiment, quantity: Quantity, runs: list[Run]) -> None:
+    """A built-in metric of a quantity whose methods have these runs is one that the experiment measures."""
+    exact, base = experiment.teacher.source == "analytic", quantity.base
+    references, point = {reference for _, reference in quantity.sides}, (quantity.point or ("",))[0]
+    extractors = {extractor.kind: extractor for extractor in experiment.extractors}
+    pairs, targets = all(run.from_pairs for run in runs), not any(run.from_pairs for run in runs)
+    analysed = {run.method for run in runs} <= set(experiment.analysis.coupling_methods)
+    for asked, there, needs in (
+        ("truth" in references, exact, "teacher.source analytic"),
+        ("teacher" in references, targets, "methods that learn from targets"),
+        (point == "budget", pairs, "methods that learn from pairs"),
+        (point == "s", targets, "methods that learn from targets"),
+        (base == "wasserstein", experiment.data.kind == "mixture", "data.kind mixture"),
+        (base == "recognised", "classifier" in extractors, "the extractor classifier"),
+        (base in ("clip_score", "aesthetic_score"), "clip" in extractors, "the extractor clip"),
+        (base == "aesthetic_score", getattr(extractors.get("clip"), "aesthetic", None), "aesthetic of extractor clip"),
+        (base in ("loss", "velocity_gap"), exact, "teacher.source analytic"),
+        (base in OF_COUPLINGS, analysed, "methods of analysis.coupling_methods"),
+    ):
+        if asked and not there and base in METRICS:
+            raise ConfigError(f"{where}.metric: {quantity.metric} is not measured here; allowed with {needs}")
+
+
+def _check_point(where: str, experiment: Experiment, quantity: Quantity) -> None:
+    """The grid or share of training that a quantity names is measured."""
+    kind, number = quantity.point or ("", 0.0)
+    analysis, budgets = experiment.analysis, experiment.consistency_training.budgets
+    if kind == "steps" and (quantity.ours not in analysis.coupling_methods or number not in analysis.steps):
+        raise ConfigError(
+            f"{where} needs {quantity.ours} in analysis.coupling_methods and {number:g} in analysis.steps; they are "
+            f"{analysis.coupling_methods} and {analysis.steps}"
+        )
+    if kind == "budget" and number not in budgets:
+        raise ConfigError(f"{where} needs {number:g} in consistency_training.budgets; they are {budgets}")
+
+
+def check_shared(experiments: dict[str, Experiment]) -> None:
+    """Check that claims of one name, which share a part of the table, say the same in every experiment.
+
+    Raises:
+        ConfigError: two of them differ; names the second.
+    """
+    first: dict[str, tuple[str, Claim | Comparison]] = {}
+    for name, experiment in experiments.items():
+        for number, claim in enumerate(experiment.claims):
+            other, same = first.setdefault(claim.name, (name, claim))
+            if claim != same:
+                raise ConfigError(
+                    f"{name}: claims.{number}.name: {claim.name!r} is another claim in {other}; rename one"
+                )

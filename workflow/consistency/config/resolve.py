@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ConfigError
-from . import cautions, checks, limits, strict
+from . import cautions, checks, claims, limits, strict
 from .messages import message
 from .names import nearest
 from .registry import BUILT_INS, Registry, check_params
@@ -187,7 +187,7 @@ def load_experiment(
     checks.check_sources(name, experiment, runs)
     checks.check_mixture(name, experiment)
     checks.check_pairs(name, experiment, runs)
-    checks.check_claims(name, experiment, runs, registry.names("metric"))
+    claims.check(name, experiment, runs, registry.names("metric"))
     limits.check(name, experiment, runs)
     return experiment
 
@@ -228,7 +228,7 @@ def load(
                 "them, or remove the override"
             )
     experiments = {name: load_experiment(name, config.overrides.get(name), presets, registry) for name in names}
-    checks.check_shared_claims(experiments)
+    claims.check_shared(experiments)
     for name, experiment in experiments.items():
         if changes := config.overrides.get(name):
             check_overrides(name, experiment, expand(name, experiment), changes)
