@@ -210,8 +210,7 @@ def alone_in(results):
     try:
         return hold_for(Path(shared(results)) / ".running", os.curdir)
     except ConsistencyError as error:
-        raise WorkflowError(
-            f"results: another snakemake is at work there ({error}); let it end, or name another folder"
-        )
+        why = f"another snakemake is at work there ({error}); let it end, or name another folder"
     except OSError as error:
-        raise WorkflowError(f"results: {explain(error, Path(error.filename))}")
+        why = explain(error, Path(error.filename))
+    raise WorkflowError(f"results: {why}")

@@ -62,6 +62,6 @@ if not (workflow.remote_exec or workflow.subprocess_exec):  # inside of a job
         if each.script:
             each.set_input(compared_with_its_record(each))
         # Snakemake asks for a function's signature several times a job, which takes a second of a dry run of 1,000 runs.
-        for value in (*each.input, *each.params):
+        for value in (*each.input, *each.params, memory, gpus, minutes):
             if callable(function := getattr(value, "callable", value)):
                 function.__signature__ = inspect.signature(function)
