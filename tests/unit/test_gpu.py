@@ -7,29 +7,35 @@ from consistency import networks
 from consistency.errors import TrainingError
 from consistency.files.storage import save_tensors
 from consistency.flow.schedules import VESchedule, VPSchedule
-from consistency.students import losses, maps, objectives
-from consistency.students.pairs import PairSource, Steps
+from consistency.students import couplings, losses, maps, objectives
+from consistency.students.pairs import CurriculumTimes, PairSource
 from consistency.teachers import targets
 from consistency.teachers.protocol import Teacher
 from consistency.training import loop
 from consistency.training.graphs import WARM, Graphed
+from consistency.training.recipes import objective_of
+from students import job_of_targets
 
 pytestmark = pytest.mark.needs("gpu")
 DEVICE = torch.device("cuda")
 NETWORK = {"kind": "unet", "channels": [16, 32], "layers_per_block": 1, "norm_groups": 8}
 SHAPE = (1, 16, 16)
+direct, distillation, training = (
+    objective_of(job_of_targets(objective=name), VPSchedule())
+    for name in ("direct", "consistency_distillation", "consistency_training")
+)
 
 
 def batches(step):
     rng = torch.Generator().manual_seed(step)
     x = torch.randn(3, 32, *SHAPE, generator=rng)
-    s = torch.randint(100, 1000, (32,), generator=rng)
+    t = torch.randint(100, 1000, (32,), generator=rng)
     cond = torch.randint(0, 10, (32,), generator=rng)
-    return {"x_s": x[0], "x_n": x[1], "x_0": x[2], "s": s, "n": s - 100, "cond": cond}
+    return {"x_t": x[0], "x_r": x[1], "x_0": x[2], "t": t, "r": t - 100, "cond": cond}
 
 
-def fit(folder, objective=objectives.direct, steps=20, network=None, **settings):
-    model = maps.ConsistencyFunction(networks.build(NETWORK | (network or {}), SHAPE, 10, 1000, 0), VPSchedule())
+def fit(folder, objective=direct, steps=20, network=None, **settings):
+    model = maps.FlowMap(networks.build(NETWORK | (network or {}), SHAPE, 10, 1000, 0), VPSchedule())
     options = loop.Settings(steps, 32, 1e-3, **{"precision": "bf16", "ema_decay": 0.9, **settings})
     records = loop.train(model, objective, losses.mse, batches, options, 0, folder, {})
     return model.state_dict(), records
@@ -54,7 +60,7 @@ def fixed_algorithms():
     torch.backends.cudnn.deterministic = False
 
 
-@pytest.mark.parametrize("objective", [objectives.direct, objectives.consistency_distillation])
+@pytest.mark.parametrize("objective", [direct, distillation])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_captured_training_is_the_plain_one(tmp_path, monkeypatch, objective, precision):
     seen = captures(monkeypatch)
@@ -76,7 +82,7 @@ def test_resumed_as_undisturbed(tmp_path):
         if stop["at"] == 0:
             raise KeyboardInterrupt
         stop["at"] -= 1
-        return objectives.direct(model, batch)
+        return direct(model, batch)
 
     stop = {"at": WARM}  # the first call after the warm-up is the capture
     with pytest.raises(KeyboardInterrupt):
@@ -89,8 +95,8 @@ def test_resumed_as_undisturbed(tmp_path):
 
 def test_an_objective_that_waits_for_the_gpu_is_run_as_it_is(tmp_path, monkeypatch, caplog):
     def waiting(model, batch):
-        assert batch["x_s"].mean().item() < 10
-        return objectives.direct(model, batch)
+        assert batch["x_t"].mean().item() < 10
+        return direct(model, batch)
 
     seen = captures(monkeypatch)
     with caplog.at_level("INFO", "consistency"):
@@ -114,7 +120,7 @@ def test_a_capture_that_fails_in_the_backward_pass_leaves_no_gradients(tmp_path,
             return gradient
 
     def waiting(model, batch):
-        prediction, target = objectives.direct(lambda x, s, cond: Waits.apply(model(x, s, cond)), batch)
+        prediction, target = objectives.direct(lambda x, t, cond: Waits.apply(model(x, t, cond)), batch, None)
         return prediction, target
 
     seen = captures(monkeypatch)
@@ -146,12 +152,12 @@ def test_a_loss_that_is_not_finite_is_named_in_a_captured_step(tmp_path, monkeyp
     def broken(step):
         batch = whole(step)
         if step == 8:
-            batch["x_s"][3] = float("nan")
+            batch["x_t"][3] = float("nan")
         return batch
 
     monkeypatch.setitem(fit.__globals__, "batches", broken)
     seen = captures(monkeypatch)
-    with pytest.raises(TrainingError, match=r"step 8: input 'x_s' is not finite in batch rows \[3\]"):
+    with pytest.raises(TrainingError, match=r"step 8: input 'x_t' is not finite in batch rows \[3\]"):
         fit(tmp_path)
     assert seen == [True]
 
@@ -163,10 +169,10 @@ def test_gradients_that_are_not_finite_do_not_reach_the_weights(tmp_path, monkey
 
     def with_root(step):
         batch = whole(step)
-        return batch | {"z": torch.full((len(batch["s"]), 1, 1, 1), float(step != 8))}
+        return batch | {"z": torch.full((len(batch["t"]), 1, 1, 1), float(step != 8))}
 
     def rooted(model, batch):
-        prediction, target = objectives.direct(model, batch)
+        prediction, target = direct(model, batch)
         return prediction + torch.sqrt(0 * prediction + batch["z"]), target
 
     monkeypatch.setitem(fit.__globals__, "batches", with_root)
@@ -194,11 +200,13 @@ def test_consistency_training_from_pairs(tmp_path, monkeypatch, coupling, dropou
         if not graphs:
             monkeypatch.setattr(loop, "capturable", lambda model, objective: False)
         network = networks.build(NETWORK | {"dropout": dropout}, SHAPE, 10, 1000, 0)
-        student = maps.EDMConsistencyFunction(network, VESchedule())
+        student = maps.FlowMap(network, VESchedule())
         options = loop.Settings(16, 32, 1e-3, optimizer="radam", ema_decay=0.9, precision="bf16", log_every=4)
-        source = PairSource(images, labels, VESchedule(), Steps(), 16, 32, 0, coupling, 0.5)
+        times = CurriculumTimes(VESchedule(), 16)
+        options_of_pairs = {"batch_size": 32, "seed": 0, "coupling": getattr(couplings, coupling), "share": 0.5}
+        source = PairSource(images, labels, VESchedule(), times, **options_of_pairs)
         records = loop.train(
-            student, objectives.consistency_training, losses.pseudo_huber_norm, source, options, 0,
+            student, training, losses.pseudo_huber_norm, source, options, 0,
             tmp_path / str(graphs), {}, "ct", source.prepare, {}, source.together,
         )  # fmt: skip
         found.append(records)
