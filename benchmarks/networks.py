@@ -9,19 +9,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from consistency import config, networks
+from consistency.config.jobs import SamplingJob
 from consistency.config.shapes import shape_of
 from consistency.data.prepare import as_float
 from consistency.files.storage import load_tensors, save_tensors
 from consistency.flow.schedules import VPSchedule
 from consistency.flow.streams import generator
-from consistency.runtime.devices import autocast, pick_device, send
+from consistency.runtime.devices import autocast, pick_device, place, send
 from consistency.students import losses, maps, objectives
-from consistency.students.sampling import few_step_times, sample_student
+from consistency.students.sampling import sample_student
 from consistency.teachers import manifest, targets
 from consistency.teachers.protocol import Teacher, network_time
 from consistency.training import loop
@@ -32,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Row = dict[str, Any]
 STUDENTS = (1, 6, 36)
+DIRECT, CM = (partial(f, context=None) for f in (objectives.direct, objectives.consistency_distillation))
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ class Student:
         graphs: whether its steps on a GPU are CUDA graphs, as those of the training loop.
     """
 
-    def __init__(self, case: Case, objective: Callable[..., Any] = objectives.direct, graphs: bool = True):
+    def __init__(self, case: Case, objective: Callable[..., Any] = DIRECT, graphs: bool = True):
         self.device, self.precision, self.objective = pick_device(), case.precision, objective
         self.model = maps.FlowMap(case.build(), VPSchedule()).to(self.device).train()
         self.optimizer = make_optimizer("adamw", list(self.model.parameters()), 1e-4, 0.0)
@@ -220,12 +223,12 @@ def direct_step(case: Case, n_steps: int, guidance: float, rounds: int) -> Itera
             rows = torch.from_numpy(rng.integers(len(images), size=case.train_batch))
             k = torch.from_numpy(rng.integers(n_steps, size=case.train_batch))
             noise = torch.from_numpy(rng.standard_normal((case.train_batch, *case.shape), dtype="float32"))
-            s, n = torch.tensor(grid)[k], torch.tensor(grid)[k + 1]
-            x_s = teacher.schedule.add_noise(as_float(images[rows]), noise, s).to(device)
+            t, r = torch.tensor(grid)[k], torch.tensor(grid)[k + 1]
+            x_t = teacher.schedule.add_noise(as_float(images[rows]), noise, t).to(device)
             cond = labels[rows].to(device)
             with torch.no_grad():
-                x_0 = solve(x_s, k, cond, grid, teacher, guidance)
-            batch = {"x_t": x_s, "x_r": x_s, "x_0": x_0, "cond": cond, "t": s.to(device), "r": n.to(device)}
+                x_0 = solve(x_t, k, cond, grid, teacher, guidance)
+            batch = {"x_t": x_t, "x_r": x_t, "x_0": x_0, "cond": cond, "t": t.to(device), "r": r.to(device)}
             student.step({name: batch[name] for name in names})
             calls[kind].append((teacher.calls - before) / case.train_batch)
 
@@ -343,7 +346,7 @@ def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
                 bare.step(batch)
                 synchronise()
                 ends.append((began, time.perf_counter()))
-                return objectives.direct(*args)
+                return DIRECT(*args)
 
             options = loop.Settings(steps + 3, case.train_batch, 1e-4, ema_decay=ema, precision=case.precision)
             side = Path(folder) / name.replace(" ", "-")
@@ -382,7 +385,7 @@ def training_on_gpu(case: Case, rounds: int, steps: int) -> Iterator[Row]:
             sizes = {"steps": steps + 8, "batch_size": case.train_batch, "log_every": 8}
             options = loop.Settings(**sizes, learning_rate=1e-4, ema_decay=ema, precision=case.precision)
             model, side = maps.FlowMap(case.build(), VPSchedule()), Path(folder) / name
-            records = loop.train(model, objectives.direct, losses.mse, reader, options, 0, side, {"": name})
+            records = loop.train(model, DIRECT, losses.mse, reader, options, 0, side, {"": name})
             loop.finish(side)
             # the first eight warm up and are captured
             return (records[-1]["seconds"] - records[0]["seconds"]) / steps
@@ -432,10 +435,10 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
     def step(batch: int, objective: Callable[..., Any]) -> float:
         student = Student(case, objective)
         x = torch.randn(batch, *case.shape, device=student.device)
-        s = torch.randint(100, 1000, (batch,), device=student.device)
+        t = torch.randint(100, 1000, (batch,), device=student.device)
         cond = torch.randint(0, case.classes, (batch,), device=student.device)
-        given = {"x_t": x, "x_r": x, "x_0": x, "t": s, "r": s - 100, "cond": cond}
-        times = [clock(lambda: student.step(given)) for _ in range(8)]
+        draws = {"x_t": x, "x_r": x, "x_0": x, "t": t, "r": t - 100, "cond": cond}
+        times = [clock(lambda: student.step(draws)) for _ in range(8)]
         return Spread.of(times[2:]).median
 
     solve(count, 10, 1)
@@ -444,11 +447,11 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
         (a, calls_a), (b, calls_b), (c, calls_c) = solve(count, 10, 1), solve(count, 50, 1), solve(2 * count, 25, 4)
         second = (b - a) / (calls_b - calls_a)  # of a pass
         target = max(0.0, a - calls_a * second) / count
-        small, between, large = (step(batch, objectives.direct) for batch in batches)
+        small, between, large = (step(batch, DIRECT) for batch in batches)
         work = [3 * flops * batch for batch in batches]
         speed = (work[2] - work[0]) / (large - small)
         constant = max(0.0, small - work[0] / speed)
-        cm = step(batches[1], objectives.consistency_distillation)
+        cm = step(batches[1], CM)
         for name, value in {
             "rate": flops / second / 1e9,
             "target": 1e6 * target,
@@ -475,31 +478,38 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
 
 def sampling(case: Case, rounds: int) -> Iterator[Row]:
     """Student samples, against the network's own rate."""
-    count, student = 2 * case.solve_batch, maps.FlowMap(case.build(), VPSchedule()).eval()
+    count, device = 2 * case.solve_batch, pick_device()
+    network = place(case.build().eval(), device, case.precision)
     noise, labels = torch.randn(count, *case.shape), torch.randint(0, case.classes, (count,))
-    passes, device = 1 + 2 + 4, pick_device()
     x, cond = noise[: case.solve_batch].to(device), labels[: case.solve_batch].to(device)
     t = torch.randint(0, 1000, (len(x),), device=device)
 
     @torch.no_grad()
     def forward() -> None:
         for _ in range(4):
-            student.network(x, t, cond)  # in the precision that sampling left it in
+            network(x, t, cond)
 
     with tempfile.TemporaryDirectory() as folder:
-        reference, path = Path(folder) / "teacher.safetensors", Path(folder) / "student.safetensors"
-        save_tensors(reference, {"points": torch.zeros(0, count, *case.shape), "times": torch.zeros(0)})
-        assert len(few_step_times(student.schedule.grid(10), 4)) == 4
+        files = {"student": Path(folder) / "student", "noise": Path(folder) / "noise.safetensors"}
+        networks.save(case.build(), files["student"])
+        save_tensors(files["noise"], {"noise": noise, "labels": labels})
+        student = {"flow": "vp", "flow_options": {}, "parameterisation": "boundary", "n_steps": 10}
+        sampler = {"sampler": "renoise", "sampler_params": {}, "sampling_steps": [1, 2, 4], "seed": 0}
+        sizes = {"count": count, "batch_size": case.solve_batch, "precision": case.precision}
+        job = SamplingJob(**student, **sampler, **sizes)
 
         def sample() -> None:
-            sample_student(path, student, noise, labels, 10, [1, 2, 4], reference, 0, case.solve_batch, case.precision)
+            sample_student(Path(folder) / "samples.safetensors", job, files)
 
         found = paired({"sample": sample, "forward": forward}, rounds)
     setting = f"1, 2 and 4 steps of {count:,} samples, batch {case.solve_batch}"
     pure = [seconds / (4 * len(x)) for seconds in found["forward"]]
+    passes = sum(job.sampling_steps)
     share = Spread.of([passes * count * one / whole for one, whole in zip(pure, found["sample"], strict=True)])
     yield row("Sampling", case.name, setting, "samples", "1/s", Spread.of([3 * count / s for s in found["sample"]]))
-    yield row("Sampling", case.name, setting, "share of the network's own rate", "", share, "writing included")
+    yield row(
+        "Sampling", case.name, setting, "share of the network's own rate", "", share, "reading and writing included"
+    )
 
 
 logging.getLogger("consistency").setLevel(logging.WARNING)

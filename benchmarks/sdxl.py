@@ -146,17 +146,17 @@ def student(unet: SDXLUNet, batch: int, rounds: int, case: str) -> Iterator[Row]
     model = maps.FlowMap(unet.train(), VPSchedule())
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer("adamw", weights, 1e-4, 0.01)
-    times = torch.tensor(model.schedule.grid(10), device=device)
-    given = {
+    times = torch.tensor(model.flow.grid(10), device=device)
+    batch_of_draws = {
         "x_t": torch.randn(batch, *unet.sample_shape, device=device),
         "x_0": torch.randn(batch, *unet.sample_shape, device=device),
-        "s": times[torch.randint(0, 10, (batch,), device=device)],
+        "t": times[torch.randint(0, 10, (batch,), device=device)],
         "cond": torch.randint(0, 8, (batch,), device=device),
     }
 
     def step() -> None:
         with autocast(device, "bf16"):
-            prediction, target = objectives.direct(model, given)
+            prediction, target = objectives.direct(model, batch_of_draws, None)
         losses.mse(prediction.float(), target).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
