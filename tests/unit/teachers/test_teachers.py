@@ -17,7 +17,7 @@ from consistency.students import maps
 from consistency.teachers.protocol import Teacher
 from consistency.teachers.targets import trajectory
 from consistency.training import recipes
-from students import begin, fit, job_of_pairs
+from students import fit, job_of_pairs
 
 ensure_torchvision()
 from diffusers import (  # noqa: E402 (the line above comes first)
@@ -132,7 +132,7 @@ def test_a_student_predicts_what_its_teacher_does_and_survives_saving(tmp_path, 
     source = pipeline(tmp_path / "source", DDPMScheduler(prediction_type=prediction))
     folder = import_from(source, data_file, tmp_path / "teacher")
     x, cond = inputs()
-    student, teacher = begin(folder, parameters, 4), Teacher.load(folder, SCHEDULE)
+    student, teacher = maps.FlowMap(maps.create(folder, parameters, 4), SCHEDULE), Teacher.load(folder, SCHEDULE)
     assert teacher.prediction == prediction
     alpha, sigma = SCHEDULE.alpha[700].float(), SCHEDULE.sigma[700].float()
     clean = (x - sigma * teacher.eps(cond, 1.0)(x, 700)) / alpha  # at 700 f is the teacher's estimate of x_0
