@@ -31,21 +31,24 @@ STAGES = {
             reader(step)
     """,
     "sample_student": """
-        student = maps.FlowMap(networks.build(network, (1, 8, 8), 10, 1000, 0).eval(), VPSchedule())
-        noise = torch.randn(1).expand(count, 1, 8, 8)
-        save_tensors(folder / "t.safetensors", {"points": torch.zeros(0, count, 1, 8, 8), "times": torch.zeros(0)})
-        labels = torch.zeros(1, dtype=torch.int64).expand(count)
-        files = folder / "s.safetensors", folder / "t.safetensors"
-        sampling.sample_student(files[0], student, noise, labels, 2, [1], files[1], 0, 4096)
+        files = {"student": folder / "student", "noise": folder / "noise.safetensors"}
+        networks.save(networks.build(network, (1, 8, 8), 10, 1000, 0), files["student"])
+        shapes = {"noise": (torch.float32, (count, 1, 8, 8)), "labels": (torch.int64, (count,))}
+        with tensor_file(files["noise"], shapes):
+            pass  # zeros
+        job = SamplingJob(flow="vp", flow_options={}, parameterisation="boundary", sampler="renoise", n_steps=2,
+                          sampler_params={}, sampling_steps=[1], count=count, seed=0, batch_size=4096, precision="no")
+        sampling.sample_student(folder / "s.safetensors", job, files)
     """,
 }
 HEAD = """
 import logging, sys, torch
 from pathlib import Path
 from consistency import networks
-from consistency.files.storage import save_tensors
+from consistency.config.jobs import SamplingJob
+from consistency.files.writers import tensor_file
 from consistency.flow.schedules import VPSchedule
-from consistency.students import maps, sampling
+from consistency.students import sampling
 from consistency.teachers import manifest, targets
 from consistency.teachers.protocol import Teacher
 torch.set_num_threads(1)

@@ -9,18 +9,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from consistency import config, networks
+from consistency.config.jobs import SamplingJob
+from consistency.config.registry import BUILT_INS
 from consistency.config.settings import Training
 from consistency.config.shapes import shape_of
 from consistency.files.storage import load_tensors, save_tensors
 from consistency.flow.schedules import VPSchedule
 from consistency.runtime.devices import autocast, pick_device
 from consistency.students import losses, maps, objectives
-from consistency.students.sampling import few_step_times, sample_student
+from consistency.students.sampling import sample_student
 from consistency.teachers import manifest, targets
 from consistency.teachers.protocol import Teacher
 from consistency.training import loop
@@ -28,6 +31,8 @@ from consistency.training.graphs import Graphed
 from consistency.training.optimizers import make_optimizer
 from timing import Row, Spread, clock, paired, ratio, row, synchronise
 from torch.utils.flop_counter import FlopCounterMode
+
+DIRECT, CM = (partial(f, context=None) for f in (objectives.direct, objectives.consistency_distillation))
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ class Student:
         graphs: whether its steps on a GPU are CUDA graphs, as those of the training loop.
     """
 
-    def __init__(self, case: Case, objective: Callable[..., Any] = objectives.direct, graphs: bool = True):
+    def __init__(self, case: Case, objective: Callable[..., Any] = DIRECT, graphs: bool = True):
         self.device, self.precision, self.objective = pick_device(), case.precision, objective
         self.model = maps.FlowMap(case.build(), VPSchedule()).to(self.device).train()
         self.optimizer = make_optimizer("adamw", list(self.model.parameters()), 1e-4, 0.0)
@@ -211,7 +216,7 @@ def training_step(case: Case, rounds: int, steps: int) -> Iterator[Row]:
                 bare.step(batch)
                 synchronise()
                 ends.append((began, time.perf_counter()))
-                return objectives.direct(*args)
+                return DIRECT(*args)
 
             options = case.training(steps=steps + 3, ema_decay=ema)
             side = Path(folder) / name.replace(" ", "-")
@@ -250,7 +255,7 @@ def training_on_gpu(case: Case, rounds: int, steps: int) -> Iterator[Row]:
         def ours(name: str, ema: float | None) -> float:
             options = case.training(steps=steps + 8, log_every=8, ema_decay=ema)
             model, side = maps.FlowMap(case.build(), VPSchedule()), Path(folder) / name
-            task = loop.Task(objectives.direct, reader, losses.mse)
+            task = loop.Task(DIRECT, reader, losses.mse)
             records = loop.train(model, task, options, seed=0, side_folder=side, fingerprint={"": name})
             loop.finish(side)
             # the first eight warm up and are captured
@@ -303,9 +308,9 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
     def step(batch: int, objective: Callable[..., Any]) -> float:
         student = Student(case, objective)
         x = torch.randn(batch, *case.shape, device=student.device)
-        s = torch.randint(100, 1000, (batch,), device=student.device)
+        t = torch.randint(100, 1000, (batch,), device=student.device)
         cond = torch.randint(0, case.classes, (batch,), device=student.device)
-        inputs = {"x_t": x, "x_r": x, "x_0": x, "t": s, "r": s - 100, "cond": cond}
+        inputs = {"x_t": x, "x_r": x, "x_0": x, "t": t, "r": t - 100, "cond": cond}
         times = [clock(lambda: student.step(inputs)) for _ in range(8)]
         return Spread.of(times[2:]).median
 
@@ -315,11 +320,11 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
         (a, calls_a), (b, calls_b), (c, calls_c) = solve(count, 10, 1), solve(count, 50, 1), solve(2 * count, 25, 4)
         second = (b - a) / (calls_b - calls_a)  # of a pass
         target = max(0.0, a - calls_a * second) / count
-        small, between, large = (step(batch, objectives.direct) for batch in batches)
+        small, between, large = (step(batch, DIRECT) for batch in batches)
         work = [3 * flops * batch for batch in batches]
         speed = (work[2] - work[0]) / (large - small)
         constant = max(0.0, small - work[0] / speed)
-        cm = step(batches[1], objectives.consistency_distillation)
+        cm = step(batches[1], CM)
         for name, value in {
             "rate": flops / second / 1e9,
             "target": 1e6 * target,
@@ -346,29 +351,34 @@ def cost_model(case: Case, count: int, batches: tuple[int, int, int], rounds: in
 
 def sampling(case: Case, rounds: int) -> Iterator[Row]:
     """Student samples, against the network's own rate."""
-    count, student = 2 * case.solve_batch, maps.FlowMap(case.build(), VPSchedule()).eval()
+    count, device = 2 * case.solve_batch, pick_device()
+    network = move(case.build().eval(), device, case.precision)
     noise, labels = torch.randn(count, *case.shape), torch.randint(0, case.classes, (count,))
-    passes, device = 1 + 2 + 4, pick_device()
     x, cond = noise[: case.solve_batch].to(device), labels[: case.solve_batch].to(device)
     t = torch.randint(0, 1000, (len(x),), device=device)
 
     @torch.no_grad()
     def forward() -> None:
         for _ in range(4):
-            student.network(x, t, cond)  # in the precision that sampling left it in
+            network(x, t, cond)
 
     with tempfile.TemporaryDirectory() as folder:
-        reference, path = Path(folder) / "teacher.safetensors", Path(folder) / "student.safetensors"
-        save_tensors(reference, {"points": torch.zeros(0, count, *case.shape), "times": torch.zeros(0)})
-        assert len(few_step_times(student.schedule.grid(10), 4)) == 4
+        files = {"student": Path(folder) / "student", "noise": Path(folder) / "noise.safetensors"}
+        networks.save(case.build(), files["student"])
+        save_tensors(files["noise"], {"noise": noise, "labels": labels})
+        student = {"flow": "vp", "flow_options": {}, "parameterisation": "boundary", "n_steps": 10}
+        sampler = BUILT_INS.get("sampler", "renoise").call({})
+        settings = {"sampler": sampler, "sampling_steps": [1, 2, 4], "seed": 0}
+        sizes = {"count": count, "batch_size": case.solve_batch, "precision": case.precision}
+        job = SamplingJob(**student, **settings, **sizes)
 
         def sample() -> None:
-            settings = {"seed": 0, "batch_size": case.solve_batch, "precision": case.precision}
-            sample_student(path, student, noise, labels, 10, [1, 2, 4], teacher_samples=reference, **settings)
+            sample_student(Path(folder) / "samples.safetensors", job, files)
 
         seconds = paired({"sample": sample, "forward": forward}, rounds)
     setting = f"1, 2 and 4 steps of {count:,} samples, batch {case.solve_batch}"
     pure = [one / (4 * len(x)) for one in seconds["forward"]]
+    passes = sum(job.sampling_steps)
     share = Spread.of([passes * count * one / whole for one, whole in zip(pure, seconds["sample"], strict=True)])
     yield row("Sampling", case.name, setting, "samples", "1/s", Spread.of([3 * count / s for s in seconds["sample"]]))
     yield row("Sampling", case.name, setting, "share of the network's own rate", "", share, note="writing included")

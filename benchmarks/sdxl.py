@@ -146,7 +146,7 @@ def student(unet: SDXLUNet, batch: int, rounds: int, case: str) -> Iterator[Row]
     model = maps.FlowMap(unet.train(), VPSchedule())
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer("adamw", weights, 1e-4, 0.01)
-    times = torch.tensor(model.schedule.grid(10), device=device)
+    times = torch.tensor(model.flow.grid(10), device=device)
     inputs = {
         "x_t": torch.randn(batch, *unet.sample_shape, device=device),
         "x_0": torch.randn(batch, *unet.sample_shape, device=device),
@@ -156,7 +156,7 @@ def student(unet: SDXLUNet, batch: int, rounds: int, case: str) -> Iterator[Row]
 
     def step() -> None:
         with autocast(device, "bf16"):
-            prediction, target = objectives.direct(model, inputs)
+            prediction, target = objectives.direct(model, inputs, None)
         losses.mse(prediction.float(), target).mean().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -146,7 +146,6 @@ def flip(path: Path, random: Random) -> None:
 # trained, sampling doesn't need what the student began with.
 CARD_ALONE = {
     ("students/*", "measure_student"),
-    ("students/*", "measure_pairs_student"),
     ("teacher", "sample_student"),
     ("initial", "sample_student"),
 }

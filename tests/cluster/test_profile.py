@@ -7,7 +7,7 @@ import re
 import pytest
 from helpers import Project
 
-TRAINS = {"train_classifier", "train_teacher", "train_initial", "train_student", "train_pairs_student"}
+TRAINS = {"train_classifier", "train_teacher", "train_initial", "train_student"}
 
 
 def asked(project, *arguments):

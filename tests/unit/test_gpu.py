@@ -9,31 +9,37 @@ from consistency import networks
 from consistency.errors import TrainingError
 from consistency.files.storage import read_sealed, save_tensors
 from consistency.flow.schedules import VESchedule, VPSchedule
-from consistency.students import losses, maps, objectives
-from consistency.students.pairs import PairSource, Steps
+from consistency.students import couplings, losses, maps, objectives
+from consistency.students.pairs import CurriculumTimes, PairSource
 from consistency.teachers import targets
 from consistency.teachers.protocol import Teacher
 from consistency.training import loop, steps
 from consistency.training.graphs import WARM, Graphed
+from consistency.training.recipes import objective_of
 from consistency.training.steps import Task
 from helpers import constant_rate
+from students import job_of_targets
 
 pytestmark = pytest.mark.needs("gpu")
 DEVICE = torch.device("cuda")
 NETWORK = {"kind": "unet", "channels": [16, 32], "layers_per_block": 1, "norm_groups": 8}
 SHAPE = (1, 16, 16)
+direct, distillation, training = (
+    objective_of(job_of_targets(objective=name), VPSchedule())
+    for name in ("direct", "consistency_distillation", "consistency_training")
+)
 
 
 def batches(step):
     rng = torch.Generator().manual_seed(step)
     x = torch.randn(3, 32, *SHAPE, generator=rng)
-    s = torch.randint(100, 1000, (32,), generator=rng)
+    t = torch.randint(100, 1000, (32,), generator=rng)
     cond = torch.randint(0, 10, (32,), generator=rng)
-    return {"x_s": x[0], "x_n": x[1], "x_0": x[2], "s": s, "n": s - 100, "cond": cond}
+    return {"x_t": x[0], "x_r": x[1], "x_0": x[2], "t": t, "r": t - 100, "cond": cond}
 
 
-def fit(folder, objective=objectives.direct, network=None, **settings):
-    model = maps.ConsistencyFunction(networks.build(NETWORK | (network or {}), SHAPE, 10, 1000, 0), VPSchedule())
+def fit(folder, objective=direct, network=None, **settings):
+    model = maps.FlowMap(networks.build(NETWORK | (network or {}), SHAPE, 10, 1000, 0), VPSchedule())
     sizes = {"steps": 20, "batch_size": 32, "learning_rate": 1e-3}
     options = constant_rate(**sizes | {"precision": "bf16", "ema_decay": 0.9} | settings)
     task = Task(objective, batches, losses.mse)
@@ -60,7 +66,7 @@ def fixed_algorithms():
     torch.backends.cudnn.deterministic = False
 
 
-@pytest.mark.parametrize("objective", [objectives.direct, objectives.consistency_distillation])
+@pytest.mark.parametrize("objective", [direct, distillation])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_captured_training_is_the_plain_one(tmp_path, monkeypatch, objective, precision):
     seen = captures(monkeypatch)
@@ -82,7 +88,7 @@ def test_resumed_as_undisturbed(tmp_path):
         if stop["at"] == 0:
             raise KeyboardInterrupt
         stop["at"] -= 1
-        return objectives.direct(model, batch)
+        return direct(model, batch)
 
     stop = {"at": WARM}  # the first call after the warm-up is the capture
     with pytest.raises(KeyboardInterrupt):
@@ -95,8 +101,8 @@ def test_resumed_as_undisturbed(tmp_path):
 
 def test_an_objective_that_waits_for_the_gpu_is_run_as_it_is(tmp_path, monkeypatch, caplog):
     def waiting(model, batch):
-        assert batch["x_s"].mean().item() < 10
-        return objectives.direct(model, batch)
+        assert batch["x_t"].mean().item() < 10
+        return direct(model, batch)
 
     seen = captures(monkeypatch)
     with caplog.at_level("INFO", "consistency"):
@@ -120,7 +126,7 @@ def test_a_capture_that_fails_in_the_backward_pass_leaves_no_gradients(tmp_path,
             return gradient
 
     def waiting(model, batch):
-        prediction, target = objectives.direct(lambda x, s, cond: Waits.apply(model(x, s, cond)), batch)
+        prediction, target = objectives.direct(lambda x, t, cond: Waits.apply(model(x, t, cond)), batch, None)
         return prediction, target
 
     seen = captures(monkeypatch)
@@ -152,12 +158,12 @@ def test_a_loss_that_is_not_finite_is_named_in_a_captured_step(tmp_path, monkeyp
     def broken(step):
         batch = whole(step)
         if step == 8:
-            batch["x_s"][3] = float("nan")
+            batch["x_t"][3] = float("nan")
         return batch
 
     monkeypatch.setitem(fit.__globals__, "batches", broken)
     seen = captures(monkeypatch)
-    with pytest.raises(TrainingError, match=r"step 8: input 'x_s' is not finite in batch rows \[3\]"):
+    with pytest.raises(TrainingError, match=r"step 8: input 'x_t' is not finite in batch rows \[3\]"):
         fit(tmp_path)
     assert seen == [True]
 
@@ -169,10 +175,10 @@ def test_gradients_that_are_not_finite_do_not_reach_the_weights(tmp_path, monkey
 
     def with_root(step):
         batch = whole(step)
-        return batch | {"z": torch.full((len(batch["s"]), 1, 1, 1), float(step != 8))}
+        return batch | {"z": torch.full((len(batch["t"]), 1, 1, 1), float(step != 8))}
 
     def rooted(model, batch):
-        prediction, target = objectives.direct(model, batch)
+        prediction, target = direct(model, batch)
         return prediction + torch.sqrt(0 * prediction + batch["z"]), target
 
     monkeypatch.setitem(fit.__globals__, "batches", with_root)
@@ -200,12 +206,14 @@ def test_consistency_training_from_pairs(tmp_path, monkeypatch, coupling, dropou
         if not graphs:
             monkeypatch.setattr(steps, "capturable", lambda model, objective: False)
         network = networks.build(NETWORK | {"dropout": dropout}, SHAPE, 10, 1000, 0)
-        student = maps.EDMConsistencyFunction(network, VESchedule())
+        student = maps.FlowMap(network, VESchedule())
         options = constant_rate(
             steps=16, batch_size=32, learning_rate=1e-3, optimizer="radam", ema_decay=0.9, precision="bf16", log_every=4
         )
-        source = PairSource(images, labels, VESchedule(), Steps(), 16, 32, 0, coupling, 0.5)
-        task = Task(objectives.consistency_training, source, losses.pseudo_huber_norm, source.prepare, source.together)
+        times = CurriculumTimes(VESchedule(), 16)
+        options_of_pairs = {"batch_size": 32, "seed": 0, "coupling": getattr(couplings, coupling), "share": 0.5}
+        source = PairSource(images, labels, VESchedule(), times, **options_of_pairs)
+        task = Task(training, source, losses.pseudo_huber_norm, source.prepare, source.together)
         records = loop.train(student, task, options, seed=0, side_folder=tmp_path / str(graphs), fingerprint={})
         found.append(records)
         expected = [] if dropout or not graphs else [True, True] if coupling == "generator_induced" else [True]

@@ -43,7 +43,7 @@ def test_results_know_what_they_are_made_from_without_snakemakes_notes(project):
     assert project.jobs() == {}
     project.configure({"student": {"training": {"warmup_steps": 6}}})
     assert project.jobs()["train_student"] == 8
-    assert ("students", "training.warmup_steps was 5, is 6") in why(project)
+    assert ("students", "student.training.warmup_steps was 5, is 6") in why(project)
 
 
 def test_another_checkouts_settings_are_seen_in_a_shared_folder(project, tmp_path):

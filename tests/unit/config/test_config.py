@@ -315,7 +315,7 @@ GC = {"objective": "consistency_training", "coupling": {"kind": "generator_induc
         (
             "digits",
             {"methods": {"cm": {"velocity": "teacher"}}},
-            ["coupling and velocity belong to consistency_training"],
+            ["methods.cm.velocity: belongs to methods that learn from pairs, not to consistency_distillation"],
         ),
         (
             "digits",

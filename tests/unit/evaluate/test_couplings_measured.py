@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from consistency.config.settings import ConsistencyTraining
+from consistency.config.settings import EDM, Curriculum
 from consistency.data import mixtures, prepare
 from consistency.evaluate import velocity_gap
 from consistency.flow import transport
 from consistency.flow.schedules import VESchedule
 from consistency.students import maps, pairs
-from consistency.training import recipes
+from students import fit, job_of_pairs, row
 from torch import nn
 
 DOUBLE = torch.float64
@@ -43,15 +43,15 @@ def test_closed_limits_of_the_exact_consistency_function():
     x = torch.tensor(MEAN, dtype=DOUBLE) + DEVIATION * torch.randn(count, 2, dtype=DOUBLE, generator=random)
     z = torch.randn(count, 2, dtype=DOUBLE, generator=random)
     for level in (0.05, 0.5, 3.0):
-        s = torch.full((count,), level, dtype=DOUBLE)
-        x_s = x + level * z
-        v = level * (x_s - torch.tensor(MEAN, dtype=DOUBLE)) / (variance + level**2)
-        found = velocity_gap._limits(Exact(), x_s, s, torch.zeros(count), z, v)
+        t = torch.full((count,), level, dtype=DOUBLE)
+        x_t = x + level * z
+        v = level * (x_t - torch.tensor(MEAN, dtype=DOUBLE)) / (variance + level**2)
+        limits = velocity_gap._limits(Exact(), x_t, t, torch.zeros(count), z, v)
         total = variance + level**2
         expected = 2 * (variance + SCHEDULE.sigma_min**2) / total * variance / total
-        assert found["cd"] < 1e-20
-        assert found["gap"] == pytest.approx(expected, rel=0.03)
-        assert found["ct"] == pytest.approx(found["gap"], rel=1e-9)
+        assert limits["cd"] < 1e-20
+        assert limits["gap"] == pytest.approx(expected, rel=0.03)
+        assert limits["ct"] == pytest.approx(limits["gap"], rel=1e-9)
 
 
 def test_exact_transport_cost_is_the_closed_form():
@@ -70,39 +70,24 @@ def measured(tmp_path_factory):
     prepare.prepare(folder / "data.safetensors", GAUSSIAN)
     mixtures.write_teacher(folder / "teacher", GAUSSIAN)
     training = {"steps": 500, "batch_size": 64, "learning_rate": 2e-3, "ema_decay": 0.95}
-    options = ConsistencyTraining.model_validate(
-        {"edm": {"sigma_min": 0.01, "sigma_max": 5}, "training": training, "budgets": [0.125]}
-    ).model_dump()
-    recipes.fit_pairs_student(
-        folder / "student",
-        folder / "stats.jsonl",
-        folder / "side",
-        folder / "data.safetensors",
-        {"run": "cd-s0", "seed": 0},
-        "consistency_training",
-        {"kind": "independent", "share": 1.0, "generator": "ema"},
-        "teacher",
-        {"kind": "mlp", "width": 32, "depth": 1},
-        options,
-        {"steps": 1000},
-        -1,
-        folder / "teacher",
-    )
+    edm = EDM(sigma_min=0.01, sigma_max=5).model_dump()
+    job = job_of_pairs(run=row("cd-s0"), flow_options=edm, velocity="teacher", training=training, budgets=[0.125])
+    student = fit(job, folder, data=folder / "data.safetensors", teacher=folder / "teacher")
     velocity_gap.measure_couplings(
         folder / "rows.json",
         folder / "curves.safetensors",
         {"run": "cd-s0", "seed": 0},
-        student_folder=folder / "student",
+        student_folder=student,
         data_path=folder / "data.safetensors",
         teacher_folder=folder / "teacher",
-        edm=options["edm"],
-        curriculum=options["curriculum"],
+        edm=edm,
+        curriculum=Curriculum().model_dump(),
         analysis={"steps": [10, 1280], "count": 512, "batch_size": 128, "gradient_budget": 0.125},
-        loss=options["loss"],
+        loss=job.loss.model_dump(),
     )
     rows = json.loads((folder / "rows.json").read_text())["rows"]
-    found = {(row["metric"], row["reference"]): row["value"] for row in rows}
-    return found | {"student": maps.load_edm(folder / "student", SCHEDULE).double()}
+    values = {(row["metric"], row["reference"]): row["value"] for row in rows}
+    return values | {"student": maps.load(student, SCHEDULE).double()}
 
 
 def test_a_trained_student_is_the_closed_form_consistency_function(measured):
@@ -111,11 +96,11 @@ def test_a_trained_student_is_the_closed_form_consistency_function(measured):
     z, x = (torch.randn(500, 2, dtype=DOUBLE, generator=random) for _ in range(2))
     # An untrained one is off by 0.5 at the largest σ; distillation adds up its errors from step to step.
     for level, tolerance in ((0.1, 0.03), (0.5, 0.06), (2.0, 0.15), (5.0, 0.25)):
-        s = torch.full((500,), level, dtype=DOUBLE)
-        x_s = torch.tensor(MEAN, dtype=DOUBLE) + DEVIATION * x + level * z
+        t = torch.full((500,), level, dtype=DOUBLE)
+        x_t = torch.tensor(MEAN, dtype=DOUBLE) + DEVIATION * x + level * z
         cond = torch.zeros(500, dtype=torch.int64)
         with torch.no_grad():
-            error = (measured["student"](x_s, s, cond) - Exact()(x_s, s, cond)).square().mean().sqrt().item()
+            error = (measured["student"](x_t, t, cond) - Exact()(x_t, t, cond)).square().mean().sqrt().item()
         assert error < tolerance, (level, error)
 
 
@@ -156,25 +141,13 @@ def test_interrupted_training_from_pairs_ends_with_the_same_bits(tmp_path, monke
     """Resumed between checkpoints, with the generator's weights in the loop: final weights and snapshots."""
     prepare.prepare(tmp_path / "data.safetensors", GAUSSIAN)
     training = {"steps": 40, "batch_size": 16, "ema_decay": 0.9, "checkpoint_every": 10, "warmup_steps": 5}
-    options = ConsistencyTraining.model_validate({"training": training, "budgets": [0.25, 0.7]}).model_dump()
+    coupling = {"kind": "generator_induced", "share": 0.5, "generator": generator}
 
-    def fit(name):
-        recipes.fit_pairs_student(
-            tmp_path / name,
-            tmp_path / f"{name}.jsonl",
-            tmp_path / "side" / name,
-            tmp_path / "data.safetensors",
-            {"run": "ct-gc-s0", "seed": 0},
-            "consistency_training",
-            {"kind": "generator_induced", "share": 0.5, "generator": generator},
-            "pair",
-            {"kind": "mlp", "width": 16, "depth": 1},
-            options,
-            {"steps": 1000},
-            -1,
-        )
+    def train(name):
+        job = job_of_pairs(run=row(name), coupling=coupling, training=training, budgets=[0.25, 0.7])
+        fit(job, tmp_path, data=tmp_path / "data.safetensors")
 
-    fit("whole")
+    train("whole")
     original = pairs.PairSource.__call__
 
     def stop_at_33(self, step):
@@ -184,10 +157,10 @@ def test_interrupted_training_from_pairs_ends_with_the_same_bits(tmp_path, monke
 
     monkeypatch.setattr(pairs.PairSource, "__call__", stop_at_33)
     with pytest.raises(Stop):
-        fit("again")
+        train("again")
     assert (tmp_path / "side/again/checkpoint.pt").exists()
     monkeypatch.undo()
-    fit("again")
+    train("again")
     for file in ("model.safetensors", "snapshots/budget_0.25.safetensors", "snapshots/budget_0.7.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
     assert (tmp_path / "whole/model.safetensors").read_bytes() != (

@@ -131,34 +131,37 @@ def test_extracted_statistics_belong_to_clipped_images(tmp_path, classifier_fold
 
 def test_few_step_times_lie_on_the_grid():
     from consistency.flow.schedules import VPSchedule
-    from consistency.students.sampling import few_step_times, start_indices
+    from consistency.students.sampling import start_indices
 
-    assert few_step_times(VPSchedule().grid(10), 1) == [1000]
-    assert few_step_times(VPSchedule().grid(10), 4) == [1000, 800, 500, 300]
-    assert few_step_times(VPSchedule().grid(50), 2) == [1000, 500]
+    assert VPSchedule().times(1, 10) == [1000]
+    assert VPSchedule().times(4, 10) == [1000, 800, 500, 300]
+    assert VPSchedule().times(2, 50) == [1000, 500]
     assert start_indices(50, 10) == list(range(0, 50, 5))
     assert start_indices(5, 10) == [0, 1, 2, 3, 4]
 
 
-def test_few_step_sampling_of_an_exact_student_stays_exact(tmp_path):
+def test_few_step_sampling_of_an_exact_student_stays_exact():
     """For point-mass data f is constant: every number of steps gives the point, batch by batch."""
     from consistency.flow.schedules import VPSchedule
-    from consistency.students.sampling import few_step
+    from consistency.students.samplers import renoise
+    from consistency.students.sampling import sample
 
     class Exact:
-        schedule = VPSchedule()
+        flow = VPSchedule()
 
-        def __call__(self, x, s, cond):
-            self.seen = x
+        def __call__(self, x, t, cond):
+            self.seen, self.time = x, t
             return torch.full_like(x, 0.7)
 
-    student, noise = Exact(), torch.randn(6, 1, 2, 2)
-    assert torch.equal(few_step(student, noise, None, [1000, 500, 100], 0), torch.full_like(noise, 0.7))
+    student, noise = Exact(), torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    samples = sample(student, renoise, 5, noise, None, seed=0, n_steps=10)
+    assert torch.equal(samples, torch.full_like(noise, 0.7))
     seen = student.seen
-    few_step(student, noise[4:], None, [1000, 500, 100], 0, first=4)
+    sample(student, renoise, 5, noise[4:], None, seed=0, first=4, n_steps=10)
     assert torch.equal(student.seen, seen[4:])  # re-noising belongs to the sample, not to the batch
-    sigma = VPSchedule().sigma[100].item()
-    assert (seen - VPSchedule().alpha[100].item() * 0.7).std().item() == pytest.approx(sigma, rel=0.5)
+    assert student.time == 200
+    sigma = VPSchedule().sigma[200].item()
+    assert (seen - VPSchedule().alpha[200].item() * 0.7).std().item() == pytest.approx(sigma, rel=0.5)
 
 
 def test_noise_file_of_another_length_or_shape(tmp_path):
@@ -236,15 +239,22 @@ def measured_files(tmp_path):
     return contents
 
 
+def measure(folder, name):
+    """Measure the student of `measured_files`."""
+    from consistency.evaluate.measure import References, measure_student
+
+    others = ("data_features", "noise", "teacher_samples", "teacher_features")
+    references = References(**{other: folder / other for other in others})
+    options = {"cards": [{"name": "c"}], "neighbours": 3, "settings": {}}
+    measure_student(folder / name, RUN, folder / "samples", folder / "features", references, **options)
+
+
 @pytest.mark.parametrize("name", ["samples", "features", "teacher_samples", "teacher_features", "data_features"])
 def test_files_that_are_not_finite_are_not_measured(tmp_path, monkeypatch, measured_files, name):
     """None is written by this pipeline; one from elsewhere is named, and nothing is measured."""
-    from consistency.evaluate.measure import measure_student
     from consistency.files import storage
 
-    files = {key: tmp_path / key for key in measured_files}
-    cards = [{"name": "c"}]
-    measure_student(tmp_path / "good.json", RUN, **files, cards=cards, neighbours=3, settings={})
+    measure(tmp_path, "good.json")
     good = storage.read_json(tmp_path / "good.json")
     assert {row["metric"] for row in good["rows"]} >= {"ode_error", "precision", "frechet_distance", "ode_error@s=900"}
 
@@ -255,21 +265,19 @@ def test_files_that_are_not_finite_are_not_measured(tmp_path, monkeypatch, measu
         patch.setattr(storage, "_check_finite", lambda *_: None)
         storage.save_tensors(tmp_path / name, tensors)
     with pytest.raises(MismatchError) as caught:
-        measure_student(tmp_path / "bad.json", RUN, **files, cards=cards, neighbours=3, settings={})
+        measure(tmp_path, "bad.json")
     assert f"{tmp_path / name}: {key} holds numbers that are not finite" in str(caught.value)
     assert not (tmp_path / "bad.json").exists()
 
 
 def test_a_metric_that_overflows_is_not_written(tmp_path, measured_files):
     """Samples and features are finite, their squares are not."""
-    from consistency.evaluate.measure import measure_student
     from consistency.files.storage import save_tensors
 
     huge = {key: value.astype(np.float64) * 1e200 for key, value in measured_files["samples"].items()}
     save_tensors(tmp_path / "samples", huge)
-    files = {key: tmp_path / key for key in measured_files}
     with pytest.raises(MismatchError) as caught:
-        measure_student(tmp_path / "m.json", RUN, **files, cards=[{"name": "c"}], neighbours=3, settings={})
+        measure(tmp_path, "m.json")
     expected = "not written: ode_error (extractor pixels, reference teacher, sampling steps 1) of run cm-s0 is inf"
     assert expected in str(caught.value)
     assert not (tmp_path / "m.json").exists()

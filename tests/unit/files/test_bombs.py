@@ -11,6 +11,7 @@ import tracemalloc
 import zipfile
 import zlib
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import bombs
@@ -444,14 +445,15 @@ def test_extractors_and_classifiers(tmp_path):
 def test_adapters(tmp_path):
     network(tmp_path / "teacher", MLP)
     schedule = VPSchedule(steps=1000, kind="linear", beta_start=1e-4, beta_end=0.02)
-    maps.save(maps.create(tmp_path / "teacher", schedule, -1, "lora", 4), tmp_path / "student", {"name": "x"})
+    student = maps.FlowMap(maps.create(tmp_path / "teacher", "lora", 4), schedule)
+    maps.save(student, tmp_path / "student", {"name": "x"})
     (tmp_path / "student" / "SHA256SUMS").unlink()
-    told = (tmp_path / "student", tmp_path / "teacher", schedule, -1)
-    maps.load(*told)
+    load = partial(maps.load, tmp_path / "student", schedule, base=tmp_path / "teacher")
+    load()
     for changes in ({"r": 10**9}, {"r": 10**5}, {"rank_pattern": {"inward": 10**9}}):
         text = (tmp_path / "student" / "adapter_config.json").read_text()
         bombs.changed(tmp_path / "student" / "adapter_config.json", **changes)
-        refused(r"adapter_config\.json: .* is 10+, but no side of its weights is above 64", maps.load, *told)
+        refused(r"adapter_config\.json: .* is 10+, but no side of its weights is above 64", load)
         (tmp_path / "student" / "adapter_config.json").write_text(text)
 
 

@@ -6,10 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+import students
 import tiny
 import torch
 from consistency import networks
-from consistency.config.settings import Training
 from consistency.errors import ConfigError, MismatchError, StorageError
 from consistency.files.storage import load_tensors, save_tensors, weights_sha256, write_json
 from consistency.flow.schedules import VPSchedule
@@ -21,6 +21,7 @@ from consistency.teachers import targets
 from consistency.teachers.protocol import Teacher
 from consistency.training import recipes
 from safetensors.torch import load_file, save_file
+from students import begin
 
 CAPTIONS = [*tiny.CAPTIONS, "a cat and a dog", "dogs"]
 COUNT, SIDE, N, SEED, RANK = 6, 32, 5, 22, 4
@@ -67,9 +68,7 @@ def teacher_of(given):
 
 
 def student_of(given, parameters="lora", seed=0, **options):
-    return maps.create(
-        given.teacher, VPSchedule(), -1, parameters, RANK, seed, options.pop("prompts", given.prompts), **options
-    )
+    return begin(given.teacher, parameters, RANK, seed, options.pop("prompts", given.prompts), **options)
 
 
 def shake(student, size=0.05):
@@ -181,11 +180,11 @@ def test_targets_student_and_losses_are_the_papers(tmp_path, given, plain, w):
 
     student = student_of(given)
     batch = targets.TargetReader(manifest, VPSchedule(), COUNT, 0)(0)
-    place = [int((shard["x_s"] == x).flatten(1).all(1).nonzero()) for x in batch["x_s"]]
+    place = [int((shard["x_s"] == x).flatten(1).all(1).nonzero()) for x in batch["x_t"]]
     assert sorted(place) == list(range(COUNT))
     for objective, loss, target in (("consistency_distillation", "cm", "f_n"), ("direct", "direct", "x_0")):
         with torch.no_grad():
-            prediction, found = getattr(objectives, objective)(student, batch)
+            prediction, found = getattr(objectives, objective)(student, batch, None)
         near(prediction, expected["f_s"][place])
         near(found, expected[target][place])
         assert losses.mse(prediction, found).mean().item() == pytest.approx(expected[loss].item(), rel=1e-5)
@@ -220,7 +219,7 @@ def test_gradients_are_the_papers(tmp_path, given, plain):
     batch = targets.TargetReader(manifest, VPSchedule(), COUNT, 0)(0)
     for objective, loss in (("consistency_distillation", "cm"), ("direct", "direct")):
         student = student_of(given, "full")
-        losses.mse(*getattr(objectives, objective)(student, batch)).mean().backward()
+        losses.mse(*getattr(objectives, objective)(student, batch, None)).mean().backward()
         unet = type(plain.unet).from_pretrained(given.pipeline / "unet")
         by_hand(given, plain, unet, 9.0)[0][loss].backward()
         found = dict(student.network.net.named_parameters())
@@ -276,26 +275,12 @@ def test_without_guidance_there_is_one_call(tmp_path, given):
 
 
 def fit(folder, given, manifest, objective="direct", **changes):
-    settings = Training(
-        **{"steps": 3, "batch_size": COUNT, "learning_rate": 1e-2, "warmup_steps": 0, "log_every": 1} | changes
-    ).model_dump()
-    recipes.fit_student(
-        folder / "student",
-        folder / "stats.jsonl",
-        folder / "side",
-        given.teacher,
-        manifest,
-        {"run": "x", "seed": 0},
-        objective,
-        {"kind": "mse"},
-        "lora",
-        RANK,
-        {"steps": 1000},
-        -1,
-        settings,
-        prompts=given.prompts,
+    training = {"steps": 3, "batch_size": COUNT, "learning_rate": 1e-2, "warmup_steps": 0, "log_every": 1} | changes
+    job = students.job_of_targets(
+        run=students.row("student"), objective=objective, parameters="lora", lora_rank=RANK, training=training
     )
-    return [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    students.fit(job, folder, teacher=given.teacher, manifest=manifest, prompts=given.prompts)
+    return [json.loads(line) for line in (folder / "student.jsonl").read_text().splitlines()]
 
 
 def merged_by_hand(given, file):
@@ -352,7 +337,7 @@ def test_saved_and_merged_adapters_are_the_unmerged_ones(tmp_path, given, plain)
     student = student_of(given)
     shake(student)
     maps.save(student, tmp_path / "student", {})
-    loaded = maps.load(tmp_path / "student", given.teacher, VPSchedule(), -1, given.prompts)
+    loaded = maps.load(tmp_path / "student", VPSchedule(), base=given.teacher, prompts=given.prompts)
     assert not any("lora" in name for name, _ in loaded.named_modules())
     unet, names = merged_by_hand(given, tmp_path / "student" / "pytorch_lora_weights.safetensors")
     for module in LORA_MODULES:
@@ -393,10 +378,10 @@ def another(given, folder, **changes):
 def test_adapters_of_another_network(tmp_path, given, changes, expected):
     torch.manual_seed(0)
     folder = another(given, tmp_path / "other", **changes)
-    student = maps.create(folder, VPSchedule(), -1, "lora", RANK, 0, given.prompts)
+    student = begin(folder, "lora", RANK, 0, given.prompts)
     maps.save(student, tmp_path / "student", {})
     with pytest.raises((MismatchError, StorageError)) as caught:
-        maps.load(tmp_path / "student", given.teacher, VPSchedule(), -1, given.prompts)
+        maps.load(tmp_path / "student", VPSchedule(), base=given.teacher, prompts=given.prompts)
     assert expected in one_line(caught)
     assert str(tmp_path / "student") in one_line(caught)
 
@@ -411,7 +396,7 @@ def test_damaged_adapters(tmp_path, given, damage):
     else:
         file.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"x" * 500, "empty": b""}[damage])
     with pytest.raises((MismatchError, StorageError)) as caught:
-        maps.load(tmp_path / "student", given.teacher, VPSchedule(), -1, given.prompts)
+        maps.load(tmp_path / "student", VPSchedule(), base=given.teacher, prompts=given.prompts)
     assert str(tmp_path / "student") in one_line(caught)
 
 
@@ -577,10 +562,10 @@ def test_folders_of_half_precision(tmp_path, given, plain, halves):
     assert {p.dtype for p in teacher.network.parameters()} == {torch.float32}
     prompted = {"prompts": tmp_path / "prompts"}
     for parameters in ("full", "lora"):
-        student = maps.create(tmp_path / "teacher", VPSchedule(), -1, parameters, RANK, 0, **prompted)
+        student = begin(tmp_path / "teacher", parameters, RANK, 0, **prompted)
         assert {p.dtype for p in student.parameters()} == {torch.float32}
     maps.save(student, tmp_path / "student", {})
-    loaded = maps.load(tmp_path / "student", tmp_path / "teacher", VPSchedule(), -1, **prompted)
+    loaded = maps.load(tmp_path / "student", VPSchedule(), base=tmp_path / "teacher", **prompted)
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     near(loaded.network(x, torch.full((2,), 699), torch.tensor([0, 1])), eps)
 

@@ -22,11 +22,11 @@ import json, os, sys
 from pathlib import Path
 
 import torch
-from consistency.students import losses, objectives
-from consistency.training import recipes
+from consistency.config.settings import Training
 from consistency.runtime import parallel
-from consistency.training import loop
-from consistency.config.settings import ConsistencyTraining, Coupling, Training
+from consistency.students import losses, objectives
+from consistency.training import loop, recipes
+from students import fit, job_of_pairs, job_of_targets, row
 
 torch.set_num_threads(1)
 parallel.parent_follower()()
@@ -39,21 +39,15 @@ def places(name):
     return folder / name, folder / f"{name}.jsonl", folder / "side" / name
 
 
-def student(name, objective, accumulate=1):
-    settings = training.model_copy(update={"accumulate": accumulate}).model_dump()
-    recipes.fit_student(
-        *places(name), teacher, manifest, {"run": name, "seed": 3}, objective, {"kind": "mse"}, "full", None,
-        {"steps": 1000}, -1, settings,
-    )
+def student(name, accumulate=1):
+    settings = training.model_copy(update={"accumulate": accumulate})
+    job = job_of_targets(run=row(name, 3), objective="consistency_distillation", training=settings)
+    fit(job, folder, teacher=teacher, manifest=manifest)
 
 
 def pairs(name, kind):
-    options = ConsistencyTraining(budgets=[0.25]).model_dump()
-    options["training"] = training.model_dump() | {"ema_decay": 0.9}
-    recipes.fit_pairs_student(
-        *places(name), digits, {"run": name, "seed": 3}, "consistency_training",
-        Coupling(kind=kind, share=0.5).model_dump(), "pair", {"kind": "mlp", "width": 32, "depth": 1}, options,
-    )
+    settings, coupling = training.model_copy(update={"ema_decay": 0.9}), {"kind": kind, "share": 0.5}
+    fit(job_of_pairs(run=row(name, 3), training=settings, coupling=coupling, budgets=[0.25]), folder, data=digits)
 
 
 def classifier(name):  # has dropout
@@ -62,7 +56,7 @@ def classifier(name):  # has dropout
 
 
 class Student(torch.nn.Sequential):
-    def forward(self, x, s, cond):
+    def forward(self, x, t, cond):
         return super().forward(x)
 
 
@@ -71,14 +65,14 @@ def replay(name):
     folder, seen = places(name)[2], []
 
     def objective(student, batch):
-        prediction, target = objectives.consistency_training(student, batch)
+        prediction, target = objectives.consistency_training(student, batch, None)
         assert torch.equal(prediction, target) and not target.requires_grad
         seen.append((prediction == 0).tolist())
         return prediction, torch.zeros_like(target)
 
     def batch_at(step):
         x = torch.ones(24, 16)
-        return {"x_s": x, "x_n": x, "s": x[:, 0], "n": x[:, 0], "cond": x[:, 0]}
+        return {"x_t": x, "x_r": x, "t": x[:, 0], "r": x[:, 0], "cond": x[:, 0]}
 
     model = Student(torch.nn.Linear(16, 16), torch.nn.Dropout(0.5))
     settings = Training(steps=3, batch_size=24, warmup_steps=0, device="cpu")
@@ -105,8 +99,8 @@ def root(name):
 
 every = {
     "root": lambda: root("root"),
-    "cm": lambda: student("cm", "consistency_distillation"),
-    "parts": lambda: student("parts", "consistency_distillation", accumulate=3),
+    "cm": lambda: student("cm"),
+    "parts": lambda: student("parts", accumulate=3),
     "ot": lambda: pairs("ot", "optimal_transport"),
     "gc": lambda: pairs("gc", "generator_induced"),
     "classifier": lambda: classifier("classifier"),
@@ -130,7 +124,8 @@ def start(tmp_path, inputs):
     """Start trainings in a folder, in so many processes; what is left of them at the end is killed."""
     script = tmp_path / "cases.py"
     script.write_text(CASES)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join(str(ROOT / name) for name in ("workflow", "tests"))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     started = []
 
     def go(folder, processes, *names, steps=30):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from consistency import errors
-from consistency.config.settings import ConsistencyTraining, Coupling, Training
+from consistency.config.settings import Training
 from consistency.errors import MemoryShortage, Preempted
 from consistency.files.storage import read_sealed
 from consistency.runtime import status
@@ -20,6 +20,7 @@ from consistency.runtime.preemption import SIGNALS
 from consistency.students import losses
 from consistency.training import loop, recipes
 from helpers import ROOT, constant_rate, ended, solved_targets, wait_for
+from students import job_of_pairs, job_of_targets, row
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1"}
 MLP = {"kind": "mlp", "width": 32, "depth": 1}
@@ -32,42 +33,53 @@ def manifest(tmp_path_factory, digits, teacher_folder):
 
 
 def call(kind, digits, teacher, manifest, steps=800):
-    """The function of `recipes` for a kind of training, and its arguments after the first three."""
+    """The function of `recipes` for a kind of training, and its arguments but the paths of its outputs."""
     settings = Training(steps=steps, batch_size=16, checkpoint_every=10_000, log_every=10).model_dump()
     if kind == "classifier":
-        return "fit_classifier", [str(digits), "digits-classifier", 4, 16, settings, 0]
+        network = {"name": "digits-classifier", "channels": 4, "feature_size": 16}
+        return "fit_classifier", {"data_path": str(digits), **network, "settings": settings, "seed": 0}
     if kind == "teacher":
-        return "fit_teacher", [str(digits), MLP, {"steps": 1000}, 0.1, settings | {"ema_decay": 0.99}, 0]
+        teacher = {"network": MLP, "schedule": {"steps": 1000}, "label_dropout": 0.1, "seed": 0}
+        return "fit_teacher", {"data_path": str(digits), **teacher, "settings": settings | {"ema_decay": 0.99}}
     if kind == "student":
-        run, loss = {"run": "student", "seed": 3}, {"kind": "mse"}
-        fixed = ["consistency_distillation", loss, "full", None, {"steps": 1000}, -1, settings]
-        return "fit_student", [str(teacher), str(manifest), run, *fixed]
-    options = ConsistencyTraining(budgets=[0.05, 0.5]).model_dump()
-    options["training"] = settings | {"ema_decay": 0.99}
-    coupling = Coupling(kind="generator_induced", share=0.5).model_dump()
-    return "fit_pairs_student", [
-        str(digits), {"run": "pairs", "seed": 3}, "consistency_training", coupling, "pair", MLP, options
-    ]  # fmt: skip
+        job = job_of_targets(run=row(kind, 3), objective="consistency_distillation", training=settings)
+        return "fit_student", {"job": job, "files": {"teacher": str(teacher), "manifest": str(manifest)}}
+    job = job_of_pairs(
+        run=row(kind, 3),
+        training=settings | {"ema_decay": 0.99},
+        coupling={"kind": "generator_induced", "share": 0.5},
+        budgets=[0.05, 0.5],
+    )
+    return "fit_student", {"job": job, "files": {"data": str(digits)}}
 
 
 CALL = """
 import json, sys
 import torch
 from consistency import errors
+from consistency.config.jobs import StudentJob
 from consistency.training import recipes
 torch.set_num_threads(1)
 name, arguments = json.loads(sys.argv[1])
+if "job" in arguments:
+    arguments["job"] = StudentJob(**arguments["job"])
 try:
-    getattr(recipes, name)(*arguments)
+    getattr(recipes, name)(**arguments)
 except errors.ConsistencyError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
 
 
-def places(folder, kind):
-    """Output, stats and side folder, as the workflow has them."""
+def outputs(folder, kind):
+    """Output, stats and side folder, as the workflow has them, by the names of their arguments."""
     base = folder / "digits"
-    return [str(base / "out" / kind), str(base / "stats" / f"{kind}.jsonl"), str(base / "checkpoints" / kind)]
+    paths = {"folder": f"out/{kind}", "stats": f"stats/{kind}.jsonl", "side_folder": f"checkpoints/{kind}"}
+    return {name: str(base / path) for name, path in paths.items()}
+
+
+def as_json(name, arguments):
+    """A call as a command's argument."""
+    return json.dumps([name, arguments], default=lambda job: job.model_dump())
 
 
 def records(path):
@@ -83,8 +95,9 @@ def records(path):
 )
 def test_a_signal_at_a_random_moment(tmp_path, digits, teacher_folder, manifest, moments, kind, name):
     function, arguments = call(kind, digits, teacher_folder, manifest)
-    output, stats, side = places(tmp_path / "cut", kind)
-    command = [sys.executable, "-c", CALL, json.dumps([function, [output, stats, side, *arguments]])]
+    cut, whole = (outputs(tmp_path / name, kind) for name in ("cut", "whole"))
+    output, stats, side = cut.values()
+    command = [sys.executable, "-c", CALL, as_json(function, cut | arguments)]
     moment, output_of = moments.randint(1, 30), tmp_path / "said.txt"
     with open(output_of, "w") as said:
         process = subprocess.Popen(command, env=ENVIRONMENT, stderr=said)
@@ -106,14 +119,13 @@ def test_a_signal_at_a_random_moment(tmp_path, digits, teacher_folder, manifest,
     assert stopped.step == step // 10 * 10
     assert not os.path.exists(output)
 
-    getattr(recipes, function)(output, stats, side, *arguments)
-    whole = places(tmp_path / "whole", kind)
-    getattr(recipes, function)(*whole, *arguments)
+    for paths in (cut, whole):
+        getattr(recipes, function)(**paths, **arguments)
     names = sorted(str(p.relative_to(output)) for p in (tmp_path / "cut").glob(f"digits/out/{kind}/**/*.safetensors"))
     assert len(names) == (3 if kind == "pairs" else 1)
     for file in names:
-        assert Path(output, file).read_bytes() == Path(whole[0], file).read_bytes(), file
-    assert records(stats) == records(whole[1])
+        assert Path(output, file).read_bytes() == Path(whole["folder"], file).read_bytes(), file
+    assert records(stats) == records(whole["stats"])
     assert not os.path.exists(side)
 
 
@@ -182,6 +194,7 @@ def test_training_outside_the_main_thread(tmp_path):
 # What the machine has not enough memory for, in a process that may have a little more than it has already.
 SHORT = """
 import json, resource, sys
+from functools import partial
 import torch
 from consistency import errors
 from consistency.training import recipes
@@ -197,15 +210,15 @@ if name == "solve_shard":
     tensors, _ = load(digits)
     images = tensors["train_images"], tensors["train_labels"]
     arguments = [path, Teacher.load(teacher, VPSchedule()), *images, range(4000), *rest, guidance, seed, batch_size]
-    function = targets.solve_shard
+    function = partial(targets.solve_shard, *arguments)
 else:
     from accelerate import Accelerator  # what training imports shall not be what there is no memory for
-    function = getattr(recipes, name)
+    function = partial(getattr(recipes, name), **arguments)
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + 100_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 try:
-    function(*arguments)
+    function()
 except errors.ConsistencyError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
@@ -216,8 +229,8 @@ except errors.ConsistencyError as error:
 def test_no_memory_is_one_line_that_names_the_keys(tmp_path, digits, teacher_folder, manifest, what):
     if what == "training":
         name, arguments = call("teacher", digits, teacher_folder, manifest)
-        arguments[4]["batch_size"] = 300_000  # 77 MB a batch of images alone
-        arguments = [*places(tmp_path, "teacher"), *arguments]
+        arguments["settings"]["batch_size"] = 300_000  # 77 MB a batch of images alone
+        arguments |= outputs(tmp_path, "teacher")
     else:
         wide = tmp_path / "wide"
         settings = Training(steps=1, batch_size=16).model_dump()
@@ -225,7 +238,7 @@ def test_no_memory_is_one_line_that_names_the_keys(tmp_path, digits, teacher_fol
         recipes.fit_teacher(wide, tmp_path / "s", tmp_path / "side", digits, network, {"steps": 1000}, 0.1, settings, 0)
         name = "solve_shard"
         arguments = [str(tmp_path / "shard"), str(wide), str(digits), "paper", "ddim", 5, 4.0, 0, 4000]
-    command = [sys.executable, "-c", SHORT, json.dumps([name, arguments])]
+    command = [sys.executable, "-c", SHORT, as_json(name, arguments)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     said = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1, done.stderr

@@ -13,8 +13,8 @@ from consistency.flow.curricula import curriculum
 from consistency.flow.schedules import VESchedule, step_probabilities
 from consistency.networks.mixture import Mixture
 from consistency.students import couplings, losses, objectives, pairs
-from consistency.students.maps import EDMConsistencyFunction
-from consistency.students.pairs import PairSource, Steps
+from consistency.students.maps import FlowMap
+from consistency.students.pairs import CurriculumTimes, PairSource
 from consistency.teachers.protocol import AnalyticTeacher
 from consistency.training import loop, optimizers
 from helpers import constant_rate
@@ -43,11 +43,12 @@ def never(x, sigma, cond):
     raise AssertionError("this generator must not be asked")
 
 
-def source(count=64, steps=10, s1=None, total=100, batch_size=32, seed=5, **options):
-    """Pairs over Gaussian data whose condition is the data's row."""
-    images = MEAN + math.sqrt(VARIANCE) * normal(count, 2)
-    settings = Steps(s0=steps, s1=s1 or steps)
-    return PairSource(images, torch.arange(count), VESchedule(), settings, total, batch_size, seed, **options)
+def source(images=None, steps=10, s1=None, total=100, batch_size=32, seed=5, **options):
+    """Pairs over data, by default Gaussian, whose condition is the data's row."""
+    images = MEAN + math.sqrt(VARIANCE) * normal(64, 2) if images is None else images
+    flow = VESchedule()
+    times = CurriculumTimes(flow, total, steps, s1 or steps)
+    return PairSource(images, torch.arange(len(images)), flow, times, batch_size=batch_size, seed=seed, **options)
 
 
 # --- the schedule
@@ -108,7 +109,7 @@ def test_f_at_sigma_min_is_the_identity(sigma):
     with torch.no_grad():
         for p in network.parameters():
             p.add_(normal(*p.shape))  # a fresh network's output is 0
-    student, x, cond = EDMConsistencyFunction(network, VESchedule()), 100 * normal(6, 1, 2, 3), torch.arange(6) % 3
+    student, x, cond = FlowMap(network, VESchedule()), 100 * normal(6, 1, 2, 3), torch.arange(6) % 3
     assert torch.equal(student(x, sigma, cond), x)
     assert (student(x, 0.0021, cond) - x).abs().max() > 1e-5
 
@@ -124,7 +125,7 @@ class Shifted(torch.nn.Module):
 
 def test_f_is_the_parameterisation_of_edm():
     """The network's time runs linearly in ln σ, from 0 at σ_min to its last timestep at σ_max."""
-    student = EDMConsistencyFunction(Shifted(), VESchedule(0.01, 100.0, sigma_data=2.0))
+    student = FlowMap(Shifted(), VESchedule(0.01, 100.0, sigma_data=2.0))
     x, cond = normal(3, 2, dtype=DOUBLE), torch.tensor([0, 1, 2])
     for row, (sigma, time) in enumerate([(0.1, 25.0), (1.0, 50.0), (100.0, 100.0)]):
         total = math.sqrt(sigma**2 + 4)
@@ -192,9 +193,9 @@ def test_steps_gather_around_the_right_noise_level():
 def test_drawn_steps_follow_their_distribution():
     batch = source(batch_size=20_000)(0)
     grid = VESchedule().grid(11)
-    i = torch.searchsorted(grid, batch["n"])
-    assert torch.equal(grid[i], batch["n"])
-    assert torch.equal(grid[i + 1], batch["s"])
+    i = torch.searchsorted(grid, batch["r"])
+    assert torch.equal(grid[i], batch["r"])
+    assert torch.equal(grid[i + 1], batch["t"])
     expected = 20_000 * np.array(lognormal(grid.tolist()))
     assert expected.min() > 5
     chi_square = ((np.bincount(i, minlength=10) - expected) ** 2 / expected).sum()
@@ -206,8 +207,8 @@ def test_levels_follow_the_curriculum():
     drawn = source(s1=1280, total=2000, batch_size=500)
     for step, levels in [(0, 11), (249, 11), (250, 21), (1999, 1281), (600, 41)]:
         grid, batch = VESchedule().grid(levels), drawn(step)
-        assert torch.equal(torch.searchsorted(grid, batch["s"]), torch.searchsorted(grid, batch["n"]) + 1)
-        assert torch.isin(batch["s"], grid).all()
+        assert torch.equal(torch.searchsorted(grid, batch["t"]), torch.searchsorted(grid, batch["r"]) + 1)
+        assert torch.isin(batch["t"], grid).all()
 
 
 def test_draws_depend_on_seed_and_step_alone():
@@ -218,7 +219,7 @@ def test_draws_depend_on_seed_and_step_alone():
         assert batch.keys() == again.keys()
         assert all(torch.equal(batch[key], again[key]) for key in batch)
     for other in (forwards(1), source(s1=40, seed=6)(0)):
-        assert all(not torch.equal(first[0][key], other[key]) for key in ("x", "z", "s", "cond", "mixed"))
+        assert all(not torch.equal(first[0][key], other[key]) for key in ("x", "z", "t", "cond", "mixed"))
 
 
 def test_draws_are_data_and_standard_noise():
@@ -285,23 +286,23 @@ def test_optimal_transport_costs_less_than_independent_pairs():
     for step in range(5):
         batch = source()(step)
         one = torch.zeros_like(batch["cond"])
-        paired, _ = couplings.optimal_transport(batch["x"], batch["z"], batch["n"], one, never)
+        paired, _ = couplings.optimal_transport(batch["x"], batch["z"], batch["r"], one, never)
         assert (paired - batch["z"]).square().sum() < 0.6 * (batch["x"] - batch["z"]).square().sum()
 
 
 def test_prepared_pairs_of_optimal_transport():
-    drawn = source(coupling="optimal_transport")
+    drawn = source(coupling=couplings.optimal_transport)
     drawn.labels = torch.zeros_like(drawn.labels)
     batch = drawn(2)
     pair = drawn.prepare(batch, never, never)
-    x, _ = couplings.optimal_transport(batch["x"], batch["z"], batch["n"], batch["cond"], never)
+    x, _ = couplings.optimal_transport(batch["x"], batch["z"], batch["r"], batch["cond"], never)
     assert not torch.equal(x, batch["x"])
-    for point, level in (("x_s", "s"), ("x_n", "n")):
+    for point, level in (("x_t", "t"), ("x_r", "r")):
         expected = x.double() + pair[level][:, None] * batch["z"]
         torch.testing.assert_close(pair[point].double(), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("coupling", ["generator_induced", "optimal_transport"])
+@pytest.mark.parametrize("coupling", [couplings.generator_induced, couplings.optimal_transport])
 def test_a_share_of_zero_is_the_independent_coupling(coupling):
     none, independent = source(coupling=coupling, share=0.0), source()
     for step in (0, 7):
@@ -311,14 +312,14 @@ def test_a_share_of_zero_is_the_independent_coupling(coupling):
 
 
 def test_generator_induced_pairs():
-    drawn = source(coupling="generator_induced")
+    drawn = source(coupling=couplings.generator_induced)
     batch = drawn(0)
     pair = drawn.prepare(batch, never, exact)
-    x, z, s, n = (batch[key].double() for key in ("x", "z", "s", "n"))
-    scale = [math.sqrt((0.25 + 4e-6) / (0.25 + sigma**2)) for sigma in n.tolist()]
-    made = 0.3 + (x + n[:, None] * z - 0.3) * torch.tensor(scale, dtype=DOUBLE)[:, None]
-    torch.testing.assert_close(pair["x_s"].double(), made + s[:, None] * z, rtol=1e-6, atol=2e-6)
-    torch.testing.assert_close(pair["x_n"].double(), made + n[:, None] * z, rtol=1e-6, atol=2e-6)
+    x, z, t, r = (batch[key].double() for key in ("x", "z", "t", "r"))
+    scale = [math.sqrt((0.25 + 4e-6) / (0.25 + sigma**2)) for sigma in r.tolist()]
+    induced = 0.3 + (x + r[:, None] * z - 0.3) * torch.tensor(scale, dtype=DOUBLE)[:, None]
+    torch.testing.assert_close(pair["x_t"].double(), induced + t[:, None] * z, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(pair["x_r"].double(), induced + r[:, None] * z, rtol=1e-6, atol=2e-6)
     assert torch.equal(pair["cond"], batch["cond"])
 
 
@@ -340,13 +341,13 @@ def test_an_exact_generator_keeps_the_data_and_lowers_the_transport_cost():
 
 @pytest.mark.parametrize(("share", "count"), [(0.5, 2000), (0.3, 1200), (0.9, 3600)])
 def test_a_share_of_the_samples_is_coupled(share, count):
-    options = {"batch_size": 4000, "coupling": "generator_induced"}
+    options = {"batch_size": 4000, "coupling": couplings.generator_induced}
     mixed, alone, coupled = source(share=share, **options), source(batch_size=4000), source(**options)
     pair, independent, induced = (s.prepare(s(1), never, exact) for s in (mixed, alone, coupled))
-    taken = (pair["x_s"] == induced["x_s"]).all(1)
-    assert torch.equal(pair["x_n"][taken], induced["x_n"][taken])
-    assert torch.equal(pair["x_n"][~taken], independent["x_n"][~taken])
-    assert torch.equal(pair["x_s"][~taken], independent["x_s"][~taken])
+    taken = (pair["x_t"] == induced["x_t"]).all(1)
+    assert torch.equal(pair["x_r"][taken], induced["x_r"][taken])
+    assert torch.equal(pair["x_r"][~taken], independent["x_r"][~taken])
+    assert torch.equal(pair["x_t"][~taken], independent["x_t"][~taken])
     assert taken.sum().item() == pytest.approx(count, abs=4.5 * math.sqrt(4000 * share * (1 - share)))
 
 
@@ -363,26 +364,23 @@ def test_partners_along_the_noise_and_along_the_true_velocity():
     training_source, distilling = source(), source(velocity=analytic(VARIANCE).velocity)
     batch = training_source(0)
     ct, cd = (s.prepare(s(0), never, never) for s in (training_source, distilling))
-    assert torch.equal(ct["x_s"], cd["x_s"])
-    s, n, z = batch["s"][:, None], batch["n"][:, None], batch["z"].double()
-    torch.testing.assert_close(ct["x_n"].double(), batch["x"] + n * z, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(ct["x_n"].double(), ct["x_s"].double() + (n - s) * z, rtol=1e-6, atol=2e-5)
-    x_s = cd["x_s"].double()
-    euler = x_s + (n - s) * s * (x_s - 0.3) / (0.25 + s**2)
-    torch.testing.assert_close(cd["x_n"].double(), euler, rtol=1e-6, atol=2e-5)
-    assert (ct["x_n"] - cd["x_n"]).abs().max() > 0.1
+    assert torch.equal(ct["x_t"], cd["x_t"])
+    t, r, z = batch["t"][:, None], batch["r"][:, None], batch["z"].double()
+    torch.testing.assert_close(ct["x_r"].double(), batch["x"] + r * z, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ct["x_r"].double(), ct["x_t"].double() + (r - t) * z, rtol=1e-6, atol=2e-5)
+    x_t = cd["x_t"].double()
+    euler = x_t + (r - t) * t * (x_t - 0.3) / (0.25 + t**2)
+    torch.testing.assert_close(cd["x_r"].double(), euler, rtol=1e-6, atol=2e-5)
+    assert (ct["x_r"] - cd["x_r"]).abs().max() > 0.1
 
 
 def test_for_a_point_mass_training_is_distillation():
     """The noise is then a function of x_σ: the one-sample velocity is the true one."""
     point = torch.full((64, 2), MEAN)
-    a, b = (
-        PairSource(point, torch.arange(64), VESchedule(), Steps(10, 10), 100, 500, 5, velocity=v)
-        for v in (None, analytic(1e-14).velocity)
-    )
+    a, b = (source(point, batch_size=500, velocity=v) for v in (None, analytic(1e-14).velocity))
     ct, cd = (s.prepare(s(0), never, never) for s in (a, b))
-    assert (ct["x_s"] - ct["x_n"]).abs().max() > 1
-    torch.testing.assert_close(ct["x_n"], cd["x_n"], rtol=1e-5, atol=2e-5)
+    assert (ct["x_t"] - ct["x_r"]).abs().max() > 1
+    torch.testing.assert_close(ct["x_r"], cd["x_r"], rtol=1e-5, atol=2e-5)
 
 
 def test_gap_between_training_and_distillation_in_the_limit():
@@ -394,15 +392,15 @@ def test_gap_between_training_and_distillation_in_the_limit():
     cd = []
     for steps in (16, 64, 256, 4096):
         grid = schedule.grid(steps + 1)
-        s, n = grid[steps // 4].expand(count), grid[steps // 4 - 1].expand(count)  # σ = 0.17 in every grid
-        x_s = schedule.add_noise(x, z, s)
+        t, r = grid[steps // 4].expand(count), grid[steps // 4 - 1].expand(count)  # σ = 0.17 in every grid
+        x_t = schedule.add_noise(x, z, t)
         gaps = []
-        for u in (z, velocity(x_s, s)):
-            batch = {"x_s": x_s, "x_n": pairs.partner(x_s, s, n, u), "s": s, "n": n, "cond": torch.zeros(count)}
-            prediction, target = objectives.consistency_training(exact, batch)
-            gaps.append((prediction - target).square().sum(1) / (s - n) ** 2)
+        for u in (z, velocity(x_t, t)):
+            batch = {"x_t": x_t, "x_r": pairs.partner(x_t, t, r, u), "t": t, "r": r, "cond": torch.zeros(count)}
+            prediction, target = objectives.consistency_training(exact, batch, None)
+            gaps.append((prediction - target).square().sum(1) / (t - r) ** 2)
         cd.append(gaps[1].mean().item())
-    ct, sigma = gaps[0], s[0].item()
+    ct, sigma = gaps[0], t[0].item()
     assert sigma == pytest.approx((0.75 * 0.002 ** (1 / 7) + 0.25 * 80 ** (1 / 7)) ** 7)
     limit = dimension * (VARIANCE + 0.002**2) * VARIANCE / (VARIANCE + sigma**2) ** 2
     assert limit > 1
@@ -427,19 +425,19 @@ class Dropped(torch.nn.Module):
 
 
 ONES = torch.ones(8, 16)
-SAME = {"x_s": ONES, "x_n": ONES, "s": torch.ones(8), "n": torch.ones(8), "cond": torch.zeros(8)}
+SAME = {"x_t": ONES, "x_r": ONES, "t": torch.ones(8), "r": torch.ones(8), "cond": torch.zeros(8)}
 
 
 def test_both_sides_drop_the_same():
     student = Dropped().train()
     torch.manual_seed(0)
     assert not torch.equal(student(ONES, 1, 0), student(ONES, 1, 0))  # two calls differ by themselves
-    prediction, target = objectives.consistency_training(student, SAME)
+    prediction, target = objectives.consistency_training(student, SAME, None)
     assert torch.equal(prediction, target)
     assert set(prediction.unique().tolist()) == {0.0, 2.0}
     assert prediction.requires_grad
     assert not target.requires_grad
-    again, _ = objectives.consistency_training(student, SAME)  # and the next step drops others
+    again, _ = objectives.consistency_training(student, SAME, None)  # and the next step drops others
     assert not torch.equal(prediction, again)
 
 
@@ -448,7 +446,7 @@ def test_every_step_drops_anew_and_reproducibly(tmp_path):
         found = []
 
         def objective(model, batch):
-            prediction, target = objectives.consistency_training(model, batch)
+            prediction, target = objectives.consistency_training(model, batch, None)
             assert torch.equal(prediction, target)
             found.append(target != 0)
             return prediction, target

@@ -4,15 +4,17 @@ import pytest
 import torch
 from consistency import networks
 from consistency.errors import ConsistencyError, MismatchError, StorageError
-from consistency.flow.schedules import VPSchedule, boundary
+from consistency.flow.schedules import VPSchedule
 from consistency.students import maps
+from consistency.students.parameterisations import boundary
+from students import begin, fit, job_of_targets
 
 SCHEDULE = VPSchedule()
 
 
 @pytest.mark.parametrize("parameters", ["full", "lora"])
 def test_f_at_time_zero_is_the_identity(teacher_folder, parameters):
-    student = maps.create(teacher_folder, SCHEDULE, -1, parameters, 4, 0)
+    student = begin(teacher_folder, parameters, 4)
     x = torch.randn(5, 1, 8, 8)
     assert torch.equal(student(x, 0, torch.arange(5)), x)
 
@@ -27,7 +29,7 @@ def test_boundary_follows_the_formula():
 
 
 def test_f_is_the_parameterisation_of_the_paper(teacher_folder, teacher):
-    student = maps.create(teacher_folder, SCHEDULE, -1)
+    student = begin(teacher_folder)
     x, cond, s = torch.randn(4, 1, 8, 8), torch.arange(4), torch.tensor([1000, 700, 300, 1])
     eps = teacher.network(x, s - 1, cond)
     alpha, sigma = (v[s].float()[:, None, None, None] for v in (SCHEDULE.alpha, SCHEDULE.sigma))
@@ -38,7 +40,7 @@ def test_f_is_the_parameterisation_of_the_paper(teacher_folder, teacher):
 
 @pytest.mark.parametrize("parameters", ["full", "lora"])
 def test_students_start_at_the_teacher_and_survive_saving(tmp_path, teacher_folder, teacher, parameters):
-    student = maps.create(teacher_folder, SCHEDULE, -1, parameters, 4, 0)
+    student = begin(teacher_folder, parameters, 4)
     x, cond = torch.randn(4, 1, 8, 8), torch.arange(4)
     torch.testing.assert_close(
         student.network(x, torch.full((4,), 99), cond), teacher.network(x, torch.full((4,), 99), cond)
@@ -49,9 +51,9 @@ def test_students_start_at_the_teacher_and_survive_saving(tmp_path, teacher_fold
             p.add_(0.05 * torch.randn_like(p))
     before = student(x, 500, cond)
     maps.save(student, tmp_path / "student", {"note": "test"})
-    loaded = maps.load(tmp_path / "student", teacher_folder, SCHEDULE, -1)
+    loaded = maps.load(tmp_path / "student", SCHEDULE, base=teacher_folder)
     torch.testing.assert_close(loaded(x, 500, cond), before, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(before, maps.create(teacher_folder, SCHEDULE, -1)(x, 500, cond), atol=1e-3)
+    assert not torch.allclose(before, begin(teacher_folder)(x, 500, cond), atol=1e-3)
     if parameters == "lora":
         total = sum(p.numel() for p in teacher.network.parameters())
         assert sum(p.numel() for p in trainable) < total
@@ -60,7 +62,7 @@ def test_students_start_at_the_teacher_and_survive_saving(tmp_path, teacher_fold
 
 
 def test_lora_seed_changes_only_the_adapters(teacher_folder):
-    a, b = (maps.create(teacher_folder, SCHEDULE, -1, "lora", 4, seed) for seed in (0, 1))
+    a, b = (begin(teacher_folder, "lora", 4, seed) for seed in (0, 1))
     differing = {name for (name, p), q in zip(a.named_parameters(), b.parameters()) if not torch.equal(p, q)}
     assert differing
     assert all("lora_A" in name for name in differing)
@@ -119,26 +121,16 @@ def test_unet_trains_through_the_same_interface(tmp_path, digits):
     chosen = {"mode": "paper", "solver": "heun", "n_steps": 5, "guidance": 2.0, "seed": 0, "count": 64}
     manifests.gather(manifest, [shard], chosen, storage.weights_sha256(folder))
     for parameters in ("full", "lora"):
-        recipes.fit_student(
-            tmp_path / parameters,
-            tmp_path / "s.jsonl",
-            tmp_path / "side-s",
-            folder,
-            manifest,
-            {"run": "x", "seed": 0},
-            "consistency_distillation",
-            {"kind": "pseudo_huber", "c": 0.001},
-            parameters,
-            4,
-            {"steps": 1000},
-            -1,
-            settings,
+        job = job_of_targets(
+            objective="consistency_distillation",
+            loss={"kind": "pseudo_huber"},
+            parameters=parameters,
+            lora_rank=4,
+            training=settings,
         )
-        loaded = maps.load(tmp_path / parameters, folder, SCHEDULE, -1)
-        trained, start = (
-            loaded(torch.ones(2, 1, 8, 8), 900, torch.tensor([1, 2])),
-            maps.create(folder, SCHEDULE, -1),
-        )
+        student = fit(job, tmp_path / parameters, teacher=folder, manifest=manifest)
+        loaded = maps.load(student, SCHEDULE, base=folder)
+        trained, start = loaded(torch.ones(2, 1, 8, 8), 900, torch.tensor([1, 2])), begin(folder)
         assert trained.shape == (2, 1, 8, 8)
         assert not torch.allclose(trained, start(torch.ones(2, 1, 8, 8), 900, torch.tensor([1, 2])), atol=1e-6)
 
@@ -146,4 +138,4 @@ def test_unet_trains_through_the_same_interface(tmp_path, digits):
 def test_adapters_that_are_not_there(tmp_path, teacher_folder):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConsistencyError, match="one .safetensors file expected, found 0"):
-        maps.load(tmp_path, teacher_folder, SCHEDULE, -1)
+        maps.load(tmp_path, SCHEDULE, base=teacher_folder)

@@ -15,6 +15,7 @@ from consistency.flow.noise import draw_noise, normal
 from consistency.flow.schedules import VPSchedule
 from consistency.teachers import manifest as manifests
 from consistency.teachers import targets
+from students import fit, job_of_targets
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_every_pair_is_read_once_an_epoch(tmp_path, teacher, teacher_folder, ima
     path = manifest(tmp_path, paths, teacher_folder, mode=mode)
     reader = targets.TargetReader(path, VPSchedule(), 12, seed=0)
     steps = pairs // 12
-    epochs = [torch.cat([reader(step)["x_s"] for step in range(e * steps, (e + 1) * steps)]) for e in (0, 1)]
+    epochs = [torch.cat([reader(step)["x_t"] for step in range(e * steps, (e + 1) * steps)]) for e in (0, 1)]
     rows = [sorted(map(tuple, epoch.flatten(1).tolist())) for epoch in epochs]
     assert len(set(rows[0])) == pairs
     assert rows[0] == rows[1]
@@ -150,16 +151,16 @@ def test_trajectory_pairs_belong_together(tmp_path, teacher, teacher_folder, ima
     stepped = torch.cat(
         [
             targets.solver_named("ddim")(
-                batch["x_s"][i : i + 1],
-                int(batch["s"][i]),
-                int(batch["n"][i]),
+                batch["x_t"][i : i + 1],
+                int(batch["t"][i]),
+                int(batch["r"][i]),
                 teacher.eps(batch["cond"][i : i + 1], 4.0),
                 teacher.schedule,
             )
             for i in range(32)
         ]
     )
-    torch.testing.assert_close(batch["x_n"], stepped, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch["x_r"], stepped, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
@@ -199,28 +200,11 @@ def test_batch_larger_than_a_shard(tmp_path, teacher, teacher_folder, images):
 
 
 def test_targets_of_another_teacher(tmp_path, teacher, teacher_folder, images):
-    from consistency.config.settings import Training
-    from consistency.training import recipes
-
     paths = solve(tmp_path, teacher, images)
     path = manifest(tmp_path, paths, teacher_folder)
     storage.write_json(path, storage.read_json(path) | {"teacher_sha256": "0" * 64})
     with pytest.raises(MismatchError, match="targets of teacher 000000000000"):
-        recipes.fit_student(
-            tmp_path / "out",
-            tmp_path / "stats",
-            tmp_path / "side",
-            teacher_folder,
-            path,
-            {"run": "x", "seed": 0},
-            "direct",
-            {"kind": "mse"},
-            "full",
-            None,
-            {"steps": 1000},
-            -1,
-            Training(steps=2, batch_size=8).model_dump(),
-        )
+        fit(job_of_targets(training={"steps": 2, "batch_size": 8}), tmp_path, teacher=teacher_folder, manifest=path)
 
 
 @pytest.mark.needs("linux")

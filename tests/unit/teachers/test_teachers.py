@@ -17,6 +17,7 @@ from consistency.students import maps
 from consistency.teachers.protocol import Teacher
 from consistency.teachers.targets import trajectory
 from consistency.training import recipes
+from students import fit, job_of_pairs
 
 ensure_torchvision()
 from diffusers import (  # noqa: E402 (the line above comes first)
@@ -117,7 +118,7 @@ def test_noise_and_data_follow_from_what_is_predicted(prediction, guidance):
     t = torch.tensor([1000, 700, 200, 20])
     x, cond = SCHEDULE.add_noise(clean, noise, t), torch.arange(4)
     network = Exact(prediction, clean, noise)
-    teacher, student = Teacher(network, SCHEDULE), maps.ConsistencyFunction(network, SCHEDULE)
+    teacher, student = Teacher(network, SCHEDULE), maps.FlowMap(network, SCHEDULE)
     torch.testing.assert_close(teacher.eps(cond, guidance)(x, t), noise, rtol=1e-3, atol=2e-3)
     # at these times c_skip is below 1e-4: f is the estimate of the data, to α's rounding where that is small
     torch.testing.assert_close(student(x, t, cond), clean, rtol=1e-3, atol=2e-3)
@@ -131,7 +132,7 @@ def test_a_student_predicts_what_its_teacher_does_and_survives_saving(tmp_path, 
     source = pipeline(tmp_path / "source", DDPMScheduler(prediction_type=prediction))
     folder = import_from(source, data_file, tmp_path / "teacher")
     x, cond = inputs()
-    student, teacher = maps.create(folder, SCHEDULE, -1, parameters, 4, 0), Teacher.load(folder, SCHEDULE)
+    student, teacher = maps.FlowMap(maps.create(folder, parameters, 4), SCHEDULE), Teacher.load(folder, SCHEDULE)
     assert teacher.prediction == prediction
     alpha, sigma = SCHEDULE.alpha[700].float(), SCHEDULE.sigma[700].float()
     clean = (x - sigma * teacher.eps(cond, 1.0)(x, 700)) / alpha  # at 700 f is the teacher's estimate of x_0
@@ -143,7 +144,7 @@ def test_a_student_predicts_what_its_teacher_does_and_survives_saving(tmp_path, 
     expected = student.eval()(x, 700, cond)
     assert not torch.allclose(expected, clean, atol=1e-2)
     maps.save(student, tmp_path / "student", {})
-    loaded = maps.load(tmp_path / "student", folder, SCHEDULE, -1)
+    loaded = maps.load(tmp_path / "student", SCHEDULE, base=folder)
     torch.testing.assert_close(loaded(x, 700, cond), expected, rtol=1e-4, atol=1e-4)
     if parameters == "full":  # diffusers' schedulers can be made of the folder too
         assert DDPMScheduler.from_pretrained(tmp_path / "student").config.prediction_type == prediction
@@ -418,31 +419,15 @@ def test_the_variant_of_a_folder(tmp_path, names, expected):
 
 def test_a_student_of_pairs_knows_its_teachers_prediction(tmp_path, data_file, digits):
     """A checkpoint made with ε assumed is not continued once the scheduler says otherwise; weights are the same."""
-    from consistency.config.settings import ConsistencyTraining, Coupling
-
-    options = ConsistencyTraining(budgets=[0.5]).model_dump()
-    options["training"] |= {"steps": 2, "batch_size": 4, "warmup_steps": 0}
+    training = {"steps": 2, "batch_size": 4, "warmup_steps": 0, "ema_decay": 0.999}
     cards = {}
     for prediction in ("epsilon", "v_prediction"):
         source = pipeline(tmp_path / prediction, DDPMScheduler(prediction_type=prediction))
         folder = import_from(source, data_file, tmp_path / f"teacher-{prediction}")
-        recipes.fit_pairs_student(
-            tmp_path / f"student-{prediction}",
-            tmp_path / "stats.jsonl",
-            tmp_path / "side",
-            digits,
-            {"run": "cd-s0", "seed": 0},
-            "consistency_training",
-            Coupling(kind="independent").model_dump(),
-            "teacher",
-            {"kind": "mlp", "width": 8, "depth": 1},
-            options,
-            KIND,
-            -1,
-            folder,
-        )
-        card = json.loads((tmp_path / f"student-{prediction}" / "student.json").read_text())
-        weights, _ = load_tensors(tmp_path / f"student-{prediction}" / "model.safetensors", check=False)
+        job = job_of_pairs(velocity="teacher", teacher_schedule=KIND, training=training, budgets=[0.5])
+        student = fit(job, tmp_path / f"student-{prediction}", data=digits, teacher=folder)
+        card = json.loads((student / "student.json").read_text())
+        weights, _ = load_tensors(student / "model.safetensors", check=False)
         cards[prediction] = card["inputs"], weights
     assert cards["epsilon"][0]["teacher_sha256"] == cards["v_prediction"][0]["teacher_sha256"]
     assert cards["epsilon"][0].get("teacher_prediction") is None

@@ -5,16 +5,17 @@ import sys
 from types import ModuleType
 
 import pytest
+import students
 import torch
 from consistency import networks
-from consistency.config.settings import ConsistencyTraining, Training
+from consistency.config.settings import Training
 from consistency.data import prepare
 from consistency.errors import ConfigError
 from consistency.files.storage import load_tensors, save_tensors
 from consistency.flow.noise import normal
 from consistency.flow.schedules import VPSchedule
 from consistency.networks import classifier
-from consistency.students import losses, maps, sampling
+from consistency.students import losses, sampling
 from consistency.teachers import targets
 from consistency.teachers.protocol import Teacher
 from consistency.training import loop, optimizers, recipes
@@ -93,17 +94,22 @@ def test_the_state_that_is_solved_stays_float32(tmp_path):
         assert 1e-6 < apart(half, whole) < 0.05
 
 
+def files_to_sample(folder, student):
+    """A student's folder, noise and labels of 12 samples, and a teacher's trajectory that is the noise."""
+    noise = normal(0, "noise", range(12), (1, 8, 8))
+    save_tensors(folder / "noise", {"noise": noise, "labels": torch.arange(12) % 10})
+    save_tensors(folder / "t", {"points": noise[None].clone(), "times": torch.tensor([1000])})
+    return {"student": student, "noise": folder / "noise", "teacher_samples": folder / "t"}
+
+
 def test_samples_of_a_student_in_bf16(tmp_path, teacher_folder):
-    schedule, noise = VPSchedule(), normal(0, "noise", range(12), (1, 8, 8))
-    labels, found = torch.arange(12) % 10, {}
-    save_tensors(tmp_path / "t", {"points": noise[None].clone(), "times": torch.tensor([1000])})
+    files, samples = files_to_sample(tmp_path, teacher_folder), {}
     for precision in ("no", "bf16"):
-        student = maps.create(teacher_folder, schedule, -1).eval()
         path = tmp_path / precision
-        sampling.sample_student(path, student, noise, labels, 10, [1, 2], tmp_path / "t", 0, 5, precision)
-        found[precision], _ = load_tensors(path)
+        sampling.sample_student(path, students.sampling(sampling_steps=[1, 2], precision=precision), files)
+        samples[precision], _ = load_tensors(path)
     for name in ("steps_1", "steps_2", "from_1000"):
-        half, whole = found["bf16"][name], found["no"][name]
+        half, whole = samples["bf16"][name], samples["no"][name]
         assert half.dtype == torch.float32
         assert (half.bfloat16().float() != half).float().mean() > 0.9
         assert 1e-6 < apart(half, whole) < 0.05
@@ -118,21 +124,9 @@ def test_fp16_on_the_cpu_is_refused(tmp_path, teacher_folder):
     with pytest.raises(ConfigError) as caught:
         fit(tmp_path / "side", precision="fp16")
     one_line(caught, words)
-    save_tensors(tmp_path / "t", {"points": torch.zeros(1, 2, 1, 8, 8), "times": torch.tensor([1000])})
-    student = maps.create(teacher_folder, VPSchedule(), -1)
+    files = files_to_sample(tmp_path, teacher_folder)
     with pytest.raises(ConfigError) as caught:
-        sampling.sample_student(
-            tmp_path / "s",
-            student,
-            torch.zeros(2, 1, 8, 8),
-            torch.zeros(2).long(),
-            10,
-            [1],
-            tmp_path / "t",
-            0,
-            5,
-            "fp16",
-        )
+        sampling.sample_student(tmp_path / "s", students.sampling(precision="fp16"), files)
     one_line(caught, words)
     assert not (tmp_path / "s").exists()
 
@@ -364,17 +358,15 @@ def test_teachers_and_classifiers_of_bytes(tmp_path, both):
 
 def test_pairs_students_of_bytes(tmp_path, both):
     """With a generator that sees the data, and an average of the weights."""
-    settings = Training(steps=4, batch_size=16, ema_decay=0.9).model_dump()
-    options = ConsistencyTraining(training=settings, budgets=[0.5]).model_dump()
-    coupling = {"kind": "generator_induced", "share": 0.5, "generator": "ema"}
-    found = []
+    weights = []
     for path in both:
-        made = places(tmp_path, path.name)
-        network = {"kind": "mlp", "width": 32, "depth": 1}
-        run = {"run": "x", "seed": 0}
-        recipes.fit_pairs_student(*made, path, run, "consistency_training", coupling, "pair", network, options)
-        found.append(weights_of(made[0]))
-    assert equal(*found)
+        job = students.job_of_pairs(
+            training={"steps": 4, "batch_size": 16, "ema_decay": 0.9},
+            coupling={"kind": "generator_induced", "share": 0.5},
+            budgets=[0.5],
+        )
+        weights.append(weights_of(students.fit(job, tmp_path / path.name, data=path)))
+    assert equal(*weights)
 
 
 def test_draws_of_bytes(both):

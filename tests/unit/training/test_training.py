@@ -19,7 +19,7 @@ from consistency.students import losses, objectives
 from consistency.training import divergence, feed, loop, optimizers
 from consistency.training.graphs import capturable
 from consistency.training.steps import Task
-from helpers import constant_rate, ended, wait_for
+from helpers import ROOT, constant_rate, ended, solved_targets, wait_for
 
 SETTINGS = {"steps": 40, "batch_size": 8, "learning_rate": 1e-2, "log_every": 5, "checkpoint_every": 10}
 
@@ -176,28 +176,18 @@ def test_a_damaged_checkpoint_is_not_resumed(tmp_path, caplog):
 
 KILLED = """
 import sys
-from consistency.training import recipes
-recipes.fit_student(
-    sys.argv[1] + "/model", sys.argv[1] + "/stats.jsonl", sys.argv[1] + "/side", sys.argv[2], sys.argv[3],
-    {"run": "killed", "seed": 3}, "consistency_distillation", {"kind": "mse"}, "full", None, {"steps": 1000}, -1,
-    {"steps": 1500, "batch_size": 16, "learning_rate": 1e-3, "checkpoint_every": 20, "ema_decay": 0.95},
-)
+from pathlib import Path
+from students import fit, job_of_targets, row
+training = {"steps": 1500, "batch_size": 16, "learning_rate": 1e-3, "checkpoint_every": 20, "ema_decay": 0.95}
+job = job_of_targets(run=row("model", 3), objective="consistency_distillation", training=training)
+fit(job, Path(sys.argv[1]), teacher=sys.argv[2], manifest=sys.argv[3])
 """
 
 
-def test_kill_9_in_the_middle_then_resume_is_bit_identical(tmp_path, digits, teacher, teacher_folder):
-    from consistency.data import prepare
-    from consistency.files import storage
-    from consistency.teachers import manifest as manifests
-    from consistency.teachers import targets
-
-    tensors, _ = prepare.load(digits)
-    shard, manifest = tmp_path / "shard-0.safetensors", tmp_path / "manifest.json"
-    pool = tensors["train_images"], tensors["train_labels"]
-    targets.solve_shard(shard, teacher, *pool, range(256), "paper", "ddim", 10, 1.0, 0, 256)
-    chosen = {"mode": "paper", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0, "count": 256}
-    manifests.gather(manifest, [shard], chosen, storage.weights_sha256(teacher_folder))
-    environment = {**os.environ, "PYTHONPATH": "workflow", "OMP_NUM_THREADS": "1"}
+def test_kill_9_in_the_middle_then_resume_is_bit_identical(tmp_path, digits, teacher_folder):
+    manifest = solved_targets(tmp_path, digits, teacher_folder, 256)
+    path = os.pathsep.join(str(ROOT / name) for name in ("workflow", "tests"))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
     def start(folder):
         folder.mkdir(exist_ok=True)
@@ -206,18 +196,18 @@ def test_kill_9_in_the_middle_then_resume_is_bit_identical(tmp_path, digits, tea
 
     assert ended(start(tmp_path / "whole"), "the training") == 0
     process = start(tmp_path / "cut")
-    stats = tmp_path / "cut" / "side" / "stats.jsonl"
+    stats = tmp_path / "cut" / "side" / "model" / "stats.jsonl"
     wait_for(
         lambda: stats.is_file() and stats.read_text().count("\n") >= 5, "five records", process=process, every=0.005
     )
     process.send_signal(signal.SIGKILL)
     assert ended(process, "the training") == -signal.SIGKILL, "it ended before it could be killed"
     assert not (tmp_path / "cut" / "model").exists()
-    assert (tmp_path / "cut" / "side" / "checkpoint.pt").is_file()
+    assert (tmp_path / "cut" / "side" / "model" / "checkpoint.pt").is_file()
     assert ended(start(tmp_path / "cut"), "the training") == 0
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert weights[0] == weights[1]
-    assert not (tmp_path / "cut" / "side").exists()
+    assert not (tmp_path / "cut" / "side" / "model").exists()
 
 
 @pytest.mark.parametrize("where", ["x", "y", "weight", "rate"])
@@ -381,23 +371,23 @@ def test_objectives_are_what_the_paper_says():
     """CM's target is f at the next time, without gradient; Direct CM's is the ODE's end."""
     scale = torch.tensor(2.0, requires_grad=True)
 
-    def student(x, s, cond):
-        return scale * x + s[:, None]
+    def student(x, t, cond):
+        return scale * x + t[:, None]
 
     batch = {
-        "x_s": torch.ones(3, 2),
-        "s": torch.tensor([5, 6, 7]),
-        "x_n": torch.full((3, 2), 3.0),
-        "n": torch.tensor([4, 5, 6]),
+        "x_t": torch.ones(3, 2),
+        "t": torch.tensor([5, 6, 7]),
+        "x_r": torch.full((3, 2), 3.0),
+        "r": torch.tensor([4, 5, 6]),
         "x_0": torch.full((3, 2), -1.0),
         "cond": torch.zeros(3, dtype=torch.int64),
     }
-    prediction, target = objectives.consistency_distillation(student, batch)
+    prediction, target = objectives.consistency_distillation(student, batch, None)
     assert prediction[0].tolist() == [7.0, 7.0]
     assert prediction.requires_grad
     assert target[0].tolist() == [10.0, 10.0]
     assert not target.requires_grad
-    prediction, target = objectives.direct(student, batch)
+    prediction, target = objectives.direct(student, batch, None)
     assert prediction[2].tolist() == [9.0, 9.0]
     assert torch.equal(target, batch["x_0"])
 
@@ -440,7 +430,7 @@ def test_what_is_captured_on_a_gpu():
     build = lambda **more: networks.build(unet | more, (1, 8, 8), 10, 1000, 0)  # noqa: E731
     assert capturable(build(), objectives.direct)
     assert not capturable(build(dropout=0.1), objectives.direct)
-    checkpointed, counting = build(), lambda student, batch: objectives.direct(student, batch)
+    checkpointed, counting = build(), lambda *arguments: objectives.direct(*arguments)
     counting.capturable = False
     assert not capturable(build(), counting)
     checkpointed.enable_gradient_checkpointing()

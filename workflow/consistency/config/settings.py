@@ -174,8 +174,8 @@ class LogitNormal(Strict):
     """Continuous times t ≥ r, each logit-normal on the flow's range (MeanFlow)."""
 
     kind: Literal["logit_normal"] = Field(description="logit_normal, continuous times")
-    mean: float = Field(-0.4, ge=-20, le=20, description="of the logit")
-    deviation: float = Field(1.0, gt=0, le=20, description="of the logit")
+    mean: float = Field(-0.4, ge=-20, le=20, description="mean of the logit")
+    deviation: float = Field(1.0, gt=0, le=20, description="deviation of the logit")
     distinct: float = Field(0.25, ge=0, le=1, description="share of samples with r < t; of the others r = t")
 
 

@@ -23,7 +23,7 @@ def kind_of(network: nn.Module) -> str:
 
 
 def noise_of(
-    network: nn.Module, output: torch.Tensor, x: torch.Tensor, t: torch.Tensor | int, schedule: VPSchedule
+    network: nn.Module, output: torch.Tensor, x: torch.Tensor, t: torch.Tensor | float, schedule: VPSchedule
 ) -> torch.Tensor:
     """ε from the network's output at x (B, …) and t (scalar or (B,), 0..T); at t = 0 with entry 1's α and σ, since ε
     of data without noise is not defined."""
@@ -31,16 +31,16 @@ def noise_of(
     if kind == "epsilon":
         return output
     t = torch.as_tensor(t).clamp(min=1)
-    alpha, sigma = schedule.at(schedule.alpha, t, x), schedule.at(schedule.sigma, t, x)
+    alpha, sigma = schedule.coefficients(t, x)
     return alpha * output + sigma * x if kind == "v_prediction" else (x - alpha * output) / sigma
 
 
 def data_of(
-    network: nn.Module, output: torch.Tensor, x: torch.Tensor, t: torch.Tensor | int, schedule: VPSchedule
+    network: nn.Module, output: torch.Tensor, x: torch.Tensor, t: torch.Tensor | float, schedule: VPSchedule
 ) -> torch.Tensor:
     """The estimate of x_0 from the network's output at x (B, …) and t (scalar or (B,), 0..T)."""
     kind = kind_of(network)
     if kind == "sample":
         return output
-    alpha, sigma = schedule.at(schedule.alpha, t, x), schedule.at(schedule.sigma, t, x)
+    alpha, sigma = schedule.coefficients(t, x)
     return alpha * x - sigma * output if kind == "v_prediction" else (x - sigma * output) / alpha

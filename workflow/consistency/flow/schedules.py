@@ -150,7 +150,7 @@ class VPSchedule(Flow):
         if not torch.as_tensor(t).is_floating_point():
             return self.at(self.alpha, t, like), self.at(self.sigma, t, like)
         below, slope = self._segment(t)
-        log_alpha = self.alpha.log()[below] + (torch.as_tensor(t).double().cpu() - below) * slope
+        log_alpha = self.alpha.log()[below] + (torch.as_tensor(t, dtype=torch.float64).cpu() - below) * slope
         alpha = log_alpha.exp()
         return spread(alpha, like), spread((1 - alpha**2).clamp(min=0).sqrt(), like)
 
@@ -164,7 +164,7 @@ class VPSchedule(Flow):
 
     def _segment(self, t: Time) -> tuple[torch.Tensor, torch.Tensor]:
         """The integer that the segment of each time begins at, and d(log α)/dt there."""
-        below = (torch.as_tensor(t).double().cpu().ceil().long() - 1).clamp(0, self.steps - 1)
+        below = (torch.as_tensor(t, dtype=torch.float64).cpu().ceil().long() - 1).clamp(0, self.steps - 1)
         return below, self.alpha.log().diff()[below]
 
     def times(self, steps: int, n_steps: int | None = None) -> list[int]:
@@ -317,7 +317,7 @@ class TrigFlow(Flow):
 
 def spread(value: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
     """A scalar or (B,) in the dtype and on the device of `like`, shaped to broadcast over it."""
-    value = torch.as_tensor(value, device=like.device).to(like.dtype)
+    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     return value.reshape(-1, *[1] * (like.ndim - 1))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -63,24 +65,31 @@ class UNet(nn.Module):
             num_class_embeds=classes + 1,
             num_train_timesteps=timesteps,
         )
-        self.gap, self._gap = None, None
-        if second_time:
-            first = self.net.time_embedding
-            self.gap = embedding_from_zero(first.linear_1.in_features, first.linear_2.out_features)
-            first.register_forward_hook(lambda module, inputs, output: output + self._of_gap(output))
+        first = self.net.time_embedding
+        sizes_of_time = first.linear_1.in_features, first.linear_2.out_features
+        self.gap = embedding_from_zero(*sizes_of_time) if second_time else None
 
     def forward(
         self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor, gap: torch.Tensor | None = None
     ) -> torch.Tensor:
         """x (B, *sample_shape), t (B,) in 0..T − 1, cond (B,) in 0..classes, gap t − r (B,) ≥ 0 → like x."""
         labels = None if self.net.config.num_class_embeds is None else cond
-        self._gap = gap
-        output = self.net(x.to(self.net.conv_in.weight.dtype), t, class_labels=labels).sample
+        with self._with_gap(gap):
+            output = self.net(x.to(self.net.conv_in.weight.dtype), t, class_labels=labels).sample
         return output[:, : len(x[0])]  # the rest is a learned variance
 
-    def _of_gap(self, like: torch.Tensor) -> torch.Tensor | float:
-        """What the second time adds to the first one's embedding."""
-        return 0.0 if self._gap is None else self.gap(self.net.time_proj(self._gap).to(like.dtype))
+    @contextmanager
+    def _with_gap(self, gap: torch.Tensor | None) -> Iterator[None]:
+        """The second time's embedding is added to the first one's; UNet2DModel has no argument for it."""
+        if gap is None:
+            yield
+            return
+        more = self.gap(self.net.time_proj(gap).to(self.gap[0].weight.dtype))
+        hook = self.net.time_embedding.register_forward_hook(lambda module, inputs, output: output + more)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass."""

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
+
+from ..errors import is_memory_shortage
 
 log = logging.getLogger("consistency")
 
@@ -28,15 +34,36 @@ def along(
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    devices = [at[0].device] if at[0].is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad():
         if exact:
             try:
-                with sdpa_kernel(SDPBackend.MATH):
+                with _same_random_numbers(at), sdpa_kernel(SDPBackend.MATH), _ContiguousNorms():
                     return torch.func.jvp(function, at, direction)
-            except NotImplementedError as error:
-                log.warning("no forward-mode derivative (%s); central differences are used", str(error).split("\n")[0])
+            except RuntimeError as error:  # of an operation, or of an autograd.Function, that has no such derivative
+                if is_memory_shortage(error):
+                    raise
+                _warn(str(error).split("\n")[0])
         return _differences(function, at, direction)
+
+
+def _same_random_numbers(at: tuple[Tensor, ...]) -> AbstractContextManager:
+    """Leaves the generators of random numbers as they were."""
+    return torch.random.fork_rng(devices=[at[0].device] if at[0].is_cuda else [])
+
+
+class _ContiguousNorms(TorchFunctionMode):
+    """A group normalisation has a forward-mode derivative where its input is contiguous, which attention's is not."""
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if function is torch.nn.functional.group_norm:
+            args = (args[0].contiguous(), *args[1:])
+        return function(*args, **(kwargs or {}))
+
+
+@cache
+def _warn(why: str) -> None:
+    """Say once why central differences are used."""
+    log.warning("no forward-mode derivative (%s); central differences are used", why)
 
 
 def _differences(
@@ -45,6 +72,6 @@ def _differences(
     """The value, and (function(at + h d) − function(at − h d)) / 2h, each with the same random numbers."""
     values = []
     for h in (0.0, STEP, -STEP):
-        with torch.random.fork_rng(devices=[at[0].device] if at[0].is_cuda else []):
+        with _same_random_numbers(at):
             values.append(function(*(a + h * d for a, d in zip(at, direction, strict=True))))
     return values[0], (values[1] - values[2]) / (2 * STEP)

@@ -35,7 +35,7 @@ class Parameterisation:
         if not velocity:
             return point
         r = self.flow.end if r is None else r
-        return (x - point) / spread(torch.as_tensor(t, device=x.device) - torch.as_tensor(r, device=x.device), x)
+        return (x - point) / (spread(t, x) - spread(r, x))
 
     def clean(self, network: nn.Module, x: Tensor, t: Time, cond: Tensor) -> Tensor:
         """f(x, t), the estimate of the trajectory's end, like x (B, …)."""

@@ -152,7 +152,8 @@ class AnalyticTeacher(Teacher):
         return self.mixture.eps(x, 1.0, sigma).to(x.dtype)
 
 
-def network_time(t: torch.Tensor | int, batch: int, offset: int, device: torch.device) -> torch.Tensor:
-    """The network's timestep index (B,), int64: t + offset, at least 0."""
-    index = (torch.as_tensor(t, device=device, dtype=torch.int64) + offset).clamp(min=0)
+def network_time(t: torch.Tensor | float, batch: int, offset: int, device: torch.device) -> torch.Tensor:
+    """The network's timestep index (B,): t + offset, at least 0; int64, or real where t is."""
+    index = torch.as_tensor(t, device=device)
+    index = ((index if index.is_floating_point() else index.long()) + offset).clamp(min=0)
     return index.expand(batch) if index.ndim == 0 else index
