@@ -21,7 +21,7 @@ from consistency.config.settings import Training
 from consistency.config.shapes import shape_of
 from consistency.files.storage import load_tensors, save_tensors
 from consistency.flow.schedules import VPSchedule
-from consistency.runtime.devices import autocast, pick_device
+from consistency.runtime.devices import autocast, move, pick_device
 from consistency.students import losses, maps, objectives
 from consistency.students.sampling import sample_student
 from consistency.teachers import manifest, targets
