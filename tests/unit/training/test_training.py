@@ -17,6 +17,7 @@ from consistency.students import losses, objectives
 from consistency.training import divergence, feed, loop
 from consistency.training.graphs import capturable
 from helpers import ended, wait_for
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 SETTINGS = {"steps": 40, "batch_size": 8, "learning_rate": 1e-2, "log_every": 5, "checkpoint_every": 10}
 
@@ -361,7 +362,7 @@ def test_gradients_are_clipped(tmp_path):
         gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
         norms.append(torch.cat(gradients).norm().item())
 
-    hook = torch.optim.optimizer.register_optimizer_step_pre_hook(note)
+    hook = register_optimizer_step_pre_hook(note)
     try:
         loop.train(model, objective, losses.mse, batch_at, settings, 7, tmp_path, {})
     finally:
