@@ -18,13 +18,9 @@ from consistency.runtime import devices
 from consistency.students import losses, objectives
 from consistency.training import divergence, feed, loop, optimizers
 from consistency.training.graphs import capturable
-<<<<<<< HEAD
 from consistency.training.steps import Task
 from helpers import ROOT, constant_rate, ended, solved_targets, wait_for
-=======
-from helpers import ended, wait_for
 from torch.optim.optimizer import register_optimizer_step_pre_hook
->>>>>>> warm
 
 SETTINGS = {"steps": 40, "batch_size": 8, "learning_rate": 1e-2, "log_every": 5, "checkpoint_every": 10}
 
