@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from consistency import config
-from consistency.config import names, settings, sources, strict
+from consistency.config import components, names, settings, sources, strict
 from consistency.errors import ConfigError
 from consistency.flow import solvers
 from consistency.students import objectives
@@ -79,7 +79,7 @@ def test_schemas_have_not_drifted():
 
 MODELS = [
     model
-    for module in (settings, sources)
+    for module in (settings, components, sources)
     for model in vars(module).values()
     if isinstance(model, type)
     and issubclass(model, BaseModel)
