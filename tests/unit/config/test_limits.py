@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from consistency import config, networks
-from consistency.config import limits, settings, sources
+from consistency.config import components, limits, settings, sources
 from consistency.errors import ConfigError
 from consistency.flow import curricula, schedules
 from consistency.teachers import targets
@@ -388,7 +388,7 @@ def test_a_home_is_expanded_everywhere(monkeypatch):
 def test_every_key_that_is_a_path_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/homes/me")
     found = {}
-    for model in [*vars(sources).values(), *vars(settings).values()]:
+    for model in [*vars(sources).values(), *vars(components).values(), *vars(settings).values()]:
         if not (isinstance(model, type) and issubclass(model, sources.Strict)):
             continue
         for key, field in model.model_fields.items():
