@@ -141,7 +141,9 @@ def test_names_and_captions_beside_samples(tmp_path, opened, points):
     files = [str(tmp_path / "samples"), str(tmp_path / "steps_1")]
     more = {"truth": tmp_path / "truth"} if points else {"captions": tmp_path / "captions.json"}
     out = tmp_path / "samples.html"
-    samples.draw(out, PAGES / "samples.html", TITLE, rows, files, files, tmp_path / "noise", **more)
+    samples.draw(
+        out, PAGES / "samples.html", TITLE, rows, samples=files, pictures=files, noise=tmp_path / "noise", **more
+    )
     with opened(out) as page:
         page.wait_for_selector("body[data-shown]")
         quiet(page, f"{as_written(TITLE)}: samples from the same noise")

@@ -43,7 +43,13 @@ def compared_with_its_record(made_by):
 
         names = set(made_by.params.keys())
         why = records.why_stale(
-            list(files), made_by.name, lambda: settings(wildcards), names, inputs, tracked, identify
+            list(files),
+            made_by.name,
+            lambda: settings(wildcards),
+            names,
+            inputs,
+            tracked=tracked,
+            identify=identify,
         )
         if why:
             workflow.dag.forcefiles.update(outputs)

@@ -23,7 +23,7 @@ def why(output, settings=SETTINGS, inputs=(), rule="train", names=None, tracked=
     names = set(settings) if names is None else names
     outputs = [str(path) for path in (output, *others)]
     return records.why_stale(
-        outputs, rule, lambda: settings, names, lambda: list(map(str, inputs)), lambda path: tracked
+        outputs, rule, lambda: settings, names, lambda: list(map(str, inputs)), tracked=lambda path: tracked
     )
 
 

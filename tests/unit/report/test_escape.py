@@ -235,7 +235,9 @@ def test_page_of_samples(tmp_path, text):
     """Its data come back as they were."""
     rows, files, noise, captions = pictures(tmp_path, text, text)
     out = tmp_path / "s.html"
-    samples_page.draw(out, PAGES / "samples.html", text, rows, files, files, noise, captions=captions)
+    samples_page.draw(
+        out, PAGES / "samples.html", text, rows, samples=files, pictures=files, noise=noise, captions=captions
+    )
     page = same_elements(out, "samples.html")
     assert page.of("h1") == page.of("title") == [f"{words(text)}: samples from the same noise"]
     data = json.loads(page.scripts[0])

@@ -42,7 +42,15 @@ def pictures(folder, rng, side, seeds, count=30, decoded=False):
 @pytest.mark.parametrize(("side", "seeds", "all_of_them"), [(8, 3, True), (32, 12, False), (200, 3, False)])
 def test_fewer_noises_where_pictures_are_large(tmp_path, side, seeds, all_of_them):
     rows, files, shown = pictures(tmp_path, np.random.default_rng(0), side, seeds)
-    samples.draw(tmp_path / "page.html", TEMPLATE, "Title", rows, files, shown, tmp_path / "noise.safetensors")
+    samples.draw(
+        tmp_path / "page.html",
+        TEMPLATE,
+        "Title",
+        rows,
+        samples=files,
+        pictures=shown,
+        noise=tmp_path / "noise.safetensors",
+    )
     data = data_of(tmp_path / "page.html")
     count = len(data["labels"])
     assert count == samples.PICTURES if all_of_them else 4 < count < samples.PICTURES
@@ -63,7 +71,9 @@ def test_latents_show_their_decoded_pictures_and_measure_themselves(tmp_path):
     prompts = [f"</script><b>prompt {number}" for number in range(10)]
     write_json(tmp_path / "captions.json", {"captions": prompts})
     out, noise = tmp_path / "page.html", tmp_path / "noise.safetensors"
-    samples.draw(out, TEMPLATE, "Title", rows, files, shown, noise, captions=tmp_path / "captions.json")
+    samples.draw(
+        out, TEMPLATE, "Title", rows, samples=files, pictures=shown, noise=noise, captions=tmp_path / "captions.json"
+    )
     data = data_of(out)
     assert data["prompts"] == [prompts[number % 10] for number in range(15)]  # as many as pictures were kept
     teacher, ours = (load_file(file) for file in files)
@@ -79,7 +89,15 @@ def test_a_page_without_a_teacher(tmp_path):
     save_tensors(tmp_path / "ct.safetensors", {"steps_1": np.zeros((4, 1, 8, 8), np.float32)})
     save_tensors(tmp_path / "noise.safetensors", {"labels": np.arange(4)})
     file = str(tmp_path / "ct.safetensors")
-    samples.draw(tmp_path / "page.html", TEMPLATE, "Title", [row], file, file, tmp_path / "noise.safetensors")
+    samples.draw(
+        tmp_path / "page.html",
+        TEMPLATE,
+        "Title",
+        [row],
+        samples=file,
+        pictures=file,
+        noise=tmp_path / "noise.safetensors",
+    )
     [section] = data_of(tmp_path / "page.html")["sections"]
     assert section["scratch"]
     assert section["reference"] is None

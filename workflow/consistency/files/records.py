@@ -103,6 +103,7 @@ def why_stale(
     settings: Callable[[], Mapping[str, Any]],
     names: set[str],
     inputs: Callable[[], Sequence[str]],
+    *,
     tracked: Callable[[str], bool],
     identify: Callable[[str], Any] | None = None,
 ) -> str | None:

@@ -41,18 +41,7 @@ log = logging.getLogger(__name__)
 
 MINIMUM_SEEDS = 3
 CONFIDENCE = 0.95
-COLUMNS = [
-    "claim",
-    "paper",
-    "experiment",
-    "condition",
-    "quantity",
-    "effect",
-    "ci_low",
-    "ci_high",
-    "n_seeds",
-    "verdict",
-]
+COLUMNS = ["claim", "paper", "experiment", "condition", "quantity", "effect", "ci_low", "ci_high", "n_seeds", "verdict"]
 # For `read_table`: an experiment called 1e3 or NA keeps its name.
 AS_TEXT = dict.fromkeys(("claim", "paper", "experiment", "condition", "quantity", "verdict"), str)
 

@@ -19,6 +19,7 @@ def draw(
     pdf: str | Path,
     png: str | Path,
     runs: list[dict[str, Any]],
+    *,
     samples: list[str],
     teacher: list[str],
     truth: str,

@@ -31,6 +31,7 @@ def draw(
     template: str | Path,
     title: str,
     rows: Rows,
+    *,
     samples: str | list[str],
     pictures: str | list[str],
     noise: str | Path,
