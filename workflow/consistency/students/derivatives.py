@@ -25,8 +25,9 @@ def along(
     """`function(*at)` and its derivative in that direction, both without gradient.
 
     The generators of random numbers are left as they were, so that a call of the function afterwards draws the same
-    dropout. Attention runs in its plain form, the only one with a forward-mode derivative. A function that has none is
-    differentiated by central differences, which the log says once.
+    dropout. Autocast is off: its convolutions have no forward-mode derivative, and rounding to bf16 would be
+    more than a difference. Attention runs in its plain form, the only one with such a derivative. A function that has
+    none is differentiated by central differences, which the log says once.
 
     Args:
         at: tensors (B, …); direction: one for each, of the same shape.
@@ -34,7 +35,7 @@ def along(
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(at[0].device.type, enabled=False):
         if exact:
             try:
                 with _same_random_numbers(at), sdpa_kernel(SDPBackend.MATH), _ContiguousNorms():
@@ -52,12 +53,16 @@ def _same_random_numbers(at: tuple[Tensor, ...]) -> AbstractContextManager:
 
 
 class _ContiguousNorms(TorchFunctionMode):
-    """A group normalisation has a forward-mode derivative where its input is contiguous, which attention's is not."""
+    """A group normalisation has a forward-mode derivative where its input is contiguous, which after attention it is
+    not. Its output is laid out as ever: dropout draws in the order of memory."""
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if function is torch.nn.functional.group_norm:
-            args = (args[0].contiguous(), *args[1:])
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if function is not torch.nn.functional.group_norm or args[0].is_contiguous():
+            return function(*args, **kwargs)
+        last = args[0].ndim == 4 and args[0].is_contiguous(memory_format=torch.channels_last)
+        output = function(args[0].contiguous(), *args[1:], **kwargs)
+        return output.contiguous(memory_format=torch.channels_last) if last else output
 
 
 @cache

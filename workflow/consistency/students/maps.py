@@ -86,8 +86,8 @@ class Student:
             of_velocity: of the average velocity u(x, t, r) instead of X.
         """
 
-        def function(x: Tensor, t: Tensor) -> Tensor:
-            return self.map(x, t, cond, r, of_velocity)
+        def function(x: Tensor, t: Tensor) -> Tensor:  # not by way of `forward`, which accelerate puts under autocast
+            return self.map.parameterisation(self.map.network, x, t, cond, r, of_velocity)
 
         return along(function, (x, t), (velocity, torch.ones_like(t)))
 
