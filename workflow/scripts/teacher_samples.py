@@ -15,9 +15,9 @@ with job(snakemake):
         params.timestep_offset,
         shape,
         classes,
-        snakemake.input.prompts or None,
-        params.precision,
-        params.compile,
+        prompts=snakemake.input.prompts or None,
+        precision=params.precision,
+        compiled=params.compile,
     )
     noise, labels = sampling.load_noise(snakemake.input.noise, shape, params.n_samples)
     sampling.sample_teacher(
