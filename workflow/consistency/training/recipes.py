@@ -22,7 +22,7 @@ from ..config.registry import loaded
 from ..config.settings import Training
 from ..data import prepare
 from ..data.prepare import as_float
-from ..errors import MismatchError
+from ..errors import MismatchError, TrainingError
 from ..files.storage import atomic, sha256, weights_sha256, write_json, write_records
 from ..flow.schedules import Flow, VPSchedule, flow_of
 from ..flow.streams import generator
@@ -213,8 +213,13 @@ def objective_of(job: StudentJob, flow: Flow) -> Objective:
     context = objectives.Context(flow, loss_of(job.loss.model_dump()), job.run.n_steps, job.run.guidance)
 
     def objective(model: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
-        with blaming(job.objective["file"], job.objective["name"]) if job.objective["file"] else nullcontext():
-            return function(maps.Student(model), batch, context, **job.objective["params"])
+        try:
+            with blaming(job.objective["file"], job.objective["name"]) if job.objective["file"] else nullcontext():
+                return function(maps.Student(model), batch, context, **job.objective["params"])
+        except KeyError as error:
+            raise TrainingError(
+                f"{job.objective['name']}: asks the batch for {error}; draws {job.draws} have {', '.join(batch)}"
+            ) from error
 
     objective.capturable = options_of(function).get("capturable", True)
     return objective
