@@ -183,8 +183,8 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
         if run.velocity == "teacher" and experiment.teacher.source != "analytic":
             if run.flow != "ve":
                 raise ConfigError(
-                    f"{where}.velocity: 'teacher' with flow {run.flow}, whose times begin at noise alone, where a network "
-                    "was not trained; allowed: an analytic teacher, or flow ve"
+                    f"{where}.velocity: 'teacher' with flow {run.flow}, whose times begin at noise alone, where a "
+                    "network was not trained; allowed: an analytic teacher, or flow ve"
                 )
             kept = limits.kept(experiment.schedule)
             ratio = ((1 - kept) / kept) ** 0.5
