@@ -97,7 +97,7 @@ def measured(tmp_path_factory):
         folder / "teacher",
         options["edm"],
         options["curriculum"],
-        {"steps": [10, 1280], "count": 512, "batch_size": 128, "gradient_budget": 0.125},
+        {"steps": [10, 1280], "count": 2048, "batch_size": 128, "gradient_budget": 0.125},
         options["loss"],
     )
     rows = json.loads((folder / "rows.json").read_text())["rows"]
