@@ -82,7 +82,7 @@ def measured(tmp_path_factory):
         teacher_folder=folder / "teacher",
         edm=edm,
         curriculum=Curriculum().model_dump(),
-        analysis={"steps": [10, 1280], "count": 512, "batch_size": 128, "gradient_budget": 0.125},
+        analysis={"steps": [10, 1280], "count": 2048, "batch_size": 128, "gradient_budget": 0.125},
         loss=job.loss.model_dump(),
     )
     rows = json.loads((folder / "rows.json").read_text())["rows"]
