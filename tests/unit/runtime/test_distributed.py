@@ -22,11 +22,16 @@ import json, os, sys
 from pathlib import Path
 
 import torch
+from consistency import networks
 from consistency.config.settings import Training
+from consistency.data import prepare
+from consistency.files.storage import write_records
+from consistency.flow.schedules import LinearFlow
 from consistency.runtime import parallel
-from consistency.students import losses, objectives
+from consistency.students import losses, maps, objectives
+from consistency.students.pairs import LogitNormalTimes, PairSource
 from consistency.training import loop, recipes
-from students import fit, job_of_pairs, job_of_targets, row
+from students import MLP, fit, job_of_pairs, job_of_targets, row
 
 torch.set_num_threads(1)
 parallel.parent_follower()()
@@ -48,6 +53,29 @@ def student(name, accumulate=1):
 def pairs(name, kind):
     settings, coupling = training.model_copy(update={"ema_decay": 0.9}), {"kind": kind, "share": 0.5}
     fit(job_of_pairs(run=row(name, 3), training=settings, coupling=coupling, budgets=[0.25]), folder, data=digits)
+
+
+def meanflow(name):
+    # An average velocity along a derivative, which the processes' wrapper does not see.
+    tensors, _ = prepare.load(digits)
+    flow = LinearFlow()
+    options = {"batch_size": 24, "seed": 3}
+    source = PairSource(tensors["train_images"], tensors["train_labels"], flow, LogitNormalTimes(flow), **options)
+    network = networks.build(MLP | {"second_time": True}, (1, 8, 8), 10, 1000, 3)
+    model = maps.FlowMap(network, flow)
+
+    def objective(model, batch):
+        student, (x, t, r, cond) = maps.Student(model), (batch[key] for key in ("x_t", "t", "r", "cond"))
+        v = batch["velocity"]
+        _, slope = student.derivative(x, t, cond, v, r, of_velocity=True)
+        return student.average_velocity(x, t, cond, r), v - (t - r)[:, None, None, None] * slope
+
+    folder, stats, side = places(name)
+    settings = loop.Settings(**training.model_dump())
+    records = loop.train(model, objective, losses.mse, source, settings, 3, side, {}, name, source.prepare)
+    if records is not None:
+        maps.save(model, folder, {})
+        write_records(stats, records)
 
 
 def classifier(name):  # has dropout
@@ -103,13 +131,14 @@ every = {
     "parts": lambda: student("parts", accumulate=3),
     "ot": lambda: pairs("ot", "optimal_transport"),
     "gc": lambda: pairs("gc", "generator_induced"),
+    "meanflow": lambda: meanflow("meanflow"),
     "classifier": lambda: classifier("classifier"),
     "replay": lambda: replay("replay"),
 }
 for name in names:
     every[name]()
 """
-EXACT = ["cm", "parts", "ot", "gc"]  # no dropout, whose masks depend on the number of processes
+EXACT = ["cm", "parts", "ot", "gc", "meanflow"]  # no dropout, whose masks depend on the number of processes
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +211,8 @@ def reaches(process, stats, lines):
 
 
 def test_two_processes_do_what_one_does(tmp_path, start):
-    """The same draws in the same order; CM's and CT's two forwards, a transport plan of the whole batch, EMA."""
+    """The same draws in the same order; CM's and CT's two forwards, a transport plan of the whole batch, EMA, a
+    derivative."""
     finish(start("one", 1, *EXACT))
     finish(start("two", 2, *EXACT, "replay"))
     for name in EXACT:

@@ -9,6 +9,8 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ..errors import is_memory_shortage
@@ -39,12 +41,22 @@ def along(
         if exact:
             try:
                 with _same_random_numbers(at), sdpa_kernel(SDPBackend.MATH), _ContiguousNorms():
-                    return torch.func.jvp(function, at, direction)
+                    return _forward(function, at, direction)
             except RuntimeError as error:  # of an operation, or of an autograd.Function, that has no such derivative
                 if is_memory_shortage(error):
                     raise
                 _warn(str(error).split("\n")[0])
         return _differences(function, at, direction)
+
+
+def _forward(
+    function: Callable[..., Tensor], at: tuple[Tensor, ...], direction: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Value and derivative in one pass. (`torch.func.jvp` gives dropout another layout in memory.)"""
+    with forward_ad.dual_level():
+        output = function(*map(forward_ad.make_dual, at, direction))
+        value, derivative = forward_ad.unpack_dual(output)
+    return value, torch.zeros_like(value) if derivative is None else derivative
 
 
 def _same_random_numbers(at: tuple[Tensor, ...]) -> AbstractContextManager:
@@ -57,12 +69,12 @@ class _ContiguousNorms(TorchFunctionMode):
     not. Its output is laid out as ever: dropout draws in the order of memory."""
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if function is not torch.nn.functional.group_norm or args[0].is_contiguous():
-            return function(*args, **kwargs)
-        last = args[0].ndim == 4 and args[0].is_contiguous(memory_format=torch.channels_last)
-        output = function(args[0].contiguous(), *args[1:], **kwargs)
-        return output.contiguous(memory_format=torch.channels_last) if last else output
+        x, kwargs = args[0] if args else None, kwargs or {}
+        if function is functional.group_norm and not x.is_contiguous():
+            last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            output = function(x.contiguous(), *args[1:], **kwargs)
+            return output.contiguous(memory_format=torch.channels_last) if last else output
+        return function(*args, **kwargs)
 
 
 @cache
