@@ -41,11 +41,11 @@ def wait_for(
     end = time.monotonic() + seconds
     while True:
         over = process is not None and process.poll() is not None  # asked first: its last act may be what is waited for
-        if found := condition():
-            return found
+        if result := condition():
+            return result
         if over or time.monotonic() > end:
             why = f"the process ended with {process.returncode}" if over else f"not after {seconds:g} s"
-            instead = seen() if seen else f"the condition gave {found!r}"
+            instead = seen() if seen else f"the condition gave {result!r}"
             raise AssertionError(f"waited for {what}: {why}; seen instead:\n{instead}")
         time.sleep(every)
 

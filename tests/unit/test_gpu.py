@@ -138,7 +138,7 @@ def test_a_capture_that_fails_in_the_backward_pass_leaves_no_gradients(tmp_path,
 
 
 def test_batches_of_other_shapes_after_the_capture(tmp_path, monkeypatch):
-    whole, found = batches, []
+    whole, results = batches, []
 
     def fewer(step):
         batch = whole(step)
@@ -146,10 +146,10 @@ def test_batches_of_other_shapes_after_the_capture(tmp_path, monkeypatch):
 
     monkeypatch.setitem(fit.__globals__, "batches", fewer)
     for folder in ("a", "b"):
-        found.append(fit(tmp_path / folder)[0])
+        results.append(fit(tmp_path / folder)[0])
         monkeypatch.setattr(steps, "capturable", lambda model, objective: False)
-    for name, value in found[1].items():
-        torch.testing.assert_close(found[0][name], value, rtol=2e-3, atol=2e-4)
+    for name, value in results[1].items():
+        torch.testing.assert_close(results[0][name], value, rtol=2e-3, atol=2e-4)
 
 
 def test_a_loss_that_is_not_finite_is_named_in_a_captured_step(tmp_path, monkeypatch):
@@ -200,7 +200,7 @@ def test_gradients_that_are_not_finite_do_not_reach_the_weights(tmp_path, monkey
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_consistency_training_from_pairs(tmp_path, monkeypatch, coupling, dropout):
     images, labels = torch.rand(200, *SHAPE) * 2 - 1, torch.arange(200) % 10
-    found = []
+    results = []
     for graphs in (True, False):
         seen = captures(monkeypatch)
         if not graphs:
@@ -215,28 +215,28 @@ def test_consistency_training_from_pairs(tmp_path, monkeypatch, coupling, dropou
         source = PairSource(images, labels, VESchedule(), times, **options_of_pairs)
         task = Task(training, source, losses.pseudo_huber_norm, source.prepare, source.together)
         records = loop.train(student, task, options, seed=0, side_folder=tmp_path / str(graphs), fingerprint={})
-        found.append(records)
+        results.append(records)
         expected = [] if dropout or not graphs else [True, True] if coupling == "generator_induced" else [True]
         assert seen == expected
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*results, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-2)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "euler", "heun"])
 def test_targets_of_gpu_and_cpu(tmp_path, monkeypatch, solver):
     images = torch.randint(0, 256, (50, *SHAPE), dtype=torch.uint8)
-    labels, found = torch.arange(50) % 10, {}
-    for place in ("cuda", "cpu"):
+    labels, shards = torch.arange(50) % 10, {}
+    for kind in ("cuda", "cpu"):
         network = networks.build(NETWORK, SHAPE, 10, 1000, 0)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))
-        monkeypatch.setattr(targets, "pick_device", lambda place=place: torch.device(place))
-        path = tmp_path / place
+        monkeypatch.setattr(targets, "pick_device", lambda kind=kind: torch.device(kind))
+        path = tmp_path / kind
         teacher = Teacher(network.eval(), VPSchedule())
         targets.solve_shard(path, teacher, images, labels, range(300), "paper", solver, 10, 3.0, 1, 64)
-        found[place] = targets.load_tensors(path)[0]
-    for name, value in found["cpu"].items():
-        torch.testing.assert_close(found["cuda"][name], value, rtol=2e-3, atol=2e-3)
+        shards[kind] = targets.load_tensors(path)[0]
+    for name, value in shards["cpu"].items():
+        torch.testing.assert_close(shards["cuda"][name], value, rtol=2e-3, atol=2e-3)
 
 
 def test_compiled_blocks_of_sdxl(tmp_path):
@@ -249,6 +249,6 @@ def test_compiled_blocks_of_sdxl(tmp_path):
     x, cond = torch.randn(6, *unet.sample_shape, device=DEVICE), torch.tensor([0, 1, 2, 3, 0, 1], device=DEVICE)
     expected = Teacher(unet, VPSchedule()).to(DEVICE).eps(cond, 3.0)(x, 500)
     torch._dynamo.reset()
-    found = Teacher(unet, VPSchedule(), compiled=True).to(DEVICE).eps(cond, 3.0)(x, 500)
+    value = Teacher(unet, VPSchedule(), compiled=True).to(DEVICE).eps(cond, 3.0)(x, 500)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # an error would leave it as it is
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-3)

@@ -32,43 +32,43 @@ class Files:
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory):
+def files(tmp_path_factory):
     """A pipeline with a UNet that depends on everything, captioned images, and what the stages make of them."""
-    found = Files()
+    files = Files()
     folder = tmp_path_factory.mktemp("latents")
-    found.pipeline = tiny.sdxl(folder / "sdxl")
-    found.captions, found.images = folder / "captions.json", folder / "images.safetensors"
-    found.prompts, found.data, found.teacher = (folder / n for n in ("prompts.safetensors", "data.safetensors", "t"))
-    write_json(found.captions, {"captions": CAPTIONS})
+    files.pipeline = tiny.sdxl(folder / "sdxl")
+    files.captions, files.images = folder / "captions.json", folder / "images.safetensors"
+    files.prompts, files.data, files.teacher = (folder / n for n in ("prompts.safetensors", "data.safetensors", "t"))
+    write_json(files.captions, {"captions": CAPTIONS})
     images = np.random.default_rng(0).integers(0, 256, (COUNT, 3, SIDE, SIDE), dtype=np.uint8)
-    save_tensors(found.images, {"train_images": images}, {"name": "tiny"})
-    latents.encode_prompts(found.prompts, found.captions, found.pipeline, SIDE, 4, "no")
-    latents.encode_images(found.data, found.images, found.pipeline / "vae", 4, "no")
-    recipes.import_teacher(found.teacher, found.pipeline, found.data, {"steps": 1000}, "unet", found.prompts)
-    return found
+    save_tensors(files.images, {"train_images": images}, {"name": "tiny"})
+    latents.encode_prompts(files.prompts, files.captions, files.pipeline, SIDE, 4, "no")
+    latents.encode_images(files.data, files.images, files.pipeline / "vae", 4, "no")
+    recipes.import_teacher(files.teacher, files.pipeline, files.data, {"steps": 1000}, "unet", files.prompts)
+    return files
 
 
 @pytest.fixture(scope="module")
-def plain(given):
+def plain(files):
     """The pipeline as diffusers loads it, without this library."""
     from diffusers import StableDiffusionXLPipeline
 
-    pipe = StableDiffusionXLPipeline.from_pretrained(given.pipeline, local_files_only=True)
+    pipe = StableDiffusionXLPipeline.from_pretrained(files.pipeline, local_files_only=True)
     pipe.unet.requires_grad_(False)
     return pipe
 
 
-def pool(given):
-    tensors, _ = load_tensors(given.data)
+def pool(files):
+    tensors, _ = load_tensors(files.data)
     return tensors["train_images"], tensors["train_labels"]
 
 
-def teacher_of(given):
-    return Teacher.load(given.teacher, VPSchedule(), prompts=given.prompts)
+def teacher_of(files):
+    return Teacher.load(files.teacher, VPSchedule(), prompts=files.prompts)
 
 
-def student_of(given, parameters="lora", seed=0, **options):
-    return begin(given.teacher, parameters, RANK, seed, options.pop("prompts", given.prompts), **options)
+def student_of(files, parameters="lora", seed=0, **options):
+    return begin(files.teacher, parameters, RANK, seed, options.pop("prompts", files.prompts), **options)
 
 
 def shake(student, size=0.05):
@@ -80,12 +80,12 @@ def shake(student, size=0.05):
                 parameter.add_(size * torch.randn_like(parameter))
 
 
-def solved(folder, given, guidance):
+def solved(folder, files, guidance):
     """One shard of all draws, and its manifest."""
-    teacher, shard = teacher_of(given), folder / "shard-0.safetensors"
-    targets.solve_shard(shard, teacher, *pool(given), range(COUNT), "paper", "ddim", N, guidance, SEED, 4)
+    teacher, shard = teacher_of(files), folder / "shard-0.safetensors"
+    targets.solve_shard(shard, teacher, *pool(files), range(COUNT), "paper", "ddim", N, guidance, SEED, 4)
     settings = {"mode": "paper", "solver": "ddim", "n_steps": N, "guidance": guidance, "seed": SEED, "count": COUNT}
-    manifests.gather(folder / "manifest.json", [shard], settings, weights_sha256(given.teacher))
+    manifests.gather(folder / "manifest.json", [shard], settings, weights_sha256(files.teacher))
     return load_tensors(shard)[0], folder / "manifest.json"
 
 
@@ -136,12 +136,12 @@ def consistency(unet, x, s, embedding, pooled):
     return skip * x + out * (x - sigma * predict(unet, x, s, embedding, pooled)) / alpha
 
 
-def by_hand(given, plain, unet, w, student=None):
+def by_hand(files, plain, unet, w, student=None):
     """For each draw x_s, x_n, x_0, f(x_s, s) and f(x_n, n), and the two losses, as the paper writes them."""
     student = student or unet
-    images, _ = load_tensors(given.images)
-    drawn = targets.draw(*pool(given), range(COUNT), N, SEED)  # the random numbers; the data are checked below
-    found = {name: [] for name in ("x_s", "x_n", "x_0", "f_s", "f_n")}
+    images, _ = load_tensors(files.images)
+    drawn = targets.draw(*pool(files), range(COUNT), N, SEED)  # the random numbers; the data are checked below
+    results = {name: [] for name in ("x_s", "x_n", "x_0", "f_s", "f_n")}
     for row in range(COUNT):
         number, k = int(drawn["cond"][row]), int(drawn["k"][row])
         with torch.no_grad():
@@ -153,12 +153,12 @@ def by_hand(given, plain, unet, w, student=None):
             points = ddim_path(unet, alpha * clean + sigma * drawn["noise"][row : row + 1], times, text, pooled, w)
             f_n = consistency(student, points[1], times[1], text, pooled)
         f_s = consistency(student, points[0], times[0], text, pooled)
-        for name, value in zip(found, (points[0], points[1], points[-1], f_s, f_n)):
-            found[name].append(value)
-    found = {name: torch.cat(values) for name, values in found.items()}
-    found["cm"] = ((found["f_s"] - found["f_n"]) ** 2).mean()
-    found["direct"] = ((found["f_s"] - found["x_0"]) ** 2).mean()
-    return found, drawn
+        for name, value in zip(results, (points[0], points[1], points[-1], f_s, f_n)):
+            results[name].append(value)
+    results = {name: torch.cat(values) for name, values in results.items()}
+    results["cm"] = ((results["f_s"] - results["f_n"]) ** 2).mean()
+    results["direct"] = ((results["f_s"] - results["x_0"]) ** 2).mean()
+    return results, drawn
 
 
 def near(ours, expected, tolerance=1e-5):
@@ -169,64 +169,64 @@ def near(ours, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("w", [1.0, 9.0])
-def test_targets_student_and_losses_are_the_papers(tmp_path, given, plain, w):
-    shard, manifest = solved(tmp_path, given, w)
-    expected, drawn = by_hand(given, plain, plain.unet, w)
+def test_targets_student_and_losses_are_the_papers(tmp_path, files, plain, w):
+    shard, manifest = solved(tmp_path, files, w)
+    expected, drawn = by_hand(files, plain, plain.unet, w)
     assert {0, N - 1} <= set(drawn["k"].tolist())  # whole solves, and a step that ends at time 0
     assert torch.equal(shard["k"], drawn["k"])
     for name in ("x_s", "x_n", "x_0"):
         near(shard[name], expected[name])
     assert (expected["x_n"] - expected["x_0"]).abs().max() > 0.1
 
-    student = student_of(given)
+    student = student_of(files)
     batch = targets.TargetReader(manifest, VPSchedule(), COUNT, 0)(0)
-    place = [int((shard["x_s"] == x).flatten(1).all(1).nonzero()) for x in batch["x_t"]]
-    assert sorted(place) == list(range(COUNT))
+    rows = [int((shard["x_s"] == x).flatten(1).all(1).nonzero()) for x in batch["x_t"]]
+    assert sorted(rows) == list(range(COUNT))
     for objective, loss, target in (("consistency_distillation", "cm", "f_n"), ("direct", "direct", "x_0")):
         with torch.no_grad():
-            prediction, found = getattr(objectives, objective)(student, batch, None)
-        near(prediction, expected["f_s"][place])
-        near(found, expected[target][place])
-        assert losses.mse(prediction, found).mean().item() == pytest.approx(expected[loss].item(), rel=1e-5)
+            prediction, value = getattr(objectives, objective)(student, batch, None)
+        near(prediction, expected["f_s"][rows])
+        near(value, expected[target][rows])
+        assert losses.mse(prediction, value).mean().item() == pytest.approx(expected[loss].item(), rel=1e-5)
 
 
-def test_the_student_is_the_papers_at_every_time(given, plain):
+def test_the_student_is_the_papers_at_every_time(files, plain):
     """Near the data too, where the boundary's scalings matter: f(x, 0) = x."""
-    student, x = student_of(given), torch.randn(1, 4, 16, 16)
+    student, x = student_of(files), torch.randn(1, 4, 16, 16)
     with torch.no_grad():
         text, _, pooled, _ = plain.encode_prompt(CAPTIONS[3], device="cpu", do_classifier_free_guidance=False)
         for s in (0, 1, 2, 5, 50, 1000):
-            found = student(x, s, torch.tensor([3]))
-            near(found, consistency(plain.unet, x, s, text, pooled))
+            value = student(x, s, torch.tensor([3]))
+            near(value, consistency(plain.unet, x, s, text, pooled))
         assert torch.equal(student(x, 0, torch.tensor([3])), x)
 
 
 @pytest.mark.parametrize(("objective", "loss"), [("consistency_distillation", "cm"), ("direct", "direct")])
-def test_the_loss_that_training_logs_is_the_papers(tmp_path, given, plain, monkeypatch, objective, loss):
+def test_the_loss_that_training_logs_is_the_papers(tmp_path, files, plain, monkeypatch, objective, loss):
     """Through the whole stage, in parts and with gradient checkpointing: the first step's loss, at the teacher."""
     enable, enabled = SDXLUNet.enable_gradient_checkpointing, []
     monkeypatch.setattr(SDXLUNet, "enable_gradient_checkpointing", lambda self: enabled.append(1) or enable(self))
-    _, manifest = solved(tmp_path, given, 9.0)
-    records = fit(tmp_path, given, manifest, objective, steps=1, accumulate=2, gradient_checkpointing=True)
+    _, manifest = solved(tmp_path, files, 9.0)
+    records = fit(tmp_path, files, manifest, objective, steps=1, accumulate=2, gradient_checkpointing=True)
     assert enabled == [1]
-    expected, _ = by_hand(given, plain, plain.unet, 9.0)
+    expected, _ = by_hand(files, plain, plain.unet, 9.0)
     assert records[0]["loss"] == pytest.approx(expected[loss].item(), rel=1e-5)
 
 
-def test_gradients_are_the_papers(tmp_path, given, plain):
+def test_gradients_are_the_papers(tmp_path, files, plain):
     """CM's target is stopped, Direct CM's does not depend on the student."""
-    _, manifest = solved(tmp_path, given, 9.0)
+    _, manifest = solved(tmp_path, files, 9.0)
     batch = targets.TargetReader(manifest, VPSchedule(), COUNT, 0)(0)
     for objective, loss in (("consistency_distillation", "cm"), ("direct", "direct")):
-        student = student_of(given, "full")
+        student = student_of(files, "full")
         losses.mse(*getattr(objectives, objective)(student, batch, None)).mean().backward()
-        unet = type(plain.unet).from_pretrained(given.pipeline / "unet")
-        by_hand(given, plain, unet, 9.0)[0][loss].backward()
-        found = dict(student.network.net.named_parameters())
+        unet = type(plain.unet).from_pretrained(files.pipeline / "unet")
+        by_hand(files, plain, unet, 9.0)[0][loss].backward()
+        weights = dict(student.network.net.named_parameters())
         norm = max(p.grad.norm() for p in unet.parameters())
         assert norm > 0
         for name, parameter in unet.named_parameters():
-            assert (found[name].grad - parameter.grad).norm() <= 1e-4 * norm, name
+            assert (weights[name].grad - parameter.grad).norm() <= 1e-4 * norm, name
 
 
 def watched(network):
@@ -240,9 +240,9 @@ def watched(network):
     return calls
 
 
-def test_the_unconditional_branch_is_the_null_prompt(given):
+def test_the_unconditional_branch_is_the_null_prompt(files):
     """Embeddings and pooled are zero, sizes the same, in one call with the conditional branch."""
-    teacher, prompts = teacher_of(given), load_tensors(given.prompts)[0]
+    teacher, prompts = teacher_of(files), load_tensors(files.prompts)[0]
     calls, cond = watched(teacher.network), torch.tensor([3, 0])
     x = torch.randn(2, 4, 16, 16)
     teacher.eps(cond, 9.0)(x, torch.tensor([1000, 1]))
@@ -259,8 +259,8 @@ def test_the_unconditional_branch_is_the_null_prompt(given):
     assert added["time_ids"].tolist() == [[SIDE, SIDE, 0, 0, SIDE, SIDE]] * 4
 
 
-def test_without_guidance_there_is_one_call(tmp_path, given):
-    teacher = teacher_of(given)
+def test_without_guidance_there_is_one_call(tmp_path, files):
+    teacher = teacher_of(files)
     calls, x, cond = watched(teacher.network), torch.randn(3, 4, 16, 16), torch.tensor([1, 2, 5])
     plain = teacher.eps(cond, 1.0)(x, 500)
     assert [len(args[0]) for args, _ in calls] == [3]
@@ -274,20 +274,20 @@ def test_without_guidance_there_is_one_call(tmp_path, given):
 # Adapters
 
 
-def fit(folder, given, manifest, objective="direct", **changes):
+def fit(folder, files, manifest, objective="direct", **changes):
     training = {"steps": 3, "batch_size": COUNT, "learning_rate": 1e-2, "warmup_steps": 0, "log_every": 1} | changes
     job = students.job_of_targets(
         run=students.row("student"), objective=objective, parameters="lora", lora_rank=RANK, training=training
     )
-    students.fit(job, folder, teacher=given.teacher, manifest=manifest, prompts=given.prompts)
+    students.fit(job, folder, teacher=files.teacher, manifest=manifest, prompts=files.prompts)
     return [json.loads(line) for line in (folder / "student.jsonl").read_text().splitlines()]
 
 
-def merged_by_hand(given, file):
+def merged_by_hand(files, file):
     """diffusers' UNet with W + B A in place of each adapted weight (alpha = rank)."""
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel.from_pretrained(given.pipeline / "unet").requires_grad_(False)
+    unet = UNet2DConditionModel.from_pretrained(files.pipeline / "unet").requires_grad_(False)
     weights, adapters = unet.state_dict(), load_file(file)
     names = sorted(name.removesuffix(".lora_A.weight") for name in adapters if name.endswith(".lora_A.weight"))
     assert len(adapters) == 2 * len(names)
@@ -299,8 +299,8 @@ def merged_by_hand(given, file):
     return unet, [name.removeprefix("unet.") for name in names]
 
 
-def test_adapters_start_at_the_teacher_and_alone_are_trained(given):
-    student, teacher = student_of(given), teacher_of(given)
+def test_adapters_start_at_the_teacher_and_alone_are_trained(files):
+    student, teacher = student_of(files), teacher_of(files)
     x, t, cond = torch.randn(3, 4, 16, 16), torch.tensor([999, 500, 0]), torch.tensor([0, 4, 6])
     with torch.no_grad():
         torch.testing.assert_close(
@@ -317,34 +317,34 @@ def test_adapters_start_at_the_teacher_and_alone_are_trained(given):
         assert {name for name in adapted if name.endswith(f".{module}")} == {f"network.{n}" for n in wanted}
     assert all(any(name.endswith(f".{module}") for module in LORA_MODULES) for name in adapted)
     assert len(set(LORA_MODULES)) == 14
-    other = student_of(given, seed=1)
+    other = student_of(files, seed=1)
     differing = {n for (n, p), q in zip(student.named_parameters(), other.parameters()) if not torch.equal(p, q)}
     assert differing == {name for name in trained if ".lora_A." in name}
 
 
-def test_training_moves_the_adapters_alone(tmp_path, given, plain):
-    _, manifest = solved(tmp_path, given, 9.0)
-    before = weights_sha256(given.teacher)
-    records = fit(tmp_path, given, manifest, steps=4)
+def test_training_moves_the_adapters_alone(tmp_path, files, plain):
+    _, manifest = solved(tmp_path, files, 9.0)
+    before = weights_sha256(files.teacher)
+    records = fit(tmp_path, files, manifest, steps=4)
     assert records[-1]["loss"] < records[0]["loss"]
-    assert weights_sha256(given.teacher) == before
+    assert weights_sha256(files.teacher) == before
     adapters = load_file(tmp_path / "student" / "pytorch_lora_weights.safetensors")
     assert all(value.abs().max() > 0 for value in adapters.values())  # B starts at 0: each one got a gradient
     assert {value.dtype for value in adapters.values()} == {torch.float32}
 
 
-def test_saved_and_merged_adapters_are_the_unmerged_ones(tmp_path, given, plain):
-    student = student_of(given)
+def test_saved_and_merged_adapters_are_the_unmerged_ones(tmp_path, files, plain):
+    student = student_of(files)
     shake(student)
     maps.save(student, tmp_path / "student", {})
-    loaded = maps.load(tmp_path / "student", VPSchedule(), base=given.teacher, prompts=given.prompts)
+    loaded = maps.load(tmp_path / "student", VPSchedule(), base=files.teacher, prompts=files.prompts)
     assert not any("lora" in name for name, _ in loaded.named_modules())
-    unet, names = merged_by_hand(given, tmp_path / "student" / "pytorch_lora_weights.safetensors")
+    unet, names = merged_by_hand(files, tmp_path / "student" / "pytorch_lora_weights.safetensors")
     for module in LORA_MODULES:
         assert any(name.endswith(f".{module}") for name in names), module
     x, s, cond = torch.randn(3, 4, 16, 16), torch.tensor([1000, 400, 200]), torch.tensor([0, 4, 5])
     with torch.no_grad():
-        unmerged, merged, start = (f.eval()(x, s, cond) for f in (student, loaded, student_of(given)))
+        unmerged, merged, start = (f.eval()(x, s, cond) for f in (student, loaded, student_of(files)))
         expected = []
         for row in range(3):
             text, _, pooled, _ = plain.encode_prompt(
@@ -356,11 +356,11 @@ def test_saved_and_merged_adapters_are_the_unmerged_ones(tmp_path, given, plain)
     near(merged, torch.cat(expected))
 
 
-def another(given, folder, **changes):
+def another(files, folder, **changes):
     """A teacher folder of a UNet of another make."""
     from diffusers import UNet2DConditionModel
 
-    config = {k: v for k, v in json.loads((given.teacher / "config.json").read_text()).items() if k[0] != "_"}
+    config = {k: v for k, v in json.loads((files.teacher / "config.json").read_text()).items() if k[0] != "_"}
     UNet2DConditionModel(**config | changes).save_pretrained(folder)
     return folder
 
@@ -375,20 +375,20 @@ def another(given, folder, **changes):
         ),
     ],
 )
-def test_adapters_of_another_network(tmp_path, given, changes, expected):
+def test_adapters_of_another_network(tmp_path, files, changes, expected):
     torch.manual_seed(0)
-    folder = another(given, tmp_path / "other", **changes)
-    student = begin(folder, "lora", RANK, 0, given.prompts)
+    folder = another(files, tmp_path / "other", **changes)
+    student = begin(folder, "lora", RANK, 0, files.prompts)
     maps.save(student, tmp_path / "student", {})
     with pytest.raises((MismatchError, StorageError)) as caught:
-        maps.load(tmp_path / "student", VPSchedule(), base=given.teacher, prompts=given.prompts)
+        maps.load(tmp_path / "student", VPSchedule(), base=files.teacher, prompts=files.prompts)
     assert expected in one_line(caught)
     assert str(tmp_path / "student") in one_line(caught)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "no adapters"])
-def test_damaged_adapters(tmp_path, given, damage):
-    maps.save(student_of(given), tmp_path / "student", {})
+def test_damaged_adapters(tmp_path, files, damage):
+    maps.save(student_of(files), tmp_path / "student", {})
     file = tmp_path / "student" / "pytorch_lora_weights.safetensors"
     content = file.read_bytes()
     if damage == "no adapters":
@@ -396,15 +396,15 @@ def test_damaged_adapters(tmp_path, given, damage):
     else:
         file.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"x" * 500, "empty": b""}[damage])
     with pytest.raises((MismatchError, StorageError)) as caught:
-        maps.load(tmp_path / "student", VPSchedule(), base=given.teacher, prompts=given.prompts)
+        maps.load(tmp_path / "student", VPSchedule(), base=files.teacher, prompts=files.prompts)
     assert str(tmp_path / "student") in one_line(caught)
 
 
-def test_gradient_checkpointing_gives_the_same_gradient(given):
+def test_gradient_checkpointing_gives_the_same_gradient(files):
     x, s, cond = torch.randn(2, 4, 16, 16), torch.tensor([800, 200]), torch.tensor([1, 3])
-    found, runs = [], []
+    gradients, runs = [], []
     for checkpointing in (False, True):
-        student = student_of(given)
+        student = student_of(files)
         shake(student)
         if checkpointing:
             student.network.enable_gradient_checkpointing()
@@ -412,12 +412,12 @@ def test_gradient_checkpointing_gives_the_same_gradient(given):
         student.network.net.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: count.append(1))
         student(x, s, cond).square().mean().backward()
         runs.append(len(count))
-        found.append({name: p.grad for name, p in student.named_parameters() if p.requires_grad})
+        gradients.append({name: p.grad for name, p in student.named_parameters() if p.requires_grad})
     assert runs == [1, 2]  # computed again in the backward pass
-    scale = max(gradient.abs().max() for gradient in found[0].values())
+    scale = max(gradient.abs().max() for gradient in gradients[0].values())
     assert scale > 0
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6 * scale.item())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6 * scale.item())
 
 
 @pytest.fixture
@@ -430,27 +430,27 @@ def another_precision():
     AcceleratorState._reset_state()
 
 
-def test_bf16_keeps_the_frozen_weights_half_and_the_adapters_whole(tmp_path, given, another_precision):
-    student = student_of(given, precision="bf16")
+def test_bf16_keeps_the_frozen_weights_half_and_the_adapters_whole(tmp_path, files, another_precision):
+    student = student_of(files, precision="bf16")
     kinds = {p.requires_grad: p.dtype for p in student.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}
-    _, manifest = solved(tmp_path, given, 9.0)
-    half = fit(tmp_path, given, manifest, precision="bf16")
+    _, manifest = solved(tmp_path, files, 9.0)
+    half = fit(tmp_path, files, manifest, precision="bf16")
     adapters = load_file(tmp_path / "student" / "pytorch_lora_weights.safetensors")
     assert {value.dtype for value in adapters.values()} == {torch.float32}
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
-    whole = fit(tmp_path, given, manifest)
+    whole = fit(tmp_path, files, manifest)
     assert half[0]["loss"] != whole[0]["loss"]
     assert [r["loss"] for r in half] == pytest.approx([r["loss"] for r in whole], rel=0.05)
 
 
 @pytest.mark.parametrize("w", [1.0, 9.0])
-def test_a_teacher_in_bf16_is_near_float32(given, w):
+def test_a_teacher_in_bf16_is_near_float32(files, w):
     x, t, cond = torch.randn(4, 4, 16, 16), torch.tensor([1000, 600, 300, 1]), torch.arange(4)
-    whole = teacher_of(given).eps(cond, w)(x, t)
-    teacher = Teacher.load(given.teacher, VPSchedule(), prompts=given.prompts, precision="bf16").to(torch.device("cpu"))
+    whole = teacher_of(files).eps(cond, w)(x, t)
+    teacher = Teacher.load(files.teacher, VPSchedule(), prompts=files.prompts, precision="bf16").to(torch.device("cpu"))
     half = teacher.eps(cond, w)(x, t)
     assert half.dtype == torch.float32
     assert {p.dtype for p in teacher.network.parameters()} == {torch.bfloat16}
@@ -460,37 +460,37 @@ def test_a_teacher_in_bf16_is_near_float32(given, w):
 # Prompts and images
 
 
-def test_embeddings_of_another_width(tmp_path, given):
-    prompts, metadata = load_tensors(given.prompts)
+def test_embeddings_of_another_width(tmp_path, files):
+    prompts, metadata = load_tensors(files.prompts)
     save_tensors(tmp_path / "p", prompts | {"embeddings": prompts["embeddings"][..., :32]}, metadata)
     with pytest.raises(MismatchError) as caught:
-        networks.load(given.teacher, prompts=tmp_path / "p")
+        networks.load(files.teacher, prompts=tmp_path / "p")
     assert "embeddings of width 32, the network takes 64" in one_line(caught)
     with pytest.raises(MismatchError):
-        recipes.import_teacher(tmp_path / "t", given.pipeline, given.data, {"steps": 1000}, "unet", tmp_path / "p")
+        recipes.import_teacher(tmp_path / "t", files.pipeline, files.data, {"steps": 1000}, "unet", tmp_path / "p")
 
 
-def test_pooled_embeddings_of_another_width(tmp_path, given):
+def test_pooled_embeddings_of_another_width(tmp_path, files):
     """Both encoders are of the pipeline; the second's pooled output is the other half of what it gives."""
-    prompts, metadata = load_tensors(given.prompts)
+    prompts, metadata = load_tensors(files.prompts)
     save_tensors(tmp_path / "p", prompts | {"pooled": prompts["pooled"][:, :16]}, metadata)
     with pytest.raises(MismatchError) as caught:
-        networks.load(given.teacher, prompts=tmp_path / "p")
+        networks.load(files.teacher, prompts=tmp_path / "p")
     one_line(caught)
 
 
 @pytest.mark.parametrize("number", [COUNT - 1, COUNT + 1])
-def test_another_number_of_prompts_than_latents(tmp_path, given, number):
-    prompts, metadata = load_tensors(given.prompts)
+def test_another_number_of_prompts_than_latents(tmp_path, files, number):
+    prompts, metadata = load_tensors(files.prompts)
     some = {name: torch.cat([value, value])[:number] for name, value in prompts.items()}
     save_tensors(tmp_path / "p", some, metadata)
     with pytest.raises(MismatchError, match=f"{number} classes, the data has {COUNT}"):
-        recipes.import_teacher(tmp_path / "t", given.pipeline, given.data, {"steps": 1000}, "unet", tmp_path / "p")
+        recipes.import_teacher(tmp_path / "t", files.pipeline, files.data, {"steps": 1000}, "unet", tmp_path / "p")
 
 
-def test_prompts_do_not_depend_on_the_batch(tmp_path, given, plain):
+def test_prompts_do_not_depend_on_the_batch(tmp_path, files, plain):
     for size in (1, 4):
-        latents.encode_prompts(tmp_path / str(size), given.captions, given.pipeline, SIDE, size, "no")
+        latents.encode_prompts(tmp_path / str(size), files.captions, files.pipeline, SIDE, size, "no")
     one, four = (load_tensors(tmp_path / str(size)) for size in (1, 4))
     assert one[1] == four[1] == {"side": SIDE}
     for name, shape in (("embeddings", (COUNT, 77, 64)), ("pooled", (COUNT, 32))):
@@ -503,9 +503,9 @@ def test_prompts_do_not_depend_on_the_batch(tmp_path, given, plain):
     assert torch.pdist(one[0]["pooled"]).min() > 1e-3  # the prompts differ
 
 
-def test_images_to_latents_and_back(tmp_path, given, plain):
-    tensors, metadata = load_tensors(given.data)
-    images, _ = load_tensors(given.images)
+def test_images_to_latents_and_back(tmp_path, files, plain):
+    tensors, metadata = load_tensors(files.data)
+    images, _ = load_tensors(files.images)
     assert tensors["train_images"].shape == (COUNT, 4, 16, 16)
     assert tensors["train_images"].dtype == torch.float32
     assert tensors["train_labels"].tolist() == list(range(COUNT))
@@ -514,7 +514,7 @@ def test_images_to_latents_and_back(tmp_path, given, plain):
         expected = plain.vae.encode(images["train_images"].float() / 127.5 - 1).latent_dist.mode() * 0.13025
         back = plain.vae.decode(tensors["train_images"] / 0.13025).sample
     torch.testing.assert_close(tensors["train_images"], expected, rtol=1e-5, atol=1e-6)
-    decoded = [latents.decoder(given.pipeline / "vae", size, "no")(tensors["train_images"]) for size in (1, 4)]
+    decoded = [latents.decoder(files.pipeline / "vae", size, "no")(tensors["train_images"]) for size in (1, 4)]
     assert decoded[0].shape == (COUNT, 3, SIDE, SIDE)
     assert decoded[0].dtype == torch.float32
     torch.testing.assert_close(decoded[0], back, rtol=1e-5, atol=1e-5)
@@ -522,29 +522,29 @@ def test_images_to_latents_and_back(tmp_path, given, plain):
 
 
 @pytest.fixture(scope="module")
-def halves(given, plain, tmp_path_factory):
+def halves(files, plain, tmp_path_factory):
     """The pipeline as it is published in half precision: files named *.fp16.safetensors alone, and its weights."""
     from diffusers import StableDiffusionXLPipeline
 
     folder = tmp_path_factory.mktemp("halves") / "sdxl"
-    pipe = StableDiffusionXLPipeline.from_pretrained(given.pipeline, torch_dtype=torch.float16)
+    pipe = StableDiffusionXLPipeline.from_pretrained(files.pipeline, torch_dtype=torch.float16)
     pipe.save_pretrained(folder, variant="fp16")
     names = {path.name for path in folder.rglob("*.safetensors")}
     assert names == {"model.fp16.safetensors", "diffusion_pytorch_model.fp16.safetensors"}
     return folder, pipe.to(torch.float32)
 
 
-def test_folders_of_half_precision(tmp_path, given, plain, halves):
+def test_folders_of_half_precision(tmp_path, files, plain, halves):
     folder, pipe = halves
-    latents.encode_prompts(tmp_path / "prompts", given.captions, folder, SIDE, 4, "no")
-    latents.encode_images(tmp_path / "data", given.images, folder / "vae", 4, "no")
+    latents.encode_prompts(tmp_path / "prompts", files.captions, folder, SIDE, 4, "no")
+    latents.encode_images(tmp_path / "data", files.images, folder / "vae", 4, "no")
     recipes.import_teacher(
         tmp_path / "teacher", folder, tmp_path / "data", {"steps": 1000}, "unet", tmp_path / "prompts"
     )
     assert [path.name for path in (tmp_path / "teacher").glob("*.safetensors")] == [
         "diffusion_pytorch_model.safetensors"
     ]
-    images, x = load_tensors(given.images)[0]["train_images"].float() / 127.5 - 1, torch.randn(2, 4, 16, 16)
+    images, x = load_tensors(files.images)[0]["train_images"].float() / 127.5 - 1, torch.randn(2, 4, 16, 16)
     with torch.no_grad():
         texts, _, pooled, _ = pipe.encode_prompt(CAPTIONS, device="cpu", do_classifier_free_guidance=False)
         latent = pipe.vae.encode(images).latent_dist.mode() * 0.13025
@@ -555,9 +555,9 @@ def test_folders_of_half_precision(tmp_path, given, plain, halves):
     torch.testing.assert_close(prompts["pooled"], pooled, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(load_tensors(tmp_path / "data")[0]["train_images"], latent, rtol=1e-5, atol=1e-6)
     teacher = Teacher.load(tmp_path / "teacher", VPSchedule(), prompts=tmp_path / "prompts").to(torch.device("cpu"))
-    found = teacher.eps(torch.tensor([0, 1]), 1.0)(x, 700)
-    near(found, eps)
-    assert not torch.allclose(found[:1], rough, rtol=0, atol=1e-6)  # half precision is another network
+    value = teacher.eps(torch.tensor([0, 1]), 1.0)(x, 700)
+    near(value, eps)
+    assert not torch.allclose(value[:1], rough, rtol=0, atol=1e-6)  # half precision is another network
     # ... and what is solved, sampled and trained with it is float32
     assert {p.dtype for p in teacher.network.parameters()} == {torch.float32}
     prompted = {"prompts": tmp_path / "prompts"}
@@ -579,11 +579,11 @@ def test_variant_is_half_only_where_nothing_else_is(tmp_path):
 
 
 @pytest.mark.needs("no gpu")
-def test_a_gpus_precision_on_the_cpu(tmp_path, given):
+def test_a_gpus_precision_on_the_cpu(tmp_path, files):
     for call in (
-        lambda: latents.encode_prompts(tmp_path / "p", given.captions, given.pipeline, SIDE, 4, "fp16"),
-        lambda: latents.encode_images(tmp_path / "d", given.images, given.pipeline / "vae", 4, "fp16"),
-        lambda: latents.decoder(given.pipeline / "vae", 4, "fp16"),
+        lambda: latents.encode_prompts(tmp_path / "p", files.captions, files.pipeline, SIDE, 4, "fp16"),
+        lambda: latents.encode_images(tmp_path / "d", files.images, files.pipeline / "vae", 4, "fp16"),
+        lambda: latents.decoder(files.pipeline / "vae", 4, "fp16"),
     ):
         with pytest.raises(ConfigError, match="fp16 needs a GPU") as caught:
             call()
@@ -592,22 +592,22 @@ def test_a_gpus_precision_on_the_cpu(tmp_path, given):
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer"])
-def test_damaged_pipeline(tmp_path, given, part):
-    folder = shutil.copytree(given.pipeline, tmp_path / "sdxl")
+def test_damaged_pipeline(tmp_path, files, part):
+    folder = shutil.copytree(files.pipeline, tmp_path / "sdxl")
     for file in (folder / part).iterdir():
         file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(StorageError) as caught:
         if part == "vae":
-            latents.encode_images(tmp_path / "d", given.images, folder / "vae", 4, "no")
+            latents.encode_images(tmp_path / "d", files.images, folder / "vae", 4, "no")
         else:
-            latents.encode_prompts(tmp_path / "p", given.captions, folder, SIDE, 4, "no")
+            latents.encode_prompts(tmp_path / "p", files.captions, folder, SIDE, 4, "no")
     assert str(folder) in one_line(caught)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_a_weight_is_missing(tmp_path, given, part):
+def test_a_weight_is_missing(tmp_path, files, part):
     """What a library would leave at random, or without a value."""
-    folder = shutil.copytree(given.pipeline, tmp_path / "sdxl")
+    folder = shutil.copytree(files.pipeline, tmp_path / "sdxl")
     (file,) = (folder / part).glob("*.safetensors")
     weights = load_file(file)
     weights.pop(next(name for name in weights if name.endswith(".weight") and weights[name].ndim > 1))
@@ -616,7 +616,7 @@ def test_a_weight_is_missing(tmp_path, given, part):
         if part == "unet":
             networks.load(folder / "unet")
         elif part == "vae":
-            latents.encode_images(tmp_path / "d", given.images, folder / "vae", 4, "no")
+            latents.encode_images(tmp_path / "d", files.images, folder / "vae", 4, "no")
         else:
-            latents.encode_prompts(tmp_path / "p", given.captions, folder, SIDE, 4, "no")
+            latents.encode_prompts(tmp_path / "p", files.captions, folder, SIDE, 4, "no")
     assert str(folder) in one_line(caught)

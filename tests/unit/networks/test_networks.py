@@ -87,8 +87,8 @@ def test_an_unconditional_network_has_one_class(folder, plain):
 
 def test_it_is_imported_as_safetensors(tmp_path, folder, plain, data_file):
     recipes.import_teacher(tmp_path / "teacher", folder, data_file(), SCHEDULE)
-    made = sorted(path.name for path in (tmp_path / "teacher").iterdir())
-    assert made == ["SHA256SUMS", "config.json", "diffusion_pytorch_model.safetensors"]
+    names = sorted(path.name for path in (tmp_path / "teacher").iterdir())
+    assert names == ["SHA256SUMS", "config.json", "diffusion_pytorch_model.safetensors"]
     assert len(weights_sha256(tmp_path / "teacher")) == 64
     x, t = inputs()
     assert torch.equal(networks.load(tmp_path / "teacher", SHAPE, 1)(x, t, torch.zeros(3).long()), plain(x, t).sample)
@@ -201,7 +201,7 @@ def attending(network, shape=(1, 32, 32)):
     """Side in pixels → how often a block of the way down, in the middle, and up attends there."""
     from diffusers.models.attention_processor import Attention
 
-    found = {"down_blocks": {}, "mid_block": {}, "up_blocks": {}}
+    counts = {"down_blocks": {}, "mid_block": {}, "up_blocks": {}}
     for name, module in network.net.named_modules():
         if isinstance(module, Attention):
             part = name.split(".")[0]
@@ -209,11 +209,11 @@ def attending(network, shape=(1, 32, 32)):
             def hook(module, args, kwargs, part=part):
                 states = args[0] if args else kwargs["hidden_states"]
                 side = states.shape[-1] if states.ndim == 4 else int(states.shape[1] ** 0.5)
-                found[part][side] = found[part].get(side, 0) + 1
+                counts[part][side] = counts[part].get(side, 0) + 1
 
             module.register_forward_pre_hook(hook, with_kwargs=True)
     network(torch.zeros(1, *shape), torch.zeros(1).long(), torch.zeros(1).long())
-    return found
+    return counts
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ def attending(network, shape=(1, 32, 32)):
 )
 def test_attention_is_at_the_sides_that_were_asked_for(attention, down, up):
     """A block of the way down has layers_per_block layers, one of the way up has one more."""
-    found = attending(build(attention=attention, layers_per_block=2))
-    assert found == {"down_blocks": down, "mid_block": {8: 1}, "up_blocks": up}
+    counts = attending(build(attention=attention, layers_per_block=2))
+    assert counts == {"down_blocks": down, "mid_block": {8: 1}, "up_blocks": up}
 
 
 def test_attention_follows_the_datas_side():

@@ -184,11 +184,11 @@ def test_a_notebook_is_interrupted_as_ever(tmp_path):
 
 def test_training_outside_the_main_thread(tmp_path):
     """Python lets the main thread alone set handlers."""
-    found = []
-    thread = threading.Thread(target=lambda: found.append(fit(tmp_path / "side")))
+    results = []
+    thread = threading.Thread(target=lambda: results.append(fit(tmp_path / "side")))
     thread.start()
     thread.join()
-    assert torch.equal(found[0], fit(tmp_path / "whole"))
+    assert torch.equal(results[0], fit(tmp_path / "whole"))
 
 
 # What the machine has not enough memory for, in a process that may have a little more than it has already.

@@ -29,18 +29,18 @@ def repository(tmp_path):
             assert done.returncode == 0, done.stderr
             return done.stdout.strip()
 
-        def told(self, **more):
+        def traced_commit(self, **more):
             command = [sys.executable, "-c", ASK]
             done = subprocess.run(command, cwd=self.folder, env=environment | more, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             return done.stdout.strip()
 
     top.mkdir()
-    found = Repository()
-    found.git("init", "--quiet")
-    found.git("commit", "--quiet", "--allow-empty", "--message", "dotfiles")
-    shutil.copytree(ROOT / "workflow", found.folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
-    return found
+    repository = Repository()
+    repository.git("init", "--quiet")
+    repository.git("commit", "--quiet", "--allow-empty", "--message", "dotfiles")
+    shutil.copytree(ROOT / "workflow", repository.folder / "workflow", ignore=shutil.ignore_patterns("__pycache__"))
+    return repository
 
 
 def commit(repository, folder):
@@ -50,28 +50,28 @@ def commit(repository, folder):
 
 
 def test_a_repository_above_that_does_not_track_the_code(repository):
-    assert repository.told() == "None"
-    assert repository.told(CONSISTENCY_COMMIT="abc") == "abc"
+    assert repository.traced_commit() == "None"
+    assert repository.traced_commit(CONSISTENCY_COMMIT="abc") == "abc"
     (repository.folder.parent / ".gitignore").write_text("pipeline\n")
     commit(repository, repository.folder.parent)
-    assert repository.told() == "None"
+    assert repository.traced_commit() == "None"
 
 
 def test_a_repository_above_that_tracks_the_code(repository):
     head = commit(repository, repository.folder.parent)
-    assert repository.told() == head
+    assert repository.traced_commit() == head
     with open(repository.folder / "workflow/Snakefile", "a") as file:
         file.write("\n")
-    assert repository.told() == f"{head}-dirty"
+    assert repository.traced_commit() == f"{head}-dirty"
 
 
 def test_a_repository_of_its_own_below_another(repository):
     repository.git("init", "--quiet", folder=repository.folder)
-    assert repository.told() == "None"  # nothing is committed
+    assert repository.traced_commit() == "None"  # nothing is committed
     head = commit(repository, repository.folder)
-    assert repository.told() == head
-    other = repository.folder.parent / ".git"
-    assert repository.told(GIT_DIR=str(other), GIT_WORK_TREE=str(other.parent)) == head  # as in a hook of the other
+    assert repository.traced_commit() == head
+    other = repository.folder.parent / ".git"  # as in a hook of the other
+    assert repository.traced_commit(GIT_DIR=str(other), GIT_WORK_TREE=str(other.parent)) == head
 
 
 @pytest.mark.needs("root")
@@ -83,11 +83,11 @@ def test_another_owner_of_the_checkout(repository):
     refused = subprocess.run(["git", "describe", "--always"], cwd=repository.folder, capture_output=True, text=True)
     if "dubious ownership" not in refused.stderr:
         pytest.skip("this git takes the repositories of others, or is told to")
-    assert repository.told() == head
+    assert repository.traced_commit() == head
     os.chown(repository.folder / "workflow/consistency/runtime/provenance.py", 0, 0)
-    assert repository.told() == "None"
+    assert repository.traced_commit() == "None"
 
 
 def test_without_git(repository, tmp_path):
     commit(repository, repository.folder.parent)
-    assert repository.told(PATH=str(tmp_path)) == "None"
+    assert repository.traced_commit(PATH=str(tmp_path)) == "None"

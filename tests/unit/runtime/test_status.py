@@ -34,12 +34,12 @@ def line(**changes):
 
 def test_a_training_is_its_last_records(tmp_path):
     begin(tmp_path, "digits", "teacher", [line(), line(step=100, seconds=30.0, loss=0.125)])
-    (found,) = status.trainings(tmp_path, now=1_000_000.0)
-    assert (found.experiment, found.run, found.step, found.steps) == ("digits", "teacher", 100, 1000)
-    assert (found.loss, found.grad_norm, found.samples_per_s) == (0.125, 1.5, 640.0)
-    assert found.left == pytest.approx(900 * 20 / 50)  # 50 steps took 20 s
-    assert found.age == pytest.approx(5)
-    assert not found.stale
+    (seen,) = status.trainings(tmp_path, now=1_000_000.0)
+    assert (seen.experiment, seen.run, seen.step, seen.steps) == ("digits", "teacher", 100, 1000)
+    assert (seen.loss, seen.grad_norm, seen.samples_per_s) == (0.125, 1.5, 640.0)
+    assert seen.left == pytest.approx(900 * 20 / 50)  # 50 steps took 20 s
+    assert seen.age == pytest.approx(5)
+    assert not seen.stale
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_a_training_is_its_last_records(tmp_path):
 )
 def test_a_training_that_says_nothing_is_stale(tmp_path, monkeypatch, lines, age, stale):
     begin(tmp_path, "digits", "teacher", lines, age=age)
-    (found,) = status.trainings(tmp_path, now=1_000_000.0)
-    assert found.stale == stale
+    (seen,) = status.trainings(tmp_path, now=1_000_000.0)
+    assert seen.stale == stale
     monkeypatch.setattr("consistency.runtime.status.time.time", lambda: 1_000_000.0)
     assert (", stale" in status.table(tmp_path)) == stale
 
@@ -66,16 +66,16 @@ def test_half_a_line_is_left_out(tmp_path):
     for cut in range(1, len(line())):
         (side / "stats.jsonl").write_text(line() + line(step=75)[:cut])
         whole = cut == len(line()) - 1  # all but the line's end
-        assert [found.step for found in status.trainings(tmp_path)] == [75 if whole else 50]
+        assert [seen.step for seen in status.trainings(tmp_path)] == [75 if whole else 50]
         (side / "stats.jsonl").write_bytes(b"\xff\x00" + line()[:cut].encode())
-        assert [found.step for found in status.trainings(tmp_path)] == [0]
+        assert [seen.step for seen in status.trainings(tmp_path)] == [0]
 
 
 def test_only_the_end_of_a_long_file_is_read(tmp_path):
     begin(tmp_path, "digits", "teacher", [line(step=step, seconds=step / 5) for step in range(1, 900)])
-    (found,) = status.trainings(tmp_path, now=1_000_000.0)
-    assert found.step == 899
-    assert found.left == pytest.approx(101 / 5)
+    (seen,) = status.trainings(tmp_path, now=1_000_000.0)
+    assert seen.step == 899
+    assert seen.left == pytest.approx(101 / 5)
 
 
 def test_what_is_no_training_is_passed_over(tmp_path):
@@ -175,8 +175,8 @@ ODD = [
 @pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
 def test_odd_records_and_plans_are_left_out(tmp_path, odd):
     side = begin(tmp_path, "digits", "teacher", [line(), odd + "\n"])
-    (found,) = status.trainings(tmp_path)
-    assert (found.step, found.left is None) == (50, False), f"{odd[:40]}: {found}"
+    (seen,) = status.trainings(tmp_path)
+    assert (seen.step, seen.left is None) == (50, False), f"{odd[:40]}: {seen}"
     assert "50" in status.table(tmp_path)
     for plan in (odd, json.dumps({"steps": odd}), f'{{"steps": {odd}}}'):
         (side / "training.json").write_text(plan)
@@ -185,14 +185,14 @@ def test_odd_records_and_plans_are_left_out(tmp_path, odd):
 
 def test_odd_numbers_beside_step_and_seconds_are_not_shown(tmp_path):
     begin(tmp_path, "digits", "teacher", [line(loss="\x1b[2J", grad_norm=[1], samples_per_s=1e300)])
-    (found,) = status.trainings(tmp_path)
-    assert (found.loss, found.grad_norm, found.samples_per_s) == (None, None, None)
+    (seen,) = status.trainings(tmp_path)
+    assert (seen.loss, seen.grad_norm, seen.samples_per_s) == (None, None, None)
 
 
 def test_time_that_runs_backwards_gives_no_rate(tmp_path):
     begin(tmp_path, "digits", "teacher", [line(step=100, seconds=50.0), line(step=90, seconds=40.0)])
-    (found,) = status.trainings(tmp_path)
-    assert found.left is None or found.left > 0
+    (seen,) = status.trainings(tmp_path)
+    assert seen.left is None or seen.left > 0
     assert "-" not in status.table(tmp_path).splitlines()[2].replace("--", ""), status.table(tmp_path)
 
 
@@ -211,7 +211,7 @@ def test_pipes_are_not_waited_for(tmp_path):
     side = begin(tmp_path, "digits", "teacher", [line()])
     (side / "stats.jsonl").unlink()
     os.mkfifo(side / "stats.jsonl")
-    assert [found.step for found in status.trainings(tmp_path)] == [0]
+    assert [seen.step for seen in status.trainings(tmp_path)] == [0]
     (side / "training.json").unlink()
     os.mkfifo(side / "training.json")
     command = [sys.executable, str(ROOT / "workflow/scripts/status.py"), str(tmp_path)]

@@ -243,11 +243,11 @@ def test_pseudo_huber_norm():
     target[1, 0, 0, 0], target[2], target[3, 2, 1, 1] = 3.0, 0.5, 1e-5
     constant = 0.00054 * math.sqrt(12)
     expected = [0, math.sqrt(9 + constant**2) - constant, math.sqrt(3 + constant**2) - constant]
-    found = losses.pseudo_huber_norm(prediction, target).tolist()
-    assert found[:3] == pytest.approx(expected, rel=1e-12)
-    assert found[3] == pytest.approx(1e-10 / (2 * constant), rel=1e-4)  # a parabola near 0
-    found = losses.pseudo_huber_norm(prediction, target, c=2.0)
-    assert found[2].item() == pytest.approx(math.sqrt(3 + 48) - math.sqrt(48), rel=1e-12)
+    values = losses.pseudo_huber_norm(prediction, target).tolist()
+    assert values[:3] == pytest.approx(expected, rel=1e-12)
+    assert values[3] == pytest.approx(1e-10 / (2 * constant), rel=1e-4)  # a parabola near 0
+    values = losses.pseudo_huber_norm(prediction, target, c=2.0)
+    assert values[2].item() == pytest.approx(math.sqrt(3 + 48) - math.sqrt(48), rel=1e-12)
 
 
 # --- the couplings
@@ -328,11 +328,11 @@ def test_an_exact_generator_keeps_the_data_and_lowers_the_transport_cost():
     count, sigma = 40_000, 0.8
     x = MEAN + math.sqrt(VARIANCE) * normal(count, 2, seed=1, dtype=DOUBLE)
     z = normal(count, 2, seed=2, dtype=DOUBLE)
-    made, _ = couplings.generator_induced(x, z, torch.full((count,), sigma), torch.zeros(count), exact)
-    torch.testing.assert_close(made.mean(0), torch.full((2,), 0.3, dtype=DOUBLE), rtol=0, atol=4.5 * 0.5 / 200)
+    induced, _ = couplings.generator_induced(x, z, torch.full((count,), sigma), torch.zeros(count), exact)
+    torch.testing.assert_close(induced.mean(0), torch.full((2,), 0.3, dtype=DOUBLE), rtol=0, atol=4.5 * 0.5 / 200)
     spread = torch.eye(2, dtype=DOUBLE) * (0.25 + 4e-6)
-    torch.testing.assert_close(made.T.cov(), spread, rtol=0, atol=4.5 * 0.25 * math.sqrt(2) / 200)
-    cost = (made - z).square().sum(1)
+    torch.testing.assert_close(induced.T.cov(), spread, rtol=0, atol=4.5 * 0.25 * math.sqrt(2) / 200)
+    cost = (induced - z).square().sum(1)
     covariance = sigma * math.sqrt((0.25 + 4e-6) / (0.25 + sigma**2))
     expected = 2 * (0.3**2 + 0.25 + 4e-6 + 1 - 2 * covariance)
     assert cost.mean().item() == pytest.approx(expected, abs=4.5 * cost.std().item() / 200)
@@ -443,18 +443,18 @@ def test_both_sides_drop_the_same():
 
 def test_every_step_drops_anew_and_reproducibly(tmp_path):
     def masks(name, seed):
-        found = []
+        dropped = []
 
         def objective(model, batch):
             prediction, target = objectives.consistency_training(model, batch, None)
             assert torch.equal(prediction, target)
-            found.append(target != 0)
+            dropped.append(target != 0)
             return prediction, target
 
         settings = constant_rate(steps=2, batch_size=8, learning_rate=1e-30, device="cpu")
         task = loop.Task(objective, lambda step: SAME, losses.pseudo_huber_norm)
         loop.train(Dropped(), task, settings, seed=seed, side_folder=tmp_path / name, fingerprint={"a": name})
-        return found
+        return dropped
 
     first, second = masks("a", 1)
     assert not torch.equal(first, second)

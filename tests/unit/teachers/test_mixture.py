@@ -282,8 +282,8 @@ def test_endpoint_of_a_gaussian(start, end):
     values, vectors = torch.linalg.eigh(covariance)
     scale = ((values + end**2) / (values + start**2)).sqrt()
     expected = mean + (y - mean) @ vectors @ torch.diag(scale) @ vectors.T
-    found = truth.endpoint(gaussian(mean.tolist(), covariance.tolist()), y, start, end)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+    reached = truth.endpoint(gaussian(mean.tolist(), covariance.tolist()), y, start, end)
+    torch.testing.assert_close(reached, expected, rtol=0, atol=1e-8)
 
 
 def test_endpoint_keeps_quantiles():

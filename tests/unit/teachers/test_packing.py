@@ -57,8 +57,8 @@ def test_batches_are_full_until_nobody_waits(name, order):
     start = starts(count, 0)
     start = {"ascending": start.sort().values, "as drawn": start, "all at once": torch.zeros_like(start)}[order]
     x, own = normal(0, "noise", range(count), (3,)), torch.linspace(0.5, 1.5, count)
-    told = []
-    x_n, x_0, calls = packed(x, start, own, getattr(solvers, name), batch_size, told.append)
+    finished = []
+    x_n, x_0, calls = packed(x, start, own, getattr(solvers, name), batch_size, finished.append)
 
     assert sum(map(len, calls)) == int((N - start).sum()) * per_step
     asked = torch.bincount(torch.tensor(sum(calls, [])), minlength=count)
@@ -74,7 +74,7 @@ def test_batches_are_full_until_nobody_waits(name, order):
     assert len(tail) <= (2 if order == "ascending" else N)
     assert tail == sorted(tail, reverse=True)  # nobody joins any more
     assert max(max(rows) for rows in steps[: full + 1]) == count - 1
-    assert sum(told) == count
+    assert sum(finished) == count
 
     for row in range(count):
         k = int(start[row])
@@ -112,12 +112,12 @@ def test_calls_filled_up_as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(targets, "_unit", lambda device, batch_size: 4)
     odd = packed(x, start, own, solvers.heun, 10)[2]
     assert {len(rows) for rows in odd} <= {4, 8, 10}  # never more than were asked for
-    told = []
-    *found, calls = packed(x, start, own, solvers.heun, 16, told.append)
+    finished = []
+    *ends, calls = packed(x, start, own, solvers.heun, 16, finished.append)
     assert {len(rows) for rows in calls} <= {4, 8, 12, 16}
     assert len(calls) == len(expected[2])
-    assert sum(told) == 45
-    for one, other in zip(found, expected, strict=False):
+    assert sum(finished) == 45
+    for one, other in zip(ends, expected, strict=False):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 

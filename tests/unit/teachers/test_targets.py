@@ -65,33 +65,33 @@ def test_noise_is_standard_normal():
 @pytest.mark.parametrize("solver", ["ddim", "euler", "heun"])
 def test_paper_targets_equal_the_online_solve(tmp_path, teacher, images, solver):
     """What a student gets equals solving inside the training step, sample by sample."""
-    found = joined(solve(tmp_path, teacher, images, solver=solver))
+    solved = joined(solve(tmp_path, teacher, images, solver=solver))
     drawn = targets.draw(*images, range(96), 10, 5)
     schedule, grid = teacher.schedule, teacher.schedule.grid(10)
-    assert torch.equal(found["k"], drawn["k"])
-    assert torch.equal(found["cond"], drawn["cond"])
+    assert torch.equal(solved["k"], drawn["k"])
+    assert torch.equal(solved["cond"], drawn["cond"])
     step = targets.solver_named(solver)
     for row in range(0, 96, 7):
         k = int(drawn["k"][row])
         x = schedule.add_noise(drawn["x"][row : row + 1], drawn["noise"][row : row + 1], grid[k])
         eps = teacher.eps(drawn["cond"][row : row + 1], 4.0)
         points = targets.trajectory(x, grid[k:], step, eps, schedule)
-        torch.testing.assert_close(found["x_s"][row], x[0], rtol=0, atol=0)
-        torch.testing.assert_close(found["x_n"][row], points[0, 1], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(solved["x_s"][row], x[0], rtol=0, atol=0)
+        torch.testing.assert_close(solved["x_n"][row], points[0, 1], rtol=1e-5, atol=1e-6)
         scale = points.abs().max().item()
-        torch.testing.assert_close(found["x_0"][row], points[0, -1], rtol=1e-5, atol=1e-6 * max(scale, 1))
+        torch.testing.assert_close(solved["x_0"][row], points[0, -1], rtol=1e-5, atol=1e-6 * max(scale, 1))
 
 
 def test_trajectory_targets_equal_the_online_solve_bit_for_bit(tmp_path, teacher, images):
     """At the same batch shape the arithmetic is the same, so the bits are."""
-    found = joined(solve(tmp_path, teacher, images, mode="trajectory"))
+    solved = joined(solve(tmp_path, teacher, images, mode="trajectory"))
     drawn = targets.draw(*images, range(96), 10, 5)
     grid = teacher.schedule.grid(10)
     x = teacher.schedule.add_noise(drawn["x"], drawn["noise"], grid[0])
     points = targets.trajectory(
         x, grid, targets.solver_named("ddim"), teacher.eps(drawn["cond"], 4.0), teacher.schedule
     )
-    assert torch.equal(found["points"], points)
+    assert torch.equal(solved["points"], points)
 
 
 def test_paper_targets_equal_the_online_solve_bit_for_bit_at_the_same_shape(tmp_path, teacher, images):

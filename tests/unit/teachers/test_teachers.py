@@ -79,15 +79,15 @@ def inputs(count=3):
 def test_an_imported_teacher_is_solved_as_diffusers_solves_it(tmp_path, data_file, prediction, kind):
     """diffusers' own DDIM on the source's network gives the ends that our solver gives on the imported one."""
     schedule = KIND | {"kind": kind}
-    told = DDPMScheduler(prediction_type=prediction, beta_schedule=kind)
-    source = pipeline(tmp_path / "source", told)
+    theirs = DDPMScheduler(prediction_type=prediction, beta_schedule=kind)
+    source = pipeline(tmp_path / "source", theirs)
     import_from(source, data_file, tmp_path / "teacher", schedule)
     teacher = Teacher.load(tmp_path / "teacher", VPSchedule(**schedule), -1, SHAPE, 10)
     x, cond = inputs()
     ours = trajectory(x, teacher.schedule.grid(5), ddim, teacher.eps(cond, 1.0), teacher.schedule)[:, -1]
 
     net = UNet2DModel.from_pretrained(source, subfolder="unet")
-    scheduler = DDIMScheduler.from_config(told.config, clip_sample=False, timestep_spacing="trailing")
+    scheduler = DDIMScheduler.from_config(theirs.config, clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(5)
     with torch.no_grad():
         for t in scheduler.timesteps:
@@ -158,19 +158,19 @@ def test_what_the_scheduler_said_is_in_the_imported_folder(tmp_path, data_file, 
         folder = import_from(source, data_file, tmp_path / "teacher")
     assert "prediction_type v_prediction" in caplog.text
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
-    told = json.loads((folder / "scheduler_config.json").read_text())
-    assert (told["_class_name"], told["prediction_type"]) == ("DDPMScheduler", "v_prediction")
+    config = json.loads((folder / "scheduler_config.json").read_text())
+    assert (config["_class_name"], config["prediction_type"]) == ("DDPMScheduler", "v_prediction")
     again = import_from(folder, data_file, tmp_path / "again", subfolder=None)
     for name in ("scheduler_config.json", "diffusion_pytorch_model.safetensors"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("place", ["", "scheduler", "../scheduler", ".."])
-def test_where_the_scheduler_may_lie(tmp_path, data_file, place):
+@pytest.mark.parametrize("where", ["", "scheduler", "../scheduler", ".."])
+def test_where_the_scheduler_may_lie(tmp_path, data_file, where):
     """Beside the network, as in old pipelines of one network, or in the pipeline around it."""
     source = tmp_path / "pipeline" / "network"
     unet().save_pretrained(source)
-    DDPMScheduler(prediction_type="sample").save_pretrained(source / place)
+    DDPMScheduler(prediction_type="sample").save_pretrained(source / where)
     folder = import_from(source, data_file, tmp_path / "teacher", subfolder=None)
     assert networks.load(folder).prediction == "sample"
 
@@ -216,7 +216,7 @@ def test_another_noise_schedule_or_prediction_is_refused(tmp_path, data_file, ex
 
 
 @pytest.mark.parametrize(
-    "told",
+    "changes",
     [
         {"num_train_timesteps": 10**400},
         {"num_train_timesteps": "1000"},
@@ -230,12 +230,12 @@ def test_another_noise_schedule_or_prediction_is_refused(tmp_path, data_file, ex
         {"_class_name": "StableDiffusionXLPipeline", "beta_start": 1},
         {"_class_name": 7, "beta_start": 1},
     ],
-    ids=lambda told: str(told)[:40],
+    ids=lambda changes: str(changes)[:40],
 )
-def test_values_that_no_scheduler_has_are_one_line(tmp_path, data_file, told):
+def test_values_that_no_scheduler_has_are_one_line(tmp_path, data_file, changes):
     source = pipeline(tmp_path / "source")
     file = source / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(MismatchError) as caught:
         import_from(source, data_file, tmp_path / "teacher")
     assert "\n" not in str(caught.value)
@@ -377,10 +377,10 @@ def test_weights_are_found_as_diffusers_finds_them(tmp_path, data_file, layout):
     (file,) = folder.glob("*.safetensors")
     assert file.name == "diffusion_pytorch_model.safetensors"
     expected = UNet2DModel.from_pretrained(source, variant="fp16" if half else None).state_dict()
-    found = networks.load(folder).net.state_dict()
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    weights = networks.load(folder).net.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
     exact = unet().state_dict()
-    assert torch.equal(found["conv_in.weight"], exact["conv_in.weight"]) == (not half)
+    assert torch.equal(weights["conv_in.weight"], exact["conv_in.weight"]) == (not half)
 
 
 def test_a_shard_that_is_missing_or_lacks_a_weight(tmp_path, data_file):

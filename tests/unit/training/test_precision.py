@@ -75,20 +75,20 @@ def test_bf16_is_near_float32(settings, guidance):
 def test_the_state_that_is_solved_stays_float32(tmp_path):
     """Only the network is rounded: the noised samples are the same bits, and the ends are no bf16 numbers."""
     images, labels = normal(1, "noise", range(16), (1, 8, 8)), torch.arange(16) % 10
-    found = {}
+    solved = {}
     for precision in ("no", "bf16"):
         teacher, path = teacher_in(precision, UNET), tmp_path / precision
         seen = []
         teacher.network.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].dtype))
         targets.solve_shard(path, teacher, images, labels, range(24), "paper", "ddim", 10, 4.0, 0, 8)
-        found[precision], _ = load_tensors(path)
+        solved[precision], _ = load_tensors(path)
         assert set(seen) == {torch.float32}
         assert {p.dtype for p in teacher.network.parameters()} == {
             torch.float32 if precision == "no" else torch.bfloat16
         }
-    assert torch.equal(found["bf16"]["x_s"], found["no"]["x_s"])
+    assert torch.equal(solved["bf16"]["x_s"], solved["no"]["x_s"])
     for name in ("x_n", "x_0"):
-        half, whole = found["bf16"][name], found["no"][name]
+        half, whole = solved["bf16"][name], solved["no"][name]
         assert half.dtype == torch.float32
         assert (half.bfloat16().float() != half).float().mean() > 0.9
         assert 1e-6 < apart(half, whole) < 0.05
@@ -262,11 +262,11 @@ def test_a_batch_in_parts_is_the_batch(tmp_path, batches, parts):
         sizes.append(len(batch["x"]))
         return objective(model, batch)
 
-    split, found = fit(tmp_path / "b", batches, watch, accumulate=parts)
+    split, records = fit(tmp_path / "b", batches, watch, accumulate=parts)
     assert sizes == ([4, 4] if parts == 2 else [3, 3, 2]) * 30
     for name, value in whole.items():
         torch.testing.assert_close(split[name], value, rtol=1e-4, atol=1e-5)
-    for ours, other in zip(found, expected):
+    for ours, other in zip(records, expected):
         assert ours["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert ours["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
     if batches is weighted:  # and the weights count
@@ -287,15 +287,15 @@ def test_8_bit_adamw_without_its_package(tmp_path, monkeypatch, caplog):
 def test_8_bit_adamw_where_it_is_installed(monkeypatch, caplog):
     class AdamW8bit(torch.optim.SGD):
         def __init__(self, weights, lr, weight_decay):
-            self.given = lr, weight_decay
+            self.options = lr, weight_decay
             super().__init__(weights, lr=lr)
 
     package, optim = ModuleType("bitsandbytes"), ModuleType("bitsandbytes.optim")
     optim.AdamW8bit = AdamW8bit
     monkeypatch.setitem(sys.modules, "bitsandbytes", package)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
-    made = optimizers.make_optimizer("adamw8bit", list(Net().parameters()), 0.1, 0.2)
-    assert made.given == (0.1, 0.2)
+    optimizer = optimizers.make_optimizer("adamw8bit", list(Net().parameters()), 0.1, 0.2)
+    assert optimizer.options == (0.1, 0.2)
     assert "bitsandbytes" not in caplog.text
 
 
@@ -303,9 +303,9 @@ def test_8_bit_adamw_where_it_is_installed(monkeypatch, caplog):
 
 
 def test_bytes_as_numbers():
-    found = prepare.as_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
-    assert found.dtype == torch.float32
-    assert found.tolist() == pytest.approx([-1.0, -0.6, 1.0], abs=1e-7)
+    numbers = prepare.as_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    assert numbers.dtype == torch.float32
+    assert numbers.tolist() == pytest.approx([-1.0, -0.6, 1.0], abs=1e-7)
     images = torch.rand(2, 3)
     assert prepare.as_float(images) is images
 
@@ -337,17 +337,17 @@ def equal(a, b):
 
 def test_teachers_and_classifiers_of_bytes(tmp_path, both):
     settings = Training(steps=60, batch_size=32, learning_rate=3e-3, warmup_steps=5).model_dump()
-    found = []
+    results = []
     for path in both:
         teacher, judge = places(tmp_path, f"teacher-{path.name}"), places(tmp_path, f"judge-{path.name}")
         network = {"kind": "mlp", "width": 32, "depth": 1}
         recipes.fit_teacher(*teacher, path, network, {"steps": 1000}, 0.1, settings, 0)
         recipes.fit_classifier(*judge, path, "judge", 8, 16, settings, 0)
-        found.append((weights_of(teacher[0]), weights_of(judge[0]), classifier.load(judge[0])))
-    assert equal(found[0][0], found[1][0])
-    assert equal(found[0][1], found[1][1])
-    network, card = found[0][2]
-    assert card == found[1][2][1]
+        results.append((weights_of(teacher[0]), weights_of(judge[0]), classifier.load(judge[0])))
+    assert equal(results[0][0], results[1][0])
+    assert equal(results[0][1], results[1][1])
+    network, card = results[0][2]
+    assert card == results[1][2][1]
     assert card["held_out_accuracy"] > 0.5  # learned, so that it says something
     accuracies = []
     for path in both:

@@ -68,9 +68,9 @@ def save(network: nn.Module, folder: str | Path) -> None:
 def write(network: nn.Module, folder: Path) -> None:
     """Write a network, or its adapters, into a new folder; with a whole network what its scheduler said."""
     network.save_pretrained(folder)
-    told = getattr(network, "scheduler", None)
-    if told is not None and (folder / "config.json").is_file():
-        scheduler.write(folder, told)
+    config = getattr(network, "scheduler", None)
+    if config is not None and (folder / "config.json").is_file():
+        scheduler.write(folder, config)
 
 
 def load(
@@ -103,13 +103,13 @@ def load(
         sizes.check_same(folder, _network_class(kind).sizes)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
-            told = scheduler.read(folder)
+            config = scheduler.read(folder)
             options = (
-                {"strict": True} if kind == "mlp" else {"timesteps": (told or {}).get("num_train_timesteps", 1000)}
+                {"strict": True} if kind == "mlp" else {"timesteps": (config or {}).get("num_train_timesteps", 1000)}
             )
             network = _network_class(kind).from_pretrained(folder, **options)
         check_complete(network, folder)
-        network.scheduler, network.prediction = told, scheduler.prediction_of(told, folder)
+        network.scheduler, network.prediction = config, scheduler.prediction_of(config, folder)
         if prompts:
             network.read_prompts(prompts)
     except ConsistencyError:
@@ -147,8 +147,8 @@ def check_config(folder: str | Path, config: Any, **allowed: tuple[Any, ...]) ->
     """
     for key, values in allowed.items():
         if (value := config.get(key, values[0])) not in values:
-            known = " or ".join(map(str, values))
-            raise MismatchError(f"{folder}: the network's {key} is {str(value)[:60]}; a teacher's is {known}")
+            choice = " or ".join(map(str, values))
+            raise MismatchError(f"{folder}: the network's {key} is {str(value)[:60]}; a teacher's is {choice}")
     if config.out_channels not in (config.in_channels, 2 * config.in_channels):
         raise MismatchError(
             f"{folder}: the network has in_channels {config.in_channels} and out_channels {config.out_channels}; a "

@@ -45,15 +45,15 @@ def prepare(
     if source is None:
         source = downloads.fetch(**settings["download"], megabytes=megabytes)
     try:
-        found = list(datasets.captioned(str(source), settings["side"], account))
-        images = np.stack([image for _, image, _ in found])
+        pairs = list(datasets.captioned(str(source), settings["side"], account))
+        images = np.stack([image for _, image, _ in pairs])
         account.samples = {"train": len(images)}
         check_images(images, account.source)
     finally:
         account.tell()
     read = account.record()
     save_tensors(images_path, {"train_images": images}, {"name": settings["name"], "read": read})
-    write_json(captions_path, {"captions": [caption for _, _, caption in found], "read": read})
+    write_json(captions_path, {"captions": [caption for _, _, caption in pairs], "read": read})
 
 
 @memory_advice("lower data.batch_size")
@@ -135,8 +135,8 @@ def encode_images(path: str | Path, images_path: str | Path, vae: str | Path, ba
     progress, parts = Progress(len(images), "encode images"), []
     with torch.no_grad():
         for batch in images.split(batch_size):
-            found = network.encode(as_float(batch).to(device, network.dtype)).latent_dist.mode()
-            parts.append((found.float() * network.config.scaling_factor).cpu())
+            latents = network.encode(as_float(batch).to(device, network.dtype)).latent_dist.mode()
+            parts.append((latents.float() * network.config.scaling_factor).cpu())
             progress.update(len(batch))
     tensors = {"train_images": torch.cat(parts), "train_labels": torch.arange(len(images))}
     save_tensors(path, tensors, {"name": "latents", "classes": len(images)})

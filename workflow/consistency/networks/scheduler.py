@@ -36,9 +36,9 @@ def read(folder: Path) -> dict[str, Any] | None:
         StorageError: it is no JSON object.
         MismatchError: it states larger numbers than any scheduler has.
     """
-    for place in (folder, folder / "scheduler", folder.parent / "scheduler", folder.parent):
-        if (place / FILE).is_file():
-            config = sizes.check_config(place / FILE)
+    for source in (folder, folder / "scheduler", folder.parent / "scheduler", folder.parent):
+        if (source / FILE).is_file():
+            config = sizes.check_config(source / FILE)
             return config if {"prediction_type", *_KEYS} <= set(config) else _defaults(config) | config
     return None
 
@@ -96,27 +96,27 @@ def _class_of(config: dict[str, Any]) -> type | None:
     import diffusers
 
     name = config.get("_class_name")
-    found = getattr(diffusers, name, None) if isinstance(name, str) else None
-    return found if inspect.isclass(found) and issubclass(found, diffusers.SchedulerMixin) else None
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    return kind if inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin) else None
 
 
 def _defaults(config: dict[str, Any]) -> dict[str, Any]:
-    found = _class_of(config)
-    options = inspect.signature(found.__init__).parameters.values() if found else ()
+    kind = _class_of(config)
+    options = inspect.signature(kind.__init__).parameters.values() if kind else ()
     return {option.name: option.default for option in options if option.default is not option.empty}
 
 
 def _same_betas(config: dict[str, Any], schedule: VPSchedule) -> bool:
     """Whether the scheduler itself, as diffusers makes it, has the preset's ᾱ (float32, so to 1e-3)."""
-    found = _class_of(config)
-    if found is None:  # one that needs a package which is not here
+    kind = _class_of(config)
+    if kind is None:  # one that needs a package which is not here
         return config.get("trained_betas") is None
     try:
-        made = torch.as_tensor(found.from_config(config).alphas_cumprod, dtype=torch.float64)
+        squares = torch.as_tensor(kind.from_config(config).alphas_cumprod, dtype=torch.float64)
     except Exception:  # values that it does not take
         return False
     expected = schedule.alpha[1:] ** 2
-    return made.shape == expected.shape and torch.allclose(made, expected, rtol=1e-3, atol=0)
+    return squares.shape == expected.shape and torch.allclose(squares, expected, rtol=1e-3, atol=0)
 
 
 def _equal(a: Any, b: Any) -> bool:

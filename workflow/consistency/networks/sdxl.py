@@ -77,12 +77,12 @@ class SDXLUNet(nn.Module):
     def _embed(self, cond: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = cond.cpu()
         null = rows == self.classes
-        found = []
+        parts = []
         for name in ("embeddings", "pooled"):
             value = self._prompts[name][rows.masked_fill(null, 0)].to(x)
             value[null.to(x.device)] = 0
-            found.append(value)
-        return found[0], found[1]
+            parts.append(value)
+        return parts[0], parts[1]
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """x (B, C, H, W), t (B,) in 0..T − 1, cond (B,) prompt numbers or `classes` → like x."""

@@ -49,9 +49,9 @@ def check_same(folder: str | Path, sizes: Callable[[Shapes], dict[str, int]]) ->
         MismatchError: another number; one line with the file and the key.
     """
     path = Path(folder) / "config.json"
-    stated, found = read_json(path, sealed=False), shapes(folder)
+    stated, stored = read_json(path, sealed=False), shapes(folder)
     try:
-        weights = sizes(found)
+        weights = sizes(stored)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise StorageError(f"{folder}: its weights are of another network ({error})") from error
     for key, size in weights.items():

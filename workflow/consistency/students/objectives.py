@@ -3,8 +3,7 @@
 An objective is `objective(student, batch, context, **params)`. It returns a prediction and its target, which the
 method's loss compares, or a loss for each sample (B,). It asks the student (`maps.Student`) for points of trajectories,
 X(x_t, t, r) or f(x_t, t). What changes with the step is in the batch and what does not is in the context, so that on a
-GPU a step can be recorded once and replayed (see `graphs`), unless the function has an attribute `capturable` that is
-false.
+GPU a step can be recorded once and replayed (see `graphs`), unless its decorator says `capturable=False`.
 
 A batch holds B draws, from precomputed `targets` or from `pairs` that are computed while training:
 

@@ -55,13 +55,13 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         StorageError: it is missing, damaged, or something else.
     """
-    found = read_json(path)
-    wrong = [key for key, allowed in _KEYS.items() if not allowed(found.get(key))]
+    manifest = read_json(path)
+    wrong = [key for key, allowed in _KEYS.items() if not allowed(manifest.get(key))]
     if wrong:
         raise StorageError(
-            f"{path}: no manifest of targets: {wrong[0]} is {found.get(wrong[0])!r:.60}; delete it and run again"
+            f"{path}: no manifest of targets: {wrong[0]} is {manifest.get(wrong[0])!r:.60}; delete it and run again"
         )
-    return found
+    return manifest
 
 
 def _whole(value: Any, least: int = 1) -> bool:

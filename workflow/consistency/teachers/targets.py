@@ -85,32 +85,32 @@ def solve(
     late, unit = _Late(), _unit(device, batch_size)
     times, waiting, final = torch.tensor(grid), 0, len(grid) - 1
     order = torch.arange(len(x)) if order is None else order
-    rows, place, state = order[:0], start[:0], x[:0].to(device, dtype)
+    rows, k, state = order[:0], start[:0], x[:0].to(device, dtype)
     while True:
-        done = place == final
+        done = k == final
         if done.any():
             late.write(last, rows[done], state[_chosen(done, device)])
             if progress is not None:
                 progress(int(done.sum()))
-            rows, place, state = rows[~done], place[~done], state[_chosen(~done, device)]
+            rows, k, state = rows[~done], k[~done], state[_chosen(~done, device)]
         joining = order[waiting : waiting + batch_size - len(rows)]
         if len(joining):
             waiting += len(joining)
-            rows, place = torch.cat([rows, joining]), torch.cat([place, start[joining]])
+            rows, k = torch.cat([rows, joining]), torch.cat([k, start[joining]])
             state = torch.cat([state, send(x[joining].to(state.dtype), device)])
         if not len(rows):
             late.finish()
             return first, last
         spare = min(-len(rows) % unit, batch_size - len(rows))
         asked = torch.cat([rows, rows[-1:].expand(spare)])
-        t = torch.cat([place, place[-1:].expand(spare)])
+        t = torch.cat([k, k[-1:].expand(spare)])
         state = torch.cat([state, state[-1:].expand(spare, *state.shape[1:])]) if spare else state
         state = solver(state, send(times[t], device), send(times[t + 1], device), eps(asked), schedule)[: len(rows)]
         late.finish()
-        begun = place == start[rows]
+        begun = k == start[rows]
         if begun.any():
             late.write(first, rows[begun], state[_chosen(begun, device)])
-        place = place + 1
+        k = k + 1
 
 
 def _unit(device: torch.device, batch_size: int) -> int:
@@ -236,8 +236,8 @@ def solve_shard(
                 return teacher.eps(send(cond[rows], device), guidance)
 
             order = torch.argsort(k, stable=True)
-            options = {"dtype": teacher.dtype, "order": order, "out": ends}
-            solve(file["x_s"], k, grid, step, eps, schedule, batch_size, device, progress.update, **options)
+            options = {"batch_size": batch_size, "device": device, "dtype": teacher.dtype, "order": order, "out": ends}
+            solve(file["x_s"], k, grid, step, eps, schedule, progress=progress.update, **options)
             steps -= int(k.sum())
         if not all(part.isfinite().all() for value in file.values() for part in value.split(batch_size)):
             raise MismatchError(f"{path}: the teacher's ODE solution is not finite; check teacher, solver and n_steps")
@@ -274,14 +274,14 @@ class TargetReader:
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of a step: x_t, x_r, x_0 (B, …), t, r (B,), cond (B,) (see `objectives`)."""
-        epoch, place = divmod(step, sum(self.batches))
+        epoch, number = divmod(step, sum(self.batches))
         if self._shards[0] != epoch:
             self._shards = epoch, generator(self.seed, "order", epoch).permutation(len(self.batches)).tolist()
         for shard in self._shards[1]:
-            if place < self.batches[shard]:
+            if number < self.batches[shard]:
                 break
-            place -= self.batches[shard]
-        items = self._permutation(epoch, shard)[place * self.batch_size : (place + 1) * self.batch_size]
+            number -= self.batches[shard]
+        items = self._permutation(epoch, shard)[number * self.batch_size : (number + 1) * self.batch_size]
         tensors = self._tensors(shard)
         if self.manifest["mode"] == "paper":
             k = tensors["k"][items]

@@ -116,7 +116,7 @@ def solve(
             progress.update(len(part))
         tensors[name] = torch.cat(parts)
         some = torch.linspace(0, len(y) - 1, min(checked, len(y))).long()
-        second = endpoint(mixture, y[some], start, end, "LSODA", 1e-11, 1e-12)
+        second = endpoint(mixture, y[some], start, end, "LSODA", rtol=1e-11, atol=1e-12)
         difference = (second - tensors[name][some]).abs().max().item()
         if not difference <= tolerance:
             raise MismatchError(f"truth: DOP853 and LSODA differ by {difference:.2g}; allowed: {tolerance:g}")
