@@ -26,9 +26,9 @@ def scripts_that_fork():
     texts = {path.name: path.read_text(encoding="utf-8") for path in (WORKFLOW / "scripts").glob("*.py")}
     names = {name for name, text in texts.items() if "\nfrom _job import " in f"\n{text}"}
     afresh = {"download_mb", *["gpu"] * any(experiment.gpu for experiment in EXPERIMENTS.values())}
-    for rule in workflow.rules:
-        folder, _, name = str(rule.script).rpartition("/")
-        if folder != "../scripts" or afresh & rule.resources.keys():
+    for each in workflow.rules:
+        folder, _, name = str(each.script).rpartition("/")
+        if folder != "../scripts" or afresh & each.resources.keys():
             names.discard(name)
     return sorted(names)
 
