@@ -34,7 +34,10 @@ MODES = {
     "data": {"train_count": 1024, "test_count": 256},
     "network": {"width": 64, "depth": 1},
     "methods": {"mean_flow": MEAN_FLOW},
-    "consistency_training": {"budgets": [0.25], "training": {"steps": 500, "batch_size": 64, "ema_decay": 0.95}},
+    "consistency_training": {
+        "budgets": [0.25],
+        "training": {"steps": 500, "batch_size": 64, "learning_rate": 3e-3, "ema_decay": 0.95},
+    },
     "evaluation": {"count": 128, "sampling_steps": [1, 2]},
     "analysis": {"coupling_methods": []},
     "runs": [{"method": "mean_flow", "seed": 0}],
