@@ -33,6 +33,7 @@ rule measure_data:
 
 rule measure_teacher:
     input:
+        unpack(lambda w: plan_of(w).own_inputs),
         samples=f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
         noise=f"{RESULTS}/{{experiment}}/noise.safetensors",

@@ -12,7 +12,7 @@ def start_jobs_warm():
     if not workflow.local_exec or inside or workflow.deployment_settings.deployment_method:
         return
     # What stands before a script's command would break `cd … && …`.
-    commands = any(one.shellcmd or one.is_run for one in workflow.rules)
+    commands = any(rule.shellcmd or rule.is_run for rule in workflow.rules)
     if commands or Path(shell.get_executable() or "").name != "bash":
         return
     many = len(list(islice(workflow.dag.needrun_jobs(), 5))) == 5
@@ -26,9 +26,9 @@ def scripts_that_fork():
     texts = {path.name: path.read_text(encoding="utf-8") for path in (WORKFLOW / "scripts").glob("*.py")}
     names = {name for name, text in texts.items() if "\nfrom _job import " in f"\n{text}"}
     afresh = {"download_mb", *["gpu"] * any(experiment.gpu for experiment in EXPERIMENTS.values())}
-    for one in workflow.rules:
-        folder, _, name = str(one.script).rpartition("/")
-        if folder != "../scripts" or afresh & one.resources.keys():
+    for each in workflow.rules:
+        folder, _, name = str(each.script).rpartition("/")
+        if folder != "../scripts" or afresh & each.resources.keys():
             names.discard(name)
     return sorted(names)
 

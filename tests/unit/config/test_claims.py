@@ -169,3 +169,16 @@ def test_a_metric_of_the_users_own():
     assert claim.label == "brightness, direct/cm < 1"
     with pytest.raises(ConfigError, match="allowed: ode_error, .*, brightness; did you mean 'brightness'"):
         load(own | {"metric": "brigtness"}, extra_metrics=["brightness"])
+
+
+def test_methods_without_a_condition_or_steps_in_common():
+    with pytest.raises(ConfigError, match=r"^digits: claims\.0: cm and ct-gc have no condition in common; "):
+        load(OWN | {"ours": "ct-gc"})
+    methods = {"late": {"objective": "direct", "least_steps": 2}}
+    for claim, allowed in ((OWN | {"ours": "late"}, 2), (OWN | {"ours": "late", "sampling_steps": 1}, 2)):
+        with pytest.raises(
+            ConfigError, match=rf"claims\.0\.sampling_steps: cm and late .* in \[1\]; allowed: {allowed}"
+        ):
+            config.load_experiment("digits", {"claims": [claim], "methods": methods})
+    later = OWN | {"ours": "late", "sampling_steps": [1, 2]}
+    assert config.load_experiment("digits", {"claims": [later], "methods": methods}).claims

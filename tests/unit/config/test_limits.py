@@ -409,3 +409,17 @@ def test_a_results_folder_is_written_as_snakemake_likes_it(given, used):
 def test_a_home_that_is_not_known():
     with pytest.raises(ConfigError, match="results: '~nobody-here/x' is not allowed; allowed: ~ for a home"):
         config.load({"experiments": ["digits"], "results": "~nobody-here/x"})
+
+
+# Sampling steps
+
+
+def test_a_method_that_begins_with_more_steps_than_are_asked_for():
+    methods = {"late": {"objective": "direct", "least_steps": 4}}
+    runs = [{"method": ["cm", "late"], "n_steps": 5, "seed": 0}]
+    settings = {"methods": methods, "runs": runs, "claims": []}
+    expected = "digits: methods.late: sampled in at least 4 steps, of which evaluation.sampling_steps [1, 2] has none"
+    refused("digits", settings | {"evaluation": {"sampling_steps": [1, 2]}}, expected, "its N is 5")
+    experiment = config.load_experiment("digits", settings | {"evaluation": {"sampling_steps": [1, 2, 4, 8]}})
+    late = next(run for run in config.expand("digits", experiment) if run.method == "late")
+    assert late.sampling_steps(experiment.evaluation.sampling_steps) == [4]

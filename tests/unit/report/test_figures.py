@@ -33,6 +33,7 @@ TARGETS = [
         "seed": s,
         "group": f"ddim-n{n}-w{w}",
         "guidance": float(w),
+        "fewest_steps": 1,
     }
     for (n, w), method, s in itertools.product([(5, 1), (10, 1), (5, 4)], ["cm", "direct"], SEEDS)
 ]

@@ -234,6 +234,9 @@ def check(name: str, experiment: Experiment, runs: list[Run], extra_metrics: Seq
                 _check_words(part, experiment, quantity, extra_metrics)
                 if both <= methods:
                     _check_measured(part, experiment, quantity, [run for run in runs if run.method in both])
+                    _check_paired(
+                        part, experiment, claim, [[r for r in runs if r.method == method] for method in sorted(both)]
+                    )
             if both <= methods:
                 _check_point(where, experiment, quantity)
         for steps in claim.sampling_steps or ():
@@ -285,6 +288,20 @@ def _check_measured(where: str, experiment: Experiment, quantity: Quantity, runs
     ):
         if asked and not there and base in METRICS:
             raise ConfigError(f"{where}.metric: {quantity.metric} is not measured here; allowed with {needs}")
+
+
+def _check_paired(where: str, experiment: Experiment, claim: Claim | Comparison, sides: list[list[Run]]) -> None:
+    """The methods of a quantity, of which these are the runs, share a condition and a number of sampling steps."""
+    configured = experiment.evaluation.sampling_steps
+    wanted = claim.sampling_steps or (configured if claim.universal else [1])
+    groups = set.intersection(*({run.group for run in runs} for runs in sides))
+    steps = set.intersection(*({n for run in runs for n in run.sampling_steps(configured)} for runs in sides))
+    methods = " and ".join(runs[0].method for runs in sides)
+    if not groups:
+        raise ConfigError(f"{where}: {methods} have no condition in common; allowed: methods whose runs share one")
+    if not steps & set(wanted):
+        allowed = ", ".join(map(str, sorted(steps))) or "none"
+        raise ConfigError(f"{where}.sampling_steps: {methods} are not both sampled in {wanted}; allowed: {allowed}")
 
 
 def _check_point(where: str, experiment: Experiment, quantity: Quantity) -> None:

@@ -127,7 +127,7 @@ def sampling_job(experiment: Experiment, run: Run) -> SamplingJob:
         sampler=experiment.registry.get("sampler", run.sampler).call(run.sampler_params),
         sampling_steps=run.sampling_steps(evaluation.sampling_steps),
         n_steps=run.n_steps,
-        budgets=experiment.consistency_training.budgets if run.from_pairs else [],
+        budgets=experiment.consistency_training.budgets if run.from_pairs and run.least_steps == 1 else [],
         count=evaluation.count,
         seed=evaluation.seed,
         batch_size=evaluation.batch_size,

@@ -117,7 +117,7 @@ def check(name: str, experiment: Experiment, runs: list[Run]) -> None:
         ConfigError: one line with the key's path, what was given, what is allowed.
     """
     _lists(name, experiment)
-    _runs(name, runs)
+    _runs(name, experiment, runs)
     _evaluation(name, experiment)
     _trainings(name, experiment, runs)
     needed = uses(experiment, runs)
@@ -147,8 +147,8 @@ def _lists(name: str, experiment: Experiment) -> None:
             raise ConfigError(f"{name}: {path}: {twice[0]} is given twice; allowed: each once")
 
 
-def _runs(name: str, runs: list[Run]) -> None:
-    """Runs and conditions that would share a file."""
+def _runs(name: str, experiment: Experiment, runs: list[Run]) -> None:
+    """Runs and conditions that would share a file; runs of which nothing would be sampled."""
     if pair := _alike([run.run for run in runs]):
         raise ConfigError(f"{name}: runs: {pair[0]} and {pair[1]} differ in case alone; rename a method")
     guidance: dict[str, float] = {}
@@ -157,6 +157,14 @@ def _runs(name: str, runs: list[Run]) -> None:
             raise ConfigError(
                 f"{name}: runs: guidance {guidance[run.condition]!r} and {run.guidance!r} have one name, "
                 f"{run.condition}; allowed: scales that differ in six digits"
+            )
+    numbers = experiment.evaluation.sampling_steps
+    for run in runs:
+        if not run.sampling_steps(numbers):
+            most = f", and its N is {run.n_steps}" if run.n_steps else ""
+            raise ConfigError(
+                f"{name}: methods.{run.method}: sampled in at least {run.least_steps} steps, of which "
+                f"evaluation.sampling_steps {numbers} has none{most}"
             )
 
 

@@ -87,6 +87,7 @@ def _run(experiment: Experiment, row: dict[str, Any]) -> Run:
     flow = line.flow or ("ve" if pairs else "vp")
     parameterisation = line.parameterisation or OF_FLOW[flow]
     coupling, times = line.coupling, line.times
+    sampler = line.sampler or ("flow_map" if parameterisation == "average_velocity" else "renoise")
     if pairs:
         coupling = coupling or Coupling(kind="independent")
         times = times or (None if flow == "ve" else LogitNormal(kind="logit_normal"))
@@ -97,9 +98,9 @@ def _run(experiment: Experiment, row: dict[str, Any]) -> Run:
         draws="pairs" if pairs else "targets",
         flow=flow,
         parameterisation=parameterisation,
-        sampler=line.sampler or ("flow_map" if parameterisation == "average_velocity" else "renoise"),
+        sampler=sampler,
         sampler_params=line.sampler_params,
-        least_steps=line.least_steps,
+        least_steps=max(line.least_steps, experiment.registry.get("sampler", sampler).options.get("least_steps", 1)),
         loss=line.loss or section.loss,
         coupling=coupling,
         velocity=line.velocity,

@@ -207,7 +207,9 @@ class Method(Strict):
         None, description="a function of samplers.py; default: flow_map with average_velocity, else renoise"
     )
     sampler_params: dict[str, Any] = Field({}, description="of the sampler: its keyword parameters")
-    least_steps: Count = Field(1, description="smallest number of sampling steps that is measured")
+    least_steps: Count = Field(
+        1, description="smallest number of sampling steps that is measured; the sampler's own where that is larger"
+    )
 
 
 class Grid(Strict):

@@ -266,9 +266,9 @@ class Plan:
 
     @cached_property
     def rows_pictured(self) -> list[Row]:
-        """`rows` of the runs in the grid of samples."""
-        rows = {row["run"]: row for row in self.rows}
-        return [rows[key] for key in self.pictured]
+        """`rows` of the runs in the grid of samples, each with its smallest number of sampling steps."""
+        rows, configured = {row["run"]: row for row in self.rows}, self.experiment.evaluation.sampling_steps
+        return [rows[key] | {"fewest_steps": min(self.runs[key].sampling_steps(configured))} for key in self.pictured]
 
     def _label(self, run: Run) -> str | None:
         """A method's name in figures and tables, where it is not its key alone: its label, or key and params."""

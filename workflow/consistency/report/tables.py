@@ -239,7 +239,7 @@ def couplings(
     for method, every in summary.groupby("method", sort=False):
         values = every[~every.extractor.isin(extractors[1:])]
         indexed = values.set_index(["metric", "reference", "sampling_steps"])
-        row = {"Method": method_label(method, runs), "Seeds": indexed.n_seeds["frechet_distance", "data", 1]}
+        row = {"Method": method_label(method, runs), "Seeds": values.n_seeds.max()}
         for key, heading in headings.items():
             if key in indexed.index:
                 cell = indexed.loc[key]

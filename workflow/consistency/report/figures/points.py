@@ -1,4 +1,4 @@
-"""Samples in the plane: data, the ODE's true end, the teacher's samples and every method's one step."""
+"""Samples in the plane: data, the ODE's true end, the teacher's samples and every method's in its fewest steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw(
     All panels have the limits of data, truth and teacher; points of a method beyond them are counted.
 
     Args:
-        runs: run, method, group of each row, in the order of `samples` and `teacher`.
+        runs: run, method, group and fewest_steps of each row, in the order of `samples` and `teacher`.
         truth: the ODE's true end from the noise that teacher and methods start from.
         data: its held-out draws are shown.
     """
@@ -44,7 +44,8 @@ def draw(
         teachers = {"Teacher, N steps": (_plane(reference, "samples"), "0.25")}
         row = rows.setdefault(run["group"], fixed | teachers)
         look = looks[run["method"]]
-        row[f"{look['label']}, 1 step"] = _plane(ours, "steps_1"), look["color"]
+        name = f"{look['label']}, {run['fewest_steps']} step{'s' * (run['fewest_steps'] > 1)}"
+        row[name] = _plane(ours, f"steps_{run['fewest_steps']}"), look["color"]
 
     shown = np.concatenate([points for row in rows.values() for points, _ in list(row.values())[:3]])
     margin = 0.08 * np.ptp(shown, axis=0).max()

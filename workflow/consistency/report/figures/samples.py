@@ -23,10 +23,10 @@ def draw(
     teacher: list[str],
     noise: str,
 ) -> Figure:
-    """A block per condition: the teacher's N-step samples, then each method's one-step samples.
+    """A block per condition: the teacher's N-step samples, then each method's, in its fewest steps.
 
     Args:
-        runs: run, method, group of each row, in the order of `samples` and `teacher`.
+        runs: run, method, group and fewest_steps of each row, in the order of `samples` and `teacher`.
         samples, teacher: files of samples; where those are latents, of features, which hold decoded pictures.
         noise: the shared noise file, for the labels above the columns.
     """
@@ -35,15 +35,17 @@ def draw(
     for run, ours, reference in zip(runs, _listed(samples), _listed(teacher), strict=True):
         if run["group"] not in blocks:
             blocks[run["group"]] = [("Teacher", _images(reference, "samples"))]
-        blocks[run["group"]].append((style.method_label(run["method"], runs), _images(ours, "steps_1")))
+        name = style.method_label(run["method"], runs) + f", {run['fewest_steps']} steps" * (run["fewest_steps"] > 1)
+        blocks[run["group"]].append((name, _images(ours, f"steps_{run['fewest_steps']}")))
     rows = sum(len(block) for block in blocks.values())
     figure = plt.figure(figsize=(style.WIDTH, 0.45 * rows + 0.4 * len(blocks)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
+    students = "1 step" if all(run["fewest_steps"] == 1 for run in runs) else "1 step, or as stated"
     heights = [len(block) + 0.9 for block in blocks.values()]
     for part, (group, block) in zip(
         np.atleast_1d(figure.subfigures(len(blocks), 1, height_ratios=heights)), blocks.items(), strict=True
     ):
-        part.suptitle(f"{style.condition_label(group)}; teacher: N steps, students: 1 step", fontsize="small")
+        part.suptitle(f"{style.condition_label(group)}; teacher: N steps, students: {students}", fontsize="small")
         panels = part.subplots(len(block), len(labels), squeeze=False)
         for axes in panels.flat:
             axes.set_visible(False)

@@ -55,7 +55,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
                     )
                     line.append((x["mean"], y["mean"]))
                 axes.plot(*zip(*line, strict=True), color="0.6", linewidth=0.8, zorder=0)
-                if labelled:
+                if labelled and line:
                     name = style.condition_label(group).replace(f", w = {scale:g}", "")
                     axes.annotate(
                         name,
