@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from students import begin
 
 CAPTIONS = [*tiny.CAPTIONS, "a cat and a dog", "dogs"]
-COUNT, SIDE, N, SEED, RANK = 6, 32, 5, 1, 4
+COUNT, SIDE, N, SEED, RANK = 6, 32, 5, 8, 4  # the draws of this seed start at each of the N times
 
 
 class Files:
@@ -172,7 +172,7 @@ def near(ours, expected, tolerance=1e-5):
 def test_targets_student_and_losses_are_the_papers(tmp_path, files, plain, w):
     shard, manifest = solved(tmp_path, files, w)
     expected, drawn = by_hand(files, plain, plain.unet, w)
-    assert {0, N - 1} <= set(drawn["k"].tolist())  # whole solves, and a step that ends at time 0
+    assert set(drawn["k"].tolist()) == set(range(N))  # whole solves, and a step that ends at time 0
     assert torch.equal(shard["k"], drawn["k"])
     for name in ("x_s", "x_n", "x_0"):
         near(shard[name], expected[name])
@@ -325,7 +325,7 @@ def test_adapters_start_at_the_teacher_and_alone_are_trained(files):
 def test_training_moves_the_adapters_alone(tmp_path, files, plain):
     _, manifest = solved(tmp_path, files, 9.0)
     before = weights_sha256(files.teacher)
-    records = fit(tmp_path, files, manifest, steps=4)
+    records = fit(tmp_path, files, manifest, steps=4, learning_rate=1e-3)  # small: each step sees all targets
     assert records[-1]["loss"] < records[0]["loss"]
     assert weights_sha256(files.teacher) == before
     adapters = load_file(tmp_path / "student" / "pytorch_lora_weights.safetensors")

@@ -344,16 +344,15 @@ def test_learning_rate():
 
 
 def test_gradients_are_clipped(tmp_path):
-    model = Net()
     norms = []
 
-    def note(optimizer, *_):
+    def measure(optimizer, args, kwargs):
         gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
         norms.append(torch.cat(gradients).norm().item())
 
-    hook = register_optimizer_step_pre_hook(note)
+    hook = register_optimizer_step_pre_hook(measure)
     try:
-        train(model, Task(objective, batch_at, losses.mse), tmp_path, steps=1, clip_norm=1e-3)
+        train(Net(), Task(objective, batch_at, losses.mse), tmp_path, steps=1, clip_norm=1e-3)
     finally:
         hook.remove()
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
