@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from consistency.config.jobs import SamplingJob, StudentJob
+from consistency.config.registry import BUILT_INS
 from consistency.flow.schedules import VPSchedule
 from consistency.students import maps
 from consistency.training import recipes
@@ -21,22 +22,28 @@ def row(run: str = "x", seed: int = 0) -> dict[str, Any]:
     return {"run": run, "method": run, "seed": seed}
 
 
-def job_of_targets(**changes: Any) -> StudentJob:
+def called(kind: str, name: str) -> dict[str, Any]:
+    """A built-in function as a job names it, with its defaults."""
+    return BUILT_INS.get(kind, name).call({})
+
+
+def job_of_targets(objective: str = "direct", **changes: Any) -> StudentJob:
     """Direct CM with a squared error, full fine-tuning."""
-    settings = {"run": row(), "objective": "direct", "params": {}, "draws": "targets", "loss": {"kind": "mse"}}
-    return StudentJob(**VP | settings | {"training": {}} | changes)
+    settings = {"run": row(), "draws": "targets", "loss": {"kind": "mse"}, "training": {}}
+    return StudentJob(**VP | settings | {"objective": called("objective", objective)} | changes)
 
 
 def job_of_pairs(**changes: Any) -> StudentJob:
     """Consistency training of independent pairs, a small MLP."""
+    coupling = {"kind": "independent"} | changes.pop("coupling", {})
     settings = {
         "run": row(),
-        "objective": "consistency_training",
-        "params": {},
+        "objective": called("objective", "consistency_training"),
         "draws": "pairs",
         "loss": {"kind": "pseudo_huber_norm"},
         "training": {},
-        "coupling": {"kind": "independent"},
+        "coupling": coupling,
+        "coupled_by": called("coupling", coupling["kind"]),
         "times": {"s0": 10, "s1": 1280, "p_mean": -1.1, "p_std": 2.0},
         "network": MLP,
     }
@@ -45,7 +52,7 @@ def job_of_pairs(**changes: Any) -> StudentJob:
 
 def sampling(**changes: Any) -> SamplingJob:
     """How a student of targets, N = 10, is sampled: 12 samples in batches of 5, in one step."""
-    settings = {"sampler": "renoise", "sampler_params": {}, "sampling_steps": [1], "n_steps": 10}
+    settings = {"sampler": called("sampler", "renoise"), "sampling_steps": [1], "n_steps": 10}
     return SamplingJob(**VP | settings | {"count": 12, "seed": 0, "batch_size": 5, "precision": "no"} | changes)
 
 

@@ -4,6 +4,7 @@ import pytest
 from consistency import config
 from consistency.config.claims import CLAIMS, METRICS, Claim
 from consistency.errors import ConfigError
+from helpers import BRIGHTNESS, registry_of
 
 OWN = {"ours": "direct", "other": "cm", "metric": "frechet_distance", "reference": "data", "direction": "below"}
 GAP = {
@@ -164,8 +165,8 @@ def test_claims_of_one_name_say_the_same_in_every_experiment():
 
 
 def test_a_metric_of_the_users_own():
-    own = OWN | {"metric": "brightness", "reference": "none"}
-    [claim] = load(own, extra_metrics=["brightness"])
+    own, registry = OWN | {"metric": "brightness", "reference": "none"}, registry_of(BRIGHTNESS)
+    [claim] = load(own, registry=registry)
     assert claim.label == "brightness, direct/cm < 1"
     with pytest.raises(ConfigError, match="allowed: ode_error, .*, brightness; did you mean 'brightness'"):
-        load(own | {"metric": "brigtness"}, extra_metrics=["brightness"])
+        load(own | {"metric": "brigtness"}, registry=registry)
