@@ -193,14 +193,10 @@ def registry_of(text: str) -> object:
         return Registry.read([file])
 
 
-BRIGHTNESS = """
-from consistency.plugins import metric
-
-
-@metric(direction="lower")
-def brightness(samples, pixels, context):
-    return pixels.mean()
-"""
+def registry_of_metrics(*names: str) -> object:
+    """The built-in functions and metrics of these names."""
+    metrics = "".join(f"@metric\ndef {name}(samples, pixels, context):\n    return 0\n" for name in names)
+    return registry_of(f"from consistency.plugins import metric\n{metrics}")
 
 
 def constant_rate(**changes: object) -> object:

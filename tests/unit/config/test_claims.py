@@ -3,8 +3,9 @@
 import pytest
 from consistency import config
 from consistency.config.claims import CLAIMS, METRICS, Claim
+from consistency.config.registry import BUILT_INS
 from consistency.errors import ConfigError
-from helpers import BRIGHTNESS, registry_of
+from helpers import registry_of_metrics
 
 OWN = {"ours": "direct", "other": "cm", "metric": "frechet_distance", "reference": "data", "direction": "below"}
 GAP = {
@@ -16,8 +17,9 @@ GAP = {
 }
 
 
-def load(*claims, preset="digits", **options):
-    return config.load_experiment(preset, {"claims": list(claims)}, **options).claims
+def load(*claims, preset="digits", extra_metrics=()):
+    registry = registry_of_metrics(*extra_metrics) if extra_metrics else BUILT_INS
+    return config.load_experiment(preset, {"claims": list(claims)}, registry=registry).claims
 
 
 def test_the_papers_claims():
@@ -165,8 +167,8 @@ def test_claims_of_one_name_say_the_same_in_every_experiment():
 
 
 def test_a_metric_of_the_users_own():
-    own, registry = OWN | {"metric": "brightness", "reference": "none"}, registry_of(BRIGHTNESS)
-    [claim] = load(own, registry=registry)
+    own = OWN | {"metric": "brightness", "reference": "none"}
+    [claim] = load(own, extra_metrics=["brightness"])
     assert claim.label == "brightness, direct/cm < 1"
     with pytest.raises(ConfigError, match="allowed: ode_error, .*, brightness; did you mean 'brightness'"):
-        load(own | {"metric": "brigtness"}, registry=registry)
+        load(own | {"metric": "brigtness"}, extra_metrics=["brightness"])
