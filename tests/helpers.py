@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,21 @@ def solved_targets(folder: Path, digits: Path, teacher_folder: Path, count: int)
     chosen = {"mode": "paper", "solver": "ddim", "n_steps": 10, "guidance": 1.0, "seed": 0, "count": count}
     manifest.gather(path, [shard], chosen, storage.weights_sha256(teacher_folder))
     return path
+
+
+def registry_of(text: str) -> object:
+    """The built-in functions and those of a user's file of this text."""
+    from consistency.config.registry import Registry
+
+    with tempfile.TemporaryDirectory() as folder:
+        (file := Path(folder) / "mine.py").write_text(text, encoding="utf-8")
+        return Registry.read([file])
+
+
+def registry_of_metrics(*names: str) -> object:
+    """The built-in functions and metrics of these names."""
+    metrics = "".join(f"@metric\ndef {name}(samples, pixels, context):\n    return 0\n" for name in names)
+    return registry_of(f"from consistency.plugins import metric\n{metrics}")
 
 
 def constant_rate(**changes: object) -> object:

@@ -3,7 +3,9 @@
 import pytest
 from consistency import config
 from consistency.config.claims import CLAIMS, METRICS, Claim
+from consistency.config.registry import BUILT_INS
 from consistency.errors import ConfigError
+from helpers import registry_of_metrics
 
 OWN = {"ours": "direct", "other": "cm", "metric": "frechet_distance", "reference": "data", "direction": "below"}
 GAP = {
@@ -15,8 +17,9 @@ GAP = {
 }
 
 
-def load(*claims, preset="digits", **options):
-    return config.load_experiment(preset, {"claims": list(claims)}, **options).claims
+def load(*claims, preset="digits", extra_metrics=()):
+    registry = registry_of_metrics(*extra_metrics) if extra_metrics else BUILT_INS
+    return config.load_experiment(preset, {"claims": list(claims)}, registry=registry).claims
 
 
 def test_the_papers_claims():

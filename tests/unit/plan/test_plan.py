@@ -10,7 +10,7 @@ from consistency.config import load_experiment
 from consistency.config.settings import Experiment
 from consistency.errors import ConfigError
 from consistency.plan.plan import Plan, megabytes, paper, pattern, row_of
-from helpers import ROOT
+from helpers import ROOT, registry_of
 
 MIXTURE = {
     "kind": "mixture",
@@ -32,6 +32,14 @@ PAIRS = {
     },
     "cd": {"objective": "consistency_training", "velocity": "teacher"},
 }
+MIXED = """
+from consistency.plugins import objective
+
+
+@objective(draws="targets")
+def mixed(student, batch, context, *, share=0.5, kind="a"):
+    return share * batch["x_0"]
+"""
 TARGETS = {"cm": {"objective": "consistency_distillation"}, "direct": {"objective": "direct"}}
 
 
@@ -190,42 +198,53 @@ def test_stats():
 
 def test_training_from_targets(cifar10):
     folder = "results/cifar10/targets/paper-heun-n50-w1"
-    assert cifar10.inputs_of_training("direct-heun-n50-w1-s2") == {
+    assert cifar10.lessons("direct-heun-n50-w1-s2") == {
         "manifest": f"{folder}/manifest.json",
         "shards": [f"{folder}/shard-{shard}.safetensors" for shard in range(8)],
+        "teacher": "results/cifar10/teacher",
+        "initial": "results/cifar10/teacher",
+        "prompts": [],
     }
+
+
+def test_a_student_of_a_closed_form_starts_as_a_network_trained_here():
+    inputs = exact().lessons("cm-ddim-n5-w4-s3")
+    assert (inputs["teacher"], inputs["initial"]) == ("out/small/teacher", "out/small/initial")
 
 
 def test_training_from_targets_of_a_runs_own_mode():
     plan = small(runs=[{"n_steps": 5, "seed": 0, "targets": "trajectory"}], targets={"shards": 1})
-    inputs = plan.inputs_of_training("cm-ddim-n5-w1-trajectory-s0")
+    inputs = plan.lessons("cm-ddim-n5-w1-trajectory-s0")
     assert inputs["shards"] == ["out/small/targets/trajectory-ddim-n5-w1/shard-0.safetensors"]
 
 
 def test_training_from_pairs():
-    plan = of_pairs(*PAIRS)
-    assert plan.inputs_of_training("ic-s0") == {}
-    assert plan.inputs_of_training("online-s0") == {}
-    assert plan.inputs_of_training("cd-s0") == {"teacher": "out/small/teacher"}
-    assert plan.inputs_of_training("frozen-s0") == {"frozen": "out/small/students/ic-s0"}
+    plan, data = of_pairs(*PAIRS), {"data": "out/small/data.safetensors"}
+    assert plan.lessons("ic-s0") == data
+    assert plan.lessons("online-s0") == data
+    assert plan.lessons("cd-s0") == data | {"teacher": "out/small/teacher"}
+    assert plan.lessons("frozen-s0") == data | {"frozen": "out/small/students/ic-s0"}
 
 
 def test_a_frozen_generator_has_the_runs_seed():
     plan = small(methods=PAIRS, runs=[{"method": ["ic", "frozen"], "seed": [0, 7]}])
-    assert plan.inputs_of_training("frozen-s7") == {"frozen": "out/small/students/ic-s7"}
+    assert plan.lessons("frozen-s7")["frozen"] == "out/small/students/ic-s7"
 
 
-def test_who_asks_a_network():
+def test_a_network_that_gives_the_velocity_is_asked_by_its_own_schedule():
+    """And with its own offset of time; a closed form, or pairs alone, have neither."""
     pairs = {"methods": PAIRS, "runs": [{"method": ["ic", "cd"], "seed": 0}]}
-    plan, closed_form = small(**pairs), exact(**pairs)
-    assert [plan.asks_a_network("ic-s0"), plan.asks_a_network("cd-s0")] == [False, True]
-    assert not closed_form.asks_a_network("cd-s0")
+    plan, closed_form = small(teacher={"timestep_offset": 0}, **pairs), exact(**pairs)
+    assert plan.training("cd-s0")["teacher_schedule"] == plan.experiment.schedule.model_dump()
+    assert [plan.training(run)["timestep_offset"] for run in ("cd-s0", "ic-s0")] == [0, -1]
+    assert plan.training("ic-s0")["teacher_schedule"] is closed_form.training("cd-s0")["teacher_schedule"] is None
 
 
 def test_a_runs_own_dropout(cifar10):
     """It replaces the network's, zero too; the preset's own settings stay as they are."""
-    assert cifar10.network("ct-ic-s0")["dropout"] == 0.3
-    assert cifar10.network("ct-gc-s0") == cifar10.network("ct-ic-s0") | {"dropout": 0.0}
+    networks = {run: cifar10.training(run)["network"] for run in ("ct-ic-s0", "ct-gc-s0")}
+    assert networks["ct-ic-s0"]["dropout"] == 0.3
+    assert networks["ct-gc-s0"] == networks["ct-ic-s0"] | {"dropout": 0.0}
     assert cifar10.experiment.network.dropout == 0.3
 
 
@@ -319,6 +338,7 @@ def test_rows():
         "guidance": 1.0,
         "targets": "paper",
         "parameters": "full",
+        "label": None,
     }
     from_pairs = {
         "run": "gc-s0",
@@ -330,6 +350,7 @@ def test_rows():
         "guidance": None,
         "targets": None,
         "parameters": "full",
+        "label": None,
     }
     assert plan.rows == [from_targets, from_pairs]
     assert plan.rows_from_targets == [from_targets]
@@ -342,6 +363,17 @@ def test_rows():
         "guidance": 1.0,
         "seed": 3,
     }
+
+
+def test_labels_of_methods():
+    """The method's own, else its key with the params that are numbers; None where that is the key alone."""
+    mixed = {"objective": "mixed", "params": {"share": 0.5, "kind": "a"}}
+    methods = {"named": mixed | {"label": "Ours"}, "mixed": mixed, "default": {"objective": "mixed"}}
+    changes = {"methods": methods, "runs": [{"method": list(methods), "seed": 0}], "claims": []}
+    plan = Plan("digits", load_experiment("digits", changes, registry=registry_of(MIXED)))
+    labels = {"named": "Ours", "mixed": "mixed (share=0.5)", "default": None}
+    assert {row["method"]: row["label"] for row in plan.rows} == labels
+    assert {row["method"]: row["label"] for row in plan.compared if row["method"] != "teacher"} == labels
 
 
 def test_shares_of_generated_pairs():
@@ -364,7 +396,9 @@ def test_pictured(digits):
         "cm-ddim-n10-w4-s0",
         "direct-ddim-n10-w4-s0",
     ]
-    assert digits.rows_pictured[2] == {"run": "cm-ddim-n10-w4-s0", "method": "cm", "group": "ddim-n10-w4"}
+    assert [row["run"] for row in digits.rows_pictured] == digits.pictured
+    row = digits.rows_pictured[2]
+    assert (row["run"], row["method"], row["group"]) == ("cm-ddim-n10-w4-s0", "cm", "ddim-n10-w4")
     assert of_pairs("ic").pictured == []
 
 
@@ -380,8 +414,10 @@ def test_compared():
         {
             "source": "cm-ddim-n5-w1-s3",
             "method": "cm",
+            "label": None,
             "group": "ddim-n5-w1",
             "seed": 3,
+            "flow": "vp",
             "condition": "ddim-n5-w1",
             "sampling_steps": [1, 5],  # 8 is above its N
         },

@@ -9,6 +9,7 @@ from consistency.config.claims import CLAIMS
 from consistency.errors import MismatchError
 from consistency.files.storage import read_table, write_json
 from consistency.report import tables, verdicts
+from helpers import registry_of_metrics
 
 
 def table(ratios, metric="ode_error", reference="teacher", steps=(1,)):
@@ -238,7 +239,8 @@ OWN = {"ours": "direct", "other": "cm", "metric": "brightness", "reference": "no
 
 def checked(*claims, preset="digits", **more):
     """The claims of a preset that has these, as a job gets them."""
-    loaded = config.load_experiment(preset, {"claims": list(claims)}, extra_metrics=["brightness"], **more).claims
+    registry = registry_of_metrics("brightness")
+    loaded = config.load_experiment(preset, {"claims": list(claims)}, registry=registry, **more).claims
     return [claim.model_dump() for claim in loaded]
 
 

@@ -198,6 +198,11 @@ def _options(file: str | None, kind: str, decorator: ast.expr) -> dict[str, Any]
     return options
 
 
+def _described(kind: str, node: ast.FunctionDef, file: str | None, options: dict[str, Any], source: Source) -> Function:
+    params = _params(file, node)
+    return Function(kind, node.name, file, line=node.lineno, params=params, options=options, source=source)
+
+
 class _Plugin:
     """A user's file, read.
 
@@ -284,8 +289,7 @@ class _Plugin:
             problem = f"has {count} positional arguments; allowed: {allowed}, and params after *"
         if problem:
             raise _error(self.file, node.lineno, f"@{kind}: {name}: {problem}")
-        params, options = _params(self.file, node), _options(self.file, kind, decorator)
-        return Function(kind, name, self.file, node.lineno, params, options, self.source)
+        return _described(kind, node, self.file, _options(self.file, kind, decorator), self.source)
 
 
 def _built_in(kind: str, module: str) -> list[Function]:
@@ -296,7 +300,7 @@ def _built_in(kind: str, module: str) -> list[Function]:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             marks = [d for d in node.decorator_list if isinstance(d, ast.Call) and ast.unparse(d.func) == kind]
             options = {name: value for mark in marks for name, value in _options(module, kind, mark).items()}
-            functions.append(Function(kind, node.name, None, node.lineno, _params(module, node), options, source))
+            functions.append(_described(kind, node, None, options, source))
     return functions
 
 
