@@ -36,8 +36,9 @@ STAGES = {
         shapes = {"noise": (torch.float32, (count, 1, 8, 8)), "labels": (torch.int64, (count,))}
         with tensor_file(files["noise"], shapes):
             pass  # zeros
-        job = SamplingJob(flow="vp", flow_options={}, parameterisation="boundary", sampler="renoise", n_steps=2,
-                          sampler_params={}, sampling_steps=[1], count=count, seed=0, batch_size=4096, precision="no")
+        sampler = BUILT_INS.get("sampler", "renoise").call({})
+        job = SamplingJob(flow="vp", flow_options={}, parameterisation="boundary", sampler=sampler, n_steps=2,
+                          sampling_steps=[1], count=count, seed=0, batch_size=4096, precision="no")
         sampling.sample_student(folder / "s.safetensors", job, files)
     """,
 }
@@ -46,6 +47,7 @@ import logging, sys, torch
 from pathlib import Path
 from consistency import networks
 from consistency.config.jobs import SamplingJob
+from consistency.config.registry import BUILT_INS
 from consistency.files.writers import tensor_file
 from consistency.flow.schedules import VPSchedule
 from consistency.students import sampling

@@ -120,7 +120,7 @@ def test_another_run_of_the_same_seed_gives_the_same_metrics(finished, tmp_path)
 def test_a_teacher_from_a_folder(finished, tmp_path):
     """Source `path`: checked, copied, and what follows is the same; another shape is refused."""
     project = Project(tmp_path)
-    source = shutil.copytree(finished.folder / "results/digits/teacher", tmp_path / "given")
+    source = shutil.copytree(finished.folder / "results/digits/teacher", tmp_path / "teacher")
     project.configure({"teacher": {"source": "path", "path": str(source)}})
     assert "train_teacher" not in project.jobs()
     project.snakemake("results/digits/targets/paper-ddim-n5-w4/manifest.json")
@@ -167,7 +167,8 @@ def test_a_teacher_from_a_pipeline_that_predicts_v(tmp_path, parameters):
     folder = project.folder / "results" / "digits"
     assert json.loads((folder / "teacher/scheduler_config.json").read_text())["prediction_type"] == "v_prediction"
 
-    student = maps.load(folder / "students" / run, folder / "teacher", VPSchedule(1000, 0.0001, 0.02, "linear"), -1)
+    flow = VPSchedule(1000, 0.0001, 0.02, "linear")
+    student = maps.load(folder / "students" / run, flow, timestep_offset=-1, base=folder / "teacher")
     noise, _ = load_tensors(folder / "noise.safetensors")
     found, _ = load_tensors(folder / "samples" / f"{run}.safetensors")
     x, labels = noise["noise"], noise["labels"]
