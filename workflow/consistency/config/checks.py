@@ -168,7 +168,7 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
         raise ConfigError(
             f"{name}: consistency_training.curriculum.s0: {curriculum.s0}; allowed: at most s1 {curriculum.s1}"
         )
-    ids = {run.run: run for run in runs}
+    ids = {run.id: run for run in runs}
     for run in runs:
         where, coupling = f"{name}: methods.{run.method}", run.coupling
         _check_method(where, run)

@@ -332,8 +332,8 @@ class Run(Strict):
         return self.draws == "pairs"
 
     @property
-    def run(self) -> str:
-        """The readable id, such as direct-ddim-n50-w4-s0 or ct-gc-s0."""
+    def id(self) -> str:
+        """A readable one, such as direct-ddim-n50-w4-s0 or ct-gc-s0."""
         return "-".join([self.method, *[self.group] * (not self.from_pairs), f"s{self.seed}"])
 
     @property
