@@ -49,7 +49,7 @@ def test_run_ids_are_readable():
     experiment = config.load_experiment(
         "digits", {"runs": [{"n_steps": 50, "guidance": [4, 7.5], "seed": 0, "parameters": ["full", "lora"]}]}
     )
-    names = [run.run for run in config.expand("digits", experiment)]
+    names = [run.id for run in config.expand("digits", experiment)]
     assert names[0] == "cm-ddim-n50-w4-s0"
     assert "direct-ddim-n50-w7.5-lora-s0" in names
     assert len(names) == 8
@@ -228,7 +228,7 @@ def test_a_suite_stands_for_its_experiments():
 def test_runs_from_pairs_have_neither_solver_nor_targets():
     runs = config.expand("gaussians-modes", config.load_experiment("gaussians-modes"))
     run = next(run for run in runs if run.method == "ct-gc")
-    assert (run.run, run.solver, run.targets, run.from_pairs) == ("ct-gc-s0", None, None, True)
+    assert (run.id, run.solver, run.targets, run.from_pairs) == ("ct-gc-s0", None, None, True)
     assert (run.coupling.kind, run.coupling.share, run.coupling.generator) == ("generator_induced", 0.5, "ema")
     assert next(run for run in runs if run.method == "cd").coupling.kind == "independent"
     shares = {run.coupling.share for run in runs if run.method.startswith("ct-gc")}

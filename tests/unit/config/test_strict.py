@@ -1,14 +1,15 @@
 """YAML keys that stand twice, in every file that is read; and the YAML that the documents show."""
 
 import re
-from pathlib import Path
+import textwrap
 
 import pytest
 from consistency import config
 from consistency.config import strict
+from consistency.config.registry import BUILT_INS
+from consistency.config.settings import Experiment
 from consistency.errors import ConfigError
-
-ROOT = Path(__file__).parents[3]
+from helpers import ROOT, registry_of
 
 
 def refused(text, tmp_path, expected):
@@ -120,18 +121,18 @@ def test_no_file_of_the_repository_has_a_key_twice():
         strict.check(path)
 
 
-# The documents' examples. What their reader writes first, a function, is not known here.
-OWN = {
-    "midpoint": "methods.midpoint.objective: 'midpoint' is not allowed",
-    "mine": "methods.ct-mine.coupling.kind: 'mine'",
-}
+# The documents' examples: settings, and the functions in Python that they name.
 PAGES = [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md", ROOT / "config/README.md"]
+
+
+def blocks(page, language):
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
 BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{number}")
+    pytest.param(page, block, id=f"{page.name}-{number}")
     for page in PAGES
-    for number, block in enumerate(
-        re.findall(r"^ *```yaml\n(.*?)^ *```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    )
+    for number, block in enumerate(blocks(page, "yaml"))
 ]
 
 
@@ -139,20 +140,19 @@ def test_there_are_examples():
     assert len(BLOCKS) >= 4
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_the_examples_of_the_documents(block):
-    content = strict.parse(
-        re.sub(r"^ {3}", "", block, flags=re.MULTILINE) if block.startswith("   ") else block, "page"
-    )
+@pytest.mark.parametrize(("page", "block"), BLOCKS)
+def test_the_examples_of_the_documents(page, block, tmp_path, monkeypatch):
+    """Whole configurations, changes of an experiment, and lines of `methods`."""
+    content = strict.parse(textwrap.dedent(block), "page")
+    functions = "".join(textwrap.dedent(text) for text in blocks(page, "python"))
     if "plugins" in content:
-        return  # test_plugins.py loads it with its file
+        monkeypatch.chdir(tmp_path)
+        for file in content["plugins"]:
+            (tmp_path / file).write_text(functions, encoding="utf-8")
+        content = {"experiments": "digits", **content}
     if "experiments" in content:
         config.load(content)
         return
-    own = next((message for name, message in OWN.items() if name in block), None)
-    if own is None:
-        config.load_experiment("digits", content)
-        return
-    with pytest.raises(ConfigError) as caught:
-        config.load_experiment("digits", content)
-    assert own in str(caught.value)
+    registry = registry_of(functions) if "consistency.plugins" in functions else BUILT_INS
+    changes = content if content.keys() & Experiment.model_fields else {"methods": content}
+    config.load_experiment("digits", changes, registry=registry)

@@ -33,21 +33,24 @@ WORKFLOW = Path(datasets.__file__).parents[2]
 
 @contextmanager
 def light(megabytes=60, seconds=10):
-    """What runs inside takes little memory (of Python and NumPy) and time, and never waits for a FIFO."""
+    """What runs inside takes little memory (of Python and NumPy) and processor time, and never waits for a FIFO."""
 
-    def waits(*_):
-        pytest.fail(f"more than {seconds} s")
+    def too_long(number, _):
+        pytest.fail(f"more than {seconds} s of work" if number == signal.SIGPROF else f"{10 * seconds} s: it waits")
 
-    before = signal.signal(signal.SIGALRM, waits)
-    signal.alarm(seconds)
+    before = {number: signal.signal(number, too_long) for number in (signal.SIGPROF, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.alarm(10 * seconds)  # where other processes have the processors, little work takes long
     tracemalloc.start()
     try:
         yield
         peak = tracemalloc.get_traced_memory()[1] / 1e6
     finally:
         tracemalloc.stop()
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert peak < megabytes, f"{peak:.0f} MB taken, at most {megabytes} expected"
 
 

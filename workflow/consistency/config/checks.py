@@ -168,7 +168,7 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
         raise ConfigError(
             f"{name}: consistency_training.curriculum.s0: {curriculum.s0}; allowed: at most s1 {curriculum.s1}"
         )
-    ids = {run.run: run for run in runs}
+    ids = {run.id: run for run in runs}
     for run in runs:
         where, coupling = f"{name}: methods.{run.method}", run.coupling
         _check_method(where, run)
@@ -194,23 +194,7 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
                     f"consistency_training.edm.sigma_max of at most that, it is {edm.sigma_max:g}"
                 )
         if isinstance(coupling.generator, Frozen):
-            frozen = coupling.generator
-            source = ids.get(f"{frozen.method}-s{run.seed}")
-            if source is None or not source.from_pairs or frozen.method == run.method:
-                allowed = sorted(
-                    {r.method for r in runs if r.from_pairs and r.method != run.method and r.seed == run.seed}
-                )
-                raise ConfigError(
-                    f"{where}.coupling.generator.method: {frozen.method!r} has no run from pairs with seed {run.seed}; "
-                    f"allowed: {', '.join(allowed) or 'none here'}{nearest(frozen.method, allowed)}"
-                )
-            if isinstance(source.coupling.generator, Frozen):
-                raise ConfigError(f"{where}.coupling.generator.method: {frozen.method!r} has a frozen generator itself")
-            if frozen.budget not in settings.budgets:
-                raise ConfigError(
-                    f"{where}.coupling.generator.budget: {frozen.budget:g}; allowed: consistency_training.budgets, "
-                    f"{settings.budgets}"
-                )
+            _check_frozen(where, run, ids, settings.budgets)
         if coupling.kind == "generator_induced" and coupling.generator == "ema" and not settings.training.ema_decay:
             raise ConfigError(
                 f"{where}.coupling.generator: 'ema' without consistency_training.training.ema_decay; allowed: online, "
@@ -232,6 +216,25 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
         raise ConfigError(
             f"{name}: analysis.gradient_budget: {experiment.analysis.gradient_budget:g}; allowed: "
             f"consistency_training.budgets, {settings.budgets}"
+        )
+
+
+def _check_frozen(where: str, run: Run, ids: dict[str, Run], budgets: list[float]) -> None:
+    """That a run's frozen generator is the student of another run, at a share of training that is kept."""
+    frozen = run.coupling.generator
+    source = ids.get(f"{frozen.method}-s{run.seed}")
+    if source is None or not source.from_pairs or frozen.method == run.method:
+        others = [other for other in ids.values() if other.from_pairs and other.seed == run.seed]
+        allowed = sorted({other.method for other in others} - {run.method})
+        raise ConfigError(
+            f"{where}.coupling.generator.method: {frozen.method!r} has no run from pairs with seed {run.seed}; "
+            f"allowed: {', '.join(allowed) or 'none here'}{nearest(frozen.method, allowed)}"
+        )
+    if isinstance(source.coupling.generator, Frozen):
+        raise ConfigError(f"{where}.coupling.generator.method: {frozen.method!r} has a frozen generator itself")
+    if frozen.budget not in budgets:
+        raise ConfigError(
+            f"{where}.coupling.generator.budget: {frozen.budget:g}; allowed: consistency_training.budgets, {budgets}"
         )
 
 

@@ -76,7 +76,7 @@ class SamplingJob(MapJob):
 
 def row_of(run: Run) -> Row:
     """The columns that name a run."""
-    return Row(**{key: getattr(run, key) for key in Row.model_fields})
+    return Row(run=run.id, **{key: getattr(run, key) for key in Row.model_fields if key != "run"})
 
 
 def map_job(experiment: Experiment, run: Run) -> MapJob:

@@ -149,7 +149,7 @@ def _lists(name: str, experiment: Experiment) -> None:
 
 def _runs(name: str, experiment: Experiment, runs: list[Run]) -> None:
     """Runs and conditions that would share a file; runs of which nothing would be sampled."""
-    if pair := _alike([run.run for run in runs]):
+    if pair := _alike([run.id for run in runs]):
         raise ConfigError(f"{name}: runs: {pair[0]} and {pair[1]} differ in case alone; rename a method")
     guidance: dict[str, float] = {}
     for run in runs:
@@ -229,7 +229,7 @@ def _shards(name: str, experiment: Experiment, runs: list[Run]) -> None:
             most = targets.count // -(-batch // pairs)
             raise ConfigError(
                 f"{name}: targets.shards: {targets.shards} of targets.count {targets.count} hold {smallest * pairs} "
-                f"pairs in the smallest, fewer than student.training.batch_size {batch} (run {run.run}); allowed: "
+                f"pairs in the smallest, fewer than student.training.batch_size {batch} (run {run.id}); allowed: "
                 f"{f'at most {most} shards, ' * (most > 0)}a larger targets.count or a smaller batch"
             )
 

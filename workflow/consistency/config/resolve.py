@@ -71,11 +71,11 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
             raise ConfigError(f"{where}: makes {count} runs; allowed: at most {LARGEST_TABLE} in an experiment")
         for values in itertools.product(*axes.values()):
             run = _run(experiment, dict(zip(axes, values, strict=True)))
-            if (other := runs.get(run.run)) is not None:
+            if (other := runs.get(run.id)) is not None:
                 methods_of = {run.method, other.method}
                 of = f", of methods {' and '.join(sorted(methods_of))}" if len(methods_of) > 1 else ""
-                raise ConfigError(f"{where}: run {run.run!r} occurs twice{of}; remove or rename one")
-            runs[run.run] = run
+                raise ConfigError(f"{where}: run {run.id!r} occurs twice{of}; remove or rename one")
+            runs[run.id] = run
     return list(runs.values())
 
 

@@ -11,7 +11,7 @@ from .components import EDM, MLP, Curriculum, Loss, Mse, Network, PseudoHuberNor
 from .functions import CouplingKind, Objective, OwnFigure, OwnMetric, Sampler, Solver
 from .names import condition
 from .registry import BUILT_INS, Registry
-from .sources import NAME, Count, Data, Extractor, Folder, Hub, OneLine, Place, Seed, Strict, TrainedClassifier
+from .sources import NAME, Count, Data, Extractor, Folder, Hub, OneLine, OwnPath, Seed, Strict, TrainedClassifier
 
 # Exact assignment of a batch, at every training step (docs/equations.md says what it costs).
 LARGEST_ASSIGNMENT = 2048
@@ -62,7 +62,7 @@ class TeacherConfig(Strict):
         "train",
         description="train it here, copy a saved folder, download it, or the closed form of data kind mixture",
     )
-    path: Place | None = Field(None, description="folder of a save_pretrained network or pipeline, for source path")
+    path: OwnPath | None = Field(None, description="folder of a save_pretrained network or pipeline, for source path")
     hub: Hub | None = Field(None, description="for source hub")
     subfolder: str | None = Field(None, description="of the network in path or hub, such as unet")
     label_dropout: float = Field(
@@ -334,8 +334,8 @@ class Run(Strict):
         return self.draws == "pairs"
 
     @property
-    def run(self) -> str:
-        """The readable id, such as direct-ddim-n50-w4-s0 or ct-gc-s0."""
+    def id(self) -> str:
+        """A readable one, such as direct-ddim-n50-w4-s0 or ct-gc-s0."""
         return "-".join([self.method, *[self.group] * (not self.from_pairs), f"s{self.seed}"])
 
     @property

@@ -44,8 +44,8 @@ def _one_line(text: str) -> str:
 
 _BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 OneLine = Annotated[str, Field(max_length=1000), AfterValidator(_one_line)]
-Place = Annotated[str, Field(min_length=1), AfterValidator(_at_home)]
-Folder = Annotated[Place, AfterValidator(_plain)]
+OwnPath = Annotated[str, Field(min_length=1), AfterValidator(_at_home)]
+Folder = Annotated[OwnPath, AfterValidator(_plain)]
 
 
 class Strict(BaseModel):
@@ -120,7 +120,7 @@ class Fashion(Labelled):
     """Fashion-MNIST: 60,000 + 10,000 images of 28×28, padded to 32×32."""
 
     kind: Literal["fashion"] = Field(description="fashion, Fashion-MNIST")
-    folder: Place | None = Field(
+    folder: OwnPath | None = Field(
         None, description="folder with the four IDX files; by default Debian's package, else the official address"
     )
 
@@ -129,7 +129,7 @@ class Cifar10(Labelled):
     """CIFAR-10: 50,000 + 10,000 colour images of 32×32."""
 
     kind: Literal["cifar10"] = Field(description="cifar10, CIFAR-10")
-    folder: Place | None = Field(
+    folder: OwnPath | None = Field(
         None, description="folder with cifar-10-binary.tar.gz; by default the cache, filled from the official address"
     )
 
@@ -138,7 +138,7 @@ class ImageNet32(Labelled):
     """ImageNet downsampled to 32×32: 1,281,167 + 50,000 images; registration needed, so placed by hand."""
 
     kind: Literal["imagenet32"] = Field(description="imagenet32, ImageNet at 32×32")
-    folder: Place = Field(description="folder with train_data_batch_1.npz to _10.npz and val_data.npz")
+    folder: OwnPath = Field(description="folder with train_data_batch_1.npz to _10.npz and val_data.npz")
 
 
 class Images(Strict):
@@ -146,7 +146,7 @@ class Images(Strict):
 
     kind: Literal["images"] = Field(description="images, your own")
     name: str = Field(pattern=r"^\w[\w-]*$", description="of the data set, in tables")
-    source: Place = Field(description="folder, archive or pattern of archives, relative to where snakemake is called")
+    source: OwnPath = Field(description="folder, archive or pattern of archives, relative to where snakemake is called")
     side: Count = Field(64, ge=2, description="pixels a side after resizing")
     crop: Count | None = Field(None, description="centre crop before resizing; by default the largest square")
     labels: Literal["folder"] | None = Field(
@@ -163,10 +163,12 @@ class Captions(Strict):
 
     kind: Literal["captions"] = Field(description="captions, images with texts")
     name: str = Field(pattern=r"^\w[\w-]*$", description="of the data set, in tables")
-    source: Place | None = Field(None, description="folder or archive; by default the file at `download`, in the cache")
+    source: OwnPath | None = Field(
+        None, description="folder or archive; by default the file at `download`, in the cache"
+    )
     download: Url | None = Field(None, description="the archive's address")
     side: Count = Field(1024, multiple_of=8, description="pixels a side; the latents have an eighth of them")
-    vae: Hub | Place = Field(description="the VAE's repository, or a local folder")
+    vae: Hub | OwnPath = Field(description="the VAE's repository, or a local folder")
     batch_size: Count = Field(4, description="images or prompts encoded, and latents decoded, together")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="of VAE and text encoders on a GPU")
 

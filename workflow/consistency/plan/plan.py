@@ -20,7 +20,7 @@ from .preflight import weights
 CALLING = {"timestep_offset", "precision", "compile", "hub", "subfolder"}  # keys of a teacher
 PAGE_SEEDS = 3  # most seeds of a method on the page of samples
 TABLE = ("csv", "md", "tex", "html")
-GROUPING = ("run", "method", "seed", "group", "solver", "n_steps", "guidance", "targets", "parameters")
+GROUPING = ("method", "seed", "group", "solver", "n_steps", "guidance", "targets", "parameters")
 
 Row = dict[str, Any]
 
@@ -57,7 +57,7 @@ class Plan:
         """
         self.name, self.experiment = name, experiment
         self.folder, self.job_folder = f"{results}/{name}", f"{job_results or results}/{name}"
-        self.runs = {run.run: run for run in expand(name, experiment)}
+        self.runs = {run.id: run for run in expand(name, experiment)}
         self.from_targets = {key: run for key, run in self.runs.items() if not run.from_pairs}
         self.from_pairs = {key: run for key, run in self.runs.items() if run.from_pairs}
         data, teacher = experiment.data, experiment.teacher
@@ -236,7 +236,7 @@ class Plan:
     @cached_property
     def rows(self) -> list[Row]:
         """Run, method, seed and condition of every run: what claims, tables and figures group by."""
-        return [_columns(run, GROUPING) | {"label": self._label(run)} for run in self.runs.values()]
+        return [{"run": key, **_columns(run, GROUPING), "label": self._label(run)} for key, run in self.runs.items()]
 
     @cached_property
     def rows_from_targets(self) -> list[Row]:
