@@ -13,7 +13,7 @@ from pydantic import ValidationError
 def runs_of(preset, changes=None):
     """The experiment, and its runs by id."""
     experiment = config.load_experiment(preset, changes or {})
-    return experiment, {run.run: run for run in config.expand(preset, experiment)}
+    return experiment, {run.id: run for run in config.expand(preset, experiment)}
 
 
 def first(runs, method):
