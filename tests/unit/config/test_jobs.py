@@ -25,7 +25,7 @@ def test_a_student_of_targets():
     run = first(runs, "cm")
     job = jobs.training_job(experiment, run)
     expected = {
-        "objective": "consistency_distillation",
+        "objective": experiment.registry.get("objective", "consistency_distillation").call({}),
         "draws": "targets",
         "flow": "vp",
         "flow_options": experiment.schedule.model_dump(),
@@ -36,7 +36,7 @@ def test_a_student_of_targets():
     assert {key: job.model_dump()[key] for key in expected} == expected
     assert job.training == experiment.student.training
     assert job.loss == experiment.student.loss
-    assert job.run.model_dump() == {key: getattr(run, key) for key in job.run.model_dump()}
+    assert job.run.model_dump() == {key: getattr(run, {"run": "id"}.get(key, key)) for key in job.run.model_dump()}
     of_pairs = {"coupling", "velocity", "teacher_schedule", "times", "network", "budgets", "lora_rank"}
     defaults = {key: StudentJob.model_fields[key].get_default(call_default_factory=True) for key in of_pairs}
     assert {key: getattr(job, key) for key in of_pairs} == defaults
@@ -67,7 +67,7 @@ def test_a_students_own_adapters_dropout_and_times():
     job = jobs.training_job(experiment, first(runs, "mine"))
     assert (job.flow, job.flow_options, job.parameterisation) == ("linear", {}, "average_velocity")
     assert job.times == times
-    assert jobs.sampling_job(experiment, first(runs, "mine")).sampler == "flow_map"
+    assert jobs.sampling_job(experiment, first(runs, "mine")).sampler["name"] == "flow_map"
 
 
 def test_the_teachers_schedule_belongs_to_those_that_follow_a_network():
@@ -112,10 +112,10 @@ def test_how_a_student_is_sampled():
     method = {"objective": "direct", "sampler": "ddim", "least_steps": 2}
     experiment, runs = runs_of("digits", changes | {"methods": {"mine": method}})
     job = jobs.sampling_job(experiment, first(runs, "mine"))
-    assert (job.sampler, job.sampling_steps, job.n_steps) == ("ddim", [2, 4], 5)  # from its least to its N
+    assert (job.sampler["name"], job.sampling_steps, job.n_steps) == ("ddim", [2, 4], 5)  # from its least to its N
     assert (job.count, job.seed, job.budgets) == (50, 9, [])
     plain = jobs.sampling_job(experiment, first(runs, "cm"))
-    assert (plain.sampler, plain.sampling_steps) == ("renoise", [1, 2, 4])
+    assert (plain.sampler["name"], plain.sampling_steps) == ("renoise", [1, 2, 4])
     exact, runs = runs_of("gaussians-modes")
     pairs = jobs.sampling_job(exact, first(runs, "ct-ic"))
     assert (pairs.budgets, pairs.n_steps) == (exact.consistency_training.budgets, None)

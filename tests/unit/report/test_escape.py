@@ -286,7 +286,7 @@ def test_figures(tmp_path, name):
     assert escape.mathtext(carried(text)) in entries
     assert escape.mathtext(carried(text)) in figure.get_supxlabel()
     _, files, noise, _ = pictures(tmp_path, text, text)
-    run = [{"run": "m", "method": text, "group": "ddim-n5-w1"}]
+    run = [{"run": "m", "method": text, "group": "ddim-n5-w1", "fewest_steps": 1}]
     figure = samples_figure.draw(tmp_path / "s.pdf", tmp_path / "s.png", run, files[1], files[0], noise)
     labels = [axes.get_ylabel() for part in figure.subfigs for axes in part.axes]
     assert seen.replace("$", r"\$") in labels

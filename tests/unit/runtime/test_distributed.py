@@ -71,8 +71,8 @@ def meanflow(name):
         return student.average_velocity(x, t, cond, r), v - (t - r)[:, None, None, None] * slope
 
     folder, stats, side = places(name)
-    settings = loop.Settings(**training.model_dump())
-    records = loop.train(model, objective, losses.mse, source, settings, 3, side, {}, name, source.prepare)
+    task = loop.Task(objective, source, losses.mse, source.prepare, source.together)
+    records = loop.train(model, task, training, seed=3, side_folder=side, fingerprint={}, what=name)
     if records is not None:
         maps.save(model, folder, {})
         write_records(stats, records)
