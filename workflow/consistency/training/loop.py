@@ -55,7 +55,7 @@ def train(
     what: str = "train",
     snapshots: dict[Path, int] | None = None,
 ) -> list[dict[str, float]] | None:
-    """Train `model` in place.
+    """Train `model` itself, not a copy.
 
     Args:
         model: its parameters with requires_grad are trained; with EMA they end as the average.
