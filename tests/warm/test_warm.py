@@ -390,6 +390,7 @@ def start(project, *arguments, **environment):
         return subprocess.Popen(command, cwd=project.folder, env=variables, stdout=output, stderr=output), said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["switched off", "deleted"])
 def test_results_are_those_of_fresh_processes(finished, tmp_path, how):
     """The same bytes, from data to metrics; also where nothing of the folder is there."""
@@ -432,6 +433,7 @@ def test_jobs_on_a_gpu_and_downloads_start_afresh(tmp_path, gpu):
     assert ({"train_teacher.py", "solve_targets.py"} <= forking) == (gpu == 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "target, threads, forks", [("metrics.csv", 1, True), ("metrics.csv", 2, False), ("teacher", 1, False)]
 )

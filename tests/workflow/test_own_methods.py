@@ -52,6 +52,8 @@ RUNS = {
 }
 STEPS = {method: [2] if method == "two_segments" else [1, 2] for method in RUNS}
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
