@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in set(long)]
     # Workers take files in this order, and a slow one that is begun last would be waited for.
-    items.sort(key=lambda item: item.path.parent.name == "unit")
+    items.sort(key=lambda item: item.path.is_relative_to(Path(__file__).parent / "unit"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -34,7 +34,6 @@ from _job import shared
 from consistency import config as settings
 from consistency import addresses, escape
 from consistency.config import strict
-from consistency.config.registry import Registry
 from consistency.errors import ConsistencyError
 from consistency.files.locks import hold, hold_for
 from consistency.files.storage import check_writable, explain
@@ -77,9 +76,9 @@ with one_line("configuration: "):
     for name in EXPERIMENTS:
         if (Path(JOB_RESULTS) / name).is_dir():
             check_writable(Path(JOB_RESULTS) / name)
-    REGISTRY = Registry.read(CONFIG.plugins)
     PLANS = {name: Plan(name, experiment, RESULTS, JOB_RESULTS) for name, experiment in EXPERIMENTS.items()}
 
+REGISTRY = next(iter(EXPERIMENTS.values())).registry  # one for all of them
 gc.set_threshold(100_000, 50, 50)  # a DAG's objects stay; to look through all of them again and again takes long
 LIVING = []  # what is held as long as this process lives
 if CONFIG.tensorboard:

@@ -304,6 +304,16 @@ GC = {"objective": "consistency_training", "coupling": {"kind": "generator_induc
         ),
         (
             "gaussians-modes",
+            {"methods": {"ct-ic": {"flow": "linear"}}},
+            ["methods.ct-gc-frozen.coupling.generator.method: 'ct-ic' has flow linear; allowed: ve"],
+        ),
+        (
+            "gaussians-modes",
+            {"methods": {"cd": {"flow": "linear"}}},
+            ["analysis.coupling_methods: 'cd' is not a method that learns from pairs, with flow ve"],
+        ),
+        (
+            "gaussians-modes",
             {"runs": [{"method": ["ct-gc"], "solver": "heun"}]},
             ["runs.0: ct-gc: methods that learn from pairs take a row of their own, with method and seed only"],
         ),

@@ -48,7 +48,7 @@ def test_a_student_of_pairs():
     assert (job.draws, job.flow, job.parameterisation, job.velocity) == ("pairs", "ve", "edm", "pair")
     assert job.flow_options == section.edm.model_dump()
     assert (job.coupling.kind, job.coupling.share) == ("generator_induced", 0.5)
-    assert job.times == section.curriculum.model_dump()
+    assert job.times == section.curriculum
     assert job.network == experiment.network.model_dump()
     assert (job.training, job.loss, job.budgets) == (section.training, section.loss, section.budgets)
     assert (job.parameters, job.lora_rank, job.teacher_schedule) == ("full", None, None)
@@ -66,7 +66,8 @@ def test_a_students_own_adapters_dropout_and_times():
     experiment, runs = runs_of("gaussians-modes", changes | {"analysis": {"coupling_methods": []}})
     job = jobs.training_job(experiment, first(runs, "mine"))
     assert (job.flow, job.flow_options, job.parameterisation) == ("linear", {}, "average_velocity")
-    assert job.times == times
+    assert job.times.model_dump() == times
+    assert StudentJob(**job.model_dump()).times == job.times  # as a job gets it
     assert jobs.sampling_job(experiment, first(runs, "mine")).sampler["name"] == "flow_map"
 
 

@@ -32,6 +32,14 @@ PAIRS = {
     },
     "cd": {"objective": "consistency_training", "velocity": "teacher"},
 }
+OF_PAIRS = """
+from consistency.plugins import objective
+
+
+@objective(draws="pairs")
+def own(student, batch, context):
+    return batch["x_t"], batch["x_t"]
+"""
 MIXED = """
 from consistency.plugins import objective
 
@@ -380,6 +388,14 @@ def test_shares_of_generated_pairs():
     """μ, of the runs that the comparison by μ has: independent pairs are its 0; other generators and velocities are none."""
     shares = {row["method"]: row["share"] for row in of_pairs(*PAIRS).rows_from_pairs}
     assert shares == {"ic": 0.0, "gc": 0.3, "online": None, "frozen": None, "cd": None}
+
+
+def test_an_objective_of_ones_own_is_not_compared_by_its_share():
+    methods = {"ic": PAIRS["ic"], "own": {"objective": "own"}, "mean_flow": {"objective": "own", "flow": "linear"}}
+    changes = {"methods": methods, "runs": [{"method": list(methods), "seed": 0}], "claims": []}
+    changes |= {"analysis": {"coupling_methods": []}}
+    plan = Plan("digits", load_experiment("digits", changes, registry=registry_of(OF_PAIRS)))
+    assert {row["method"]: row["share"] for row in plan.rows_from_pairs} == {"ic": 0.0, "own": None, "mean_flow": None}
 
 
 def test_rows_analysed(modes):

@@ -200,12 +200,16 @@ def check_pairs(name: str, experiment: Experiment, runs: list[Run]) -> None:
                 f"{where}.coupling.generator: 'ema' without consistency_training.training.ema_decay; allowed: online, "
                 "a frozen one, or an ema_decay"
             )
-    allowed = [method for method in experiment.methods if experiment.draws(method) == "pairs"]
+    allowed = [
+        method
+        for method, line in experiment.methods.items()
+        if experiment.draws(method) == "pairs" and line.flow in (None, "ve")
+    ]
     for method in experiment.analysis.coupling_methods:
         if method not in allowed:
             raise ConfigError(
-                f"{name}: analysis.coupling_methods: {method!r} is not a method that learns from pairs; allowed: "
-                f"{', '.join(allowed) or 'none here'}{nearest(method, allowed)}"
+                f"{name}: analysis.coupling_methods: {method!r} is not a method that learns from pairs, with flow ve; "
+                f"allowed: {', '.join(allowed) or 'none here'}{nearest(method, allowed)}"
             )
     if 2 * experiment.analysis.batch_size > experiment.analysis.count:
         raise ConfigError(
@@ -229,6 +233,11 @@ def _check_frozen(where: str, run: Run, ids: dict[str, Run], budgets: list[float
         raise ConfigError(
             f"{where}.coupling.generator.method: {frozen.method!r} has no run from pairs with seed {run.seed}; "
             f"allowed: {', '.join(allowed) or 'none here'}{nearest(frozen.method, allowed)}"
+        )
+    if source.flow != run.flow:
+        raise ConfigError(
+            f"{where}.coupling.generator.method: {frozen.method!r} has flow {source.flow}; allowed: {run.flow}, the "
+            "run's own"
         )
     if isinstance(source.coupling.generator, Frozen):
         raise ConfigError(f"{where}.coupling.generator.method: {frozen.method!r} has a frozen generator itself")

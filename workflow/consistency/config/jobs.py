@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from .components import Curriculum
 from .settings import (
     ConsistencyTraining,
     Coupling,
     Experiment,
     FlowName,
+    LogitNormal,
     Loss,
     Parameterisation,
     Run,
@@ -56,7 +58,7 @@ class StudentJob(MapJob):
     coupled_by: Call | None = None
     velocity: Literal["pair", "teacher"] = "pair"
     teacher_schedule: dict[str, Any] | None = None
-    times: dict[str, Any] | None = None
+    times: Curriculum | LogitNormal | None = None
     network: dict[str, Any] | None = None
     budgets: list[float] = Field([])
 
@@ -109,7 +111,7 @@ def training_job(experiment: Experiment, run: Run) -> StudentJob:
             "coupled_by": experiment.registry.get("coupling", run.coupling.kind).call({}),
             "velocity": run.velocity,
             "teacher_schedule": experiment.schedule.model_dump() if _asks_a_network(experiment, run) else None,
-            "times": (run.times or chosen.curriculum).model_dump(),
+            "times": run.times or chosen.curriculum,
             "network": network if run.dropout is None else network | {"dropout": run.dropout},
             "budgets": chosen.budgets,
         }

@@ -330,8 +330,10 @@ def _columns(run: Run, names: Iterable[str]) -> Row:
 
 
 def _share(run: Run) -> float | None:
-    """μ of a run from pairs, where it belongs to the comparison by μ: its generator is the student's average, or no
-    pair is generated. None: it does not."""
+    """μ of a run from pairs, where it belongs to the comparison by μ: it is consistency training whose generator is the
+    student's average, or where no pair is generated. None: it does not."""
+    if run.objective != "consistency_training":
+        return None
     if run.coupling.kind == "generator_induced" and run.coupling.generator == "ema":
         return run.coupling.share
     return 0.0 if run.coupling.kind == "independent" and run.velocity == "pair" else None

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from .. import networks
+from ..config.settings import OF_FLOW
 from ..errors import ConsistencyError, StorageError
 from ..files.storage import atomic, check_folder, check_tensors, load_tensors, write_json
 from ..flow.schedules import Flow
 from ..networks import LORA_FILE, first_line, sizes
 from ..runtime.devices import HALF
 from .derivatives import along
-from .parameterisations import PARAMETERISATIONS, of_flow
+from .parameterisations import PARAMETERISATIONS
 
 Tensor = torch.Tensor
 Time = torch.Tensor | float
@@ -34,8 +35,7 @@ class FlowMap(nn.Module):
     def __init__(self, network: nn.Module, flow: Flow, parameterisation: str | None = None, timestep_offset: int = -1):
         super().__init__()
         self.network, self.flow = network, flow
-        name = parameterisation or of_flow(flow)
-        self.parameterisation = PARAMETERISATIONS[name](flow, timestep_offset)
+        self.parameterisation = PARAMETERISATIONS[parameterisation or OF_FLOW[flow.name]](flow, timestep_offset)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

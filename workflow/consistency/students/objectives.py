@@ -14,7 +14,7 @@ A batch holds B draws, from precomputed `targets` or from `pairs` that are compu
     velocity     (B, …)        of pairs: dx_t/dt of the pair, or of the teacher's flow
     cond         (B,)          the condition
     weight       (B,)          of pairs: what the loss of each sample is multiplied with
-    progress     (B,)          of pairs: the share of the training that is done
+    progress     (B,)          the share of the training that is done
 
 Targets were all solved beforehand by the `targets` stage, with guidance; all methods of a comparison read the same ones
 in the same order.

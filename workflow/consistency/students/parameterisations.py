@@ -23,7 +23,6 @@ Time = torch.Tensor | float
 class Parameterisation:
     """A consistency function of one time; subclasses give `clean`."""
 
-    flow_name: str  # of the flow that it belongs to
     two_times = False  # whether the network is asked with r too
 
     def __init__(self, flow: Flow, timestep_offset: int = -1):
@@ -48,8 +47,6 @@ class Boundary(Parameterisation):
     f(x, 0) = x exactly. There is no guidance inside: one student is distilled at one fixed w. A network that predicts v
     or x_0 is asked for what it predicts, and the estimate of x_0 is computed from that (`predictions`).
     """
-
-    flow_name = "vp"
 
     def clean(self, network: nn.Module, x: Tensor, t: Time, cond: Tensor) -> Tensor:
         """f(x, t); t: timestep(s) 0..T."""
@@ -80,7 +77,6 @@ class EDM(Parameterisation):
     mapped there linearly, which the embedding's first layer could undo.
     """
 
-    flow_name = "ve"
     flow: VESchedule
 
     def __init__(self, flow: VESchedule, timestep_offset: int = -1):
@@ -98,8 +94,6 @@ class EDM(Parameterisation):
 class Trig(Parameterisation):
     """`f(x_t, t) = cos(t) x_t − sin(t) σ_d F(x_t/σ_d, t, c)` (sCM, Lu & Song 2024, eq. 8); f(x, 0) = x exactly."""
 
-    flow_name = "trigflow"
-
     def clean(self, network: nn.Module, x: Tensor, t: Time, cond: Tensor) -> Tensor:
         """f(x, t); t in [0, π/2]."""
         scale = self.flow.noise_scale
@@ -114,7 +108,6 @@ class AverageVelocity(Parameterisation):
     X(x, t, t) = x exactly. The network is asked with t and with the gap t − r, both scaled to its timesteps.
     """
 
-    flow_name = "linear"
     two_times = True
 
     def __call__(self, network: nn.Module, x: Tensor, t: Time, cond: Tensor, r: Time | None, velocity: bool) -> Tensor:
@@ -131,8 +124,3 @@ PARAMETERISATIONS: dict[str, type[Parameterisation]] = {
     "trigflow": Trig,
     "average_velocity": AverageVelocity,
 }
-
-
-def of_flow(flow: Flow) -> str:
-    """The parameterisation that belongs to a flow."""
-    return next(name for name, kind in PARAMETERISATIONS.items() if kind.flow_name == flow.name)

@@ -109,13 +109,12 @@ def sample(
 
 
 def load_students(job: SamplingJob, files: dict[str, str]) -> dict[str, FlowMap]:
-    """ "final" → the student, and by the names of their snapshots those of earlier in its training."""
+    """The student as `final`, and those of earlier in its training by the names of their snapshots."""
     flow, folder = flow_of(job.flow, job.flow_options), files["student"]
     options = {"timestep_offset": job.timestep_offset, "base": files.get("initial"), "prompts": files.get("prompts")}
-    names = {budget_name(budget): budget_name(budget) for budget in job.budgets}
     return {
-        name: load(folder, flow, job.parameterisation, snapshot=snapshot, **options)
-        for name, snapshot in {"final": None, **names}.items()
+        snapshot or "final": load(folder, flow, job.parameterisation, snapshot=snapshot, **options)
+        for snapshot in (None, *map(budget_name, job.budgets))
     }
 
 

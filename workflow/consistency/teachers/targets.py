@@ -28,6 +28,7 @@ from ..files.writers import Shapes, tensor_file
 from ..flow.schedules import VPSchedule
 from ..flow.solvers import Eps
 from ..flow.streams import generator, generators
+from ..plugins import load
 from ..runtime.devices import pick_device, send
 from ..runtime.progress import Progress
 from .manifest import read
@@ -39,10 +40,8 @@ Solver = Any
 
 
 def solver_named(name: str) -> Solver:
-    """The public function of `solvers` with that name."""
-    from ..flow import solvers
-
-    return getattr(solvers, name)
+    """The solver of that name."""
+    return load("solver", name)
 
 
 def solve(

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .. import networks
+from ..config.components import Curriculum
 from ..config.jobs import StudentJob
 from ..config.registry import loaded
 from ..config.settings import Training
@@ -276,11 +277,10 @@ def _from_pairs(job: StudentJob, files: dict[str, str], flow: Flow) -> Lesson:
         name = maps.budget_name(generate.budget)
         generate = maps.load(files["frozen"], flow, job.parameterisation, snapshot=name).to(device)
         inputs["frozen_sha256"] = sha256(Path(files["frozen"]) / "snapshots" / f"{name}.safetensors")
-    times = (
-        CurriculumTimes(flow, job.training.steps, **job.times)
-        if "s0" in job.times
-        else LogitNormalTimes(flow, **{key: value for key, value in job.times.items() if key != "kind"})
-    )
+    if isinstance(job.times, Curriculum):
+        times = CurriculumTimes(flow, job.training.steps, **job.times.model_dump())
+    else:
+        times = LogitNormalTimes(flow, **job.times.model_dump(exclude={"kind"}))
     source = PairSource(
         images,
         labels,
