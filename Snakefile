@@ -26,6 +26,7 @@ if WARM:
 wildcard_constraints:
     experiment=pattern(EXPERIMENTS),
     condition=pattern(name for planned in PLANS.values() for name in planned.conditions),
+    replicate=pattern(end for planned in PLANS.values() for end in planned.replicates),
     run=pattern(run for planned in PLANS.values() for run in planned.runs),
     mode="paper|trajectory",
     shard=r"\d+",

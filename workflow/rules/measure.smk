@@ -34,17 +34,17 @@ rule measure_data:
 rule measure_teacher:
     input:
         unpack(lambda w: plan_of(w).own_inputs),
-        samples=f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}.safetensors",
+        samples=f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}{{replicate}}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
-        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+        noise=f"{RESULTS}/{{experiment}}/noise{{replicate}}.safetensors",
         weights=weights_of,
         captions=lambda w: plan_of(w).captions,
-        truth=lambda w: plan_of(w).truth,
+        truth=lambda w: plan_of(w).truth(w.replicate),
     output:
-        features=f"{RESULTS}/{{experiment}}/features/teacher-{{condition}}.safetensors",
-        metrics=f"{RESULTS}/{{experiment}}/metrics/teacher-{{condition}}.json",
+        features=f"{RESULTS}/{{experiment}}/features/teacher-{{condition}}{{replicate}}.safetensors",
+        metrics=f"{RESULTS}/{{experiment}}/metrics/teacher-{{condition}}{{replicate}}.json",
     log:
-        f"{RESULTS}/logs/{{experiment}}/measure_teacher-{{condition}}.log",
+        f"{RESULTS}/logs/{{experiment}}/measure_teacher-{{condition}}{{replicate}}.log",
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -53,7 +53,7 @@ rule measure_teacher:
         gpu=gpus,
         runtime=minutes,
     params:
-        run=lambda w: {"run": f"teacher-{w.condition}", "method": "teacher", **plan_of(w).conditions[w.condition]},
+        run=lambda w: plan_of(w).teacher_row(w.condition, w.replicate),
         neighbours=lambda w: preset(w).evaluation.neighbours,
         extract=lambda w: plan_of(w).measuring,
         vae=lambda w: plan_of(w).vae,
@@ -71,10 +71,8 @@ rule measure_student:
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
         samples=f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
-        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
         weights=weights_of,
         captions=lambda w: plan_of(w).captions,
-        truth=lambda w: plan_of(w).truth,
     output:
         features=f"{RESULTS}/{{experiment}}/features/{{run}}.safetensors",
         metrics=f"{RESULTS}/{{experiment}}/metrics/{{run}}.json",
@@ -105,7 +103,7 @@ rule measure_couplings:
     input:
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
-        teacher=lambda w: f"{RESULTS}/{w.experiment}/teacher" if plan_of(w).exact else [],
+        teacher=lambda w: plan_of(w).teacher("") if plan_of(w).exact else [],
     output:
         metrics=f"{RESULTS}/{{experiment}}/metrics/couplings-{{run}}.json",
         curves=f"{RESULTS}/{{experiment}}/couplings/{{run}}.safetensors",
@@ -128,8 +126,8 @@ rule measure_couplings:
 rule measure_orders:
     input:
         teacher=f"{RESULTS}/{{experiment}}/teacher",
-        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        truth=lambda w: plan_of(w).truth,
+        noise=lambda w: plan_of(w).noise(plan_of(w).shown),
+        truth=lambda w: plan_of(w).truth(plan_of(w).shown),
     output:
         f"{RESULTS}/{{experiment}}/metrics/orders.json",
     log:

@@ -148,7 +148,7 @@ FIGURES = {
         lambda plan: {
             "samples": plan.pictures(plan.pictured),
             "teacher": plan.pictures(plan.teachers(plan.pictured)),
-            "noise": f"{plan.folder}/noise.safetensors",
+            "noise": plan.noise(plan.shown),
         },
     ),
     "points": (
@@ -158,7 +158,7 @@ FIGURES = {
         lambda plan: {
             "samples": plan.samples(plan.pictured),
             "teacher": plan.samples(plan.teachers(plan.pictured)),
-            "truth": plan.truth,
+            "truth": plan.truth(plan.shown),
             "data": f"{plan.folder}/data.safetensors",
         },
     ),

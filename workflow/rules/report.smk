@@ -8,8 +8,8 @@ rule page_samples:
     input:
         samples=lambda w: plan_of(w).samples(row["source"] for row in plan_of(w).compared),
         pictures=lambda w: plan_of(w).pictures(row["source"] for row in plan_of(w).compared),
-        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
-        truth=lambda w: plan_of(w).truth,
+        noise=lambda w: plan_of(w).noise(plan_of(w).shown),
+        truth=lambda w: plan_of(w).truth(plan_of(w).shown),
         captions=lambda w: plan_of(w).captions,
         code=workflow.source_path("../consistency/report/pages/samples.py"),
         template=workflow.source_path("../consistency/report/pages/samples.html"),

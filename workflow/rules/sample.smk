@@ -5,7 +5,6 @@ rule sample_student:
     input:
         unpack(lambda w: plan_of(w).sampled_from(w.run)),
         student=f"{RESULTS}/{{experiment}}/students/{{run}}",
-        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
     output:
         f"{RESULTS}/{{experiment}}/samples/{{run}}.safetensors",
     log:

@@ -5,15 +5,15 @@ rule draw_noise:
     input:
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
     output:
-        f"{RESULTS}/{{experiment}}/noise.safetensors",
+        f"{RESULTS}/{{experiment}}/noise{{replicate}}.safetensors",
     log:
-        f"{RESULTS}/logs/{{experiment}}/draw_noise.log",
+        f"{RESULTS}/logs/{{experiment}}/draw_noise{{replicate}}.log",
     cache: CACHED
     conda:
         "../../envs/train.yaml"
     params:
         n_samples=lambda w: preset(w).evaluation.count,
-        seed=lambda w: preset(w).evaluation.seed,
+        seed=lambda w: plan_of(w).redrawn(preset(w).evaluation.seed, w.replicate),
         identity=identity("draw_noise"),
     script:
         "../scripts/draw_noise.py"
@@ -21,14 +21,14 @@ rule draw_noise:
 
 rule teacher_samples:
     input:
-        teacher=f"{RESULTS}/{{experiment}}/teacher",
+        teacher=lambda w: plan_of(w).teacher(w.replicate),
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
-        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+        noise=f"{RESULTS}/{{experiment}}/noise{{replicate}}.safetensors",
         prompts=lambda w: plan_of(w).prompts,
     output:
-        f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}.safetensors",
+        f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}{{replicate}}.safetensors",
     log:
-        f"{RESULTS}/logs/{{experiment}}/teacher_samples-{{condition}}.log",
+        f"{RESULTS}/logs/{{experiment}}/teacher_samples-{{condition}}{{replicate}}.log",
     cache: CACHED
     conda:
         "../../envs/train.yaml"
@@ -54,12 +54,12 @@ rule teacher_samples:
 
 rule solve_truth:
     input:
-        teacher=f"{RESULTS}/{{experiment}}/teacher",
-        noise=f"{RESULTS}/{{experiment}}/noise.safetensors",
+        teacher=lambda w: plan_of(w).teacher(w.replicate),
+        noise=f"{RESULTS}/{{experiment}}/noise{{replicate}}.safetensors",
     output:
-        f"{RESULTS}/{{experiment}}/truth.safetensors",
+        f"{RESULTS}/{{experiment}}/truth{{replicate}}.safetensors",
     log:
-        f"{RESULTS}/logs/{{experiment}}/solve_truth.log",
+        f"{RESULTS}/logs/{{experiment}}/solve_truth{{replicate}}.log",
     wildcard_constraints:
         experiment=experiments_where(lambda planned: planned.exact),
     cache: CACHED
@@ -76,13 +76,13 @@ rule solve_truth:
 
 rule solve_targets:
     input:
-        teacher=f"{RESULTS}/{{experiment}}/teacher",
+        teacher=lambda w: plan_of(w).teacher(w.replicate),
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
         prompts=lambda w: plan_of(w).prompts,
     output:
-        f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}/shard-{{shard}}.safetensors",
+        f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}{{replicate}}/shard-{{shard}}.safetensors",
     log:
-        f"{RESULTS}/logs/{{experiment}}/solve_targets-{{mode}}-{{condition}}-{{shard}}.log",
+        f"{RESULTS}/logs/{{experiment}}/solve_targets-{{mode}}-{{condition}}{{replicate}}-{{shard}}.log",
     cache: CACHED
     priority: 5
     conda:
@@ -99,7 +99,7 @@ rule solve_targets:
         timestep_offset=lambda w: preset(w).teacher.timestep_offset,
         precision=lambda w: preset(w).teacher.precision,
         compile=lambda w: preset(w).teacher.compile,
-        targets=lambda w: preset(w).targets.model_dump(exclude={"mode"}),
+        targets=lambda w: plan_of(w).targets(w.replicate),
         identity=identity("solve_targets"),
     script:
         "../scripts/solve_targets.py"
@@ -107,19 +107,19 @@ rule solve_targets:
 
 rule gather_targets:
     input:
-        teacher=f"{RESULTS}/{{experiment}}/teacher",
-        shards=lambda w: plan_of(w).shards(f"{w.mode}-{w.condition}"),
+        teacher=lambda w: plan_of(w).teacher(w.replicate),
+        shards=lambda w: plan_of(w).shards(f"{w.mode}-{w.condition}{w.replicate}"),
     output:
-        f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}/manifest.json",
+        f"{RESULTS}/{{experiment}}/targets/{{mode}}-{{condition}}{{replicate}}/manifest.json",
     log:
-        f"{RESULTS}/logs/{{experiment}}/gather_targets-{{mode}}-{{condition}}.log",
+        f"{RESULTS}/logs/{{experiment}}/gather_targets-{{mode}}-{{condition}}{{replicate}}.log",
     cache: CACHED
     conda:
         "../../envs/train.yaml"
     params:
         condition=lambda w: plan_of(w).conditions[w.condition],
         n_draws=lambda w: preset(w).targets.count,
-        seed=lambda w: preset(w).targets.seed,
+        seed=lambda w: plan_of(w).targets(w.replicate)["seed"],
         identity=identity("gather_targets"),
     script:
         "../scripts/gather_targets.py"

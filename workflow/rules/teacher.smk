@@ -47,10 +47,10 @@ rule train_teacher:
     input:
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
     output:
-        model=directory(f"{RESULTS}/{{experiment}}/teacher"),
-        stats=f"{RESULTS}/{{experiment}}/stats/teacher.jsonl",
+        model=directory(f"{RESULTS}/{{experiment}}/teacher{{replicate}}"),
+        stats=f"{RESULTS}/{{experiment}}/stats/teacher{{replicate}}.jsonl",
     log:
-        f"{RESULTS}/logs/{{experiment}}/train_teacher.log",
+        f"{RESULTS}/logs/{{experiment}}/train_teacher{{replicate}}.log",
     wildcard_constraints:
         experiment=experiments_where(lambda planned: planned.experiment.teacher.source == "train"),
     cache: CACHED
@@ -63,7 +63,7 @@ rule train_teacher:
         gpu=gpus,
         runtime=minutes,
     params:
-        teacher=lambda w: plan_of(w).teacher,
+        teacher=lambda w: plan_of(w).teacher_training(w.replicate),
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
         identity=identity("train_teacher"),
@@ -158,10 +158,10 @@ rule train_initial:
     input:
         data=f"{RESULTS}/{{experiment}}/data.safetensors",
     output:
-        model=directory(f"{RESULTS}/{{experiment}}/initial"),
-        stats=f"{RESULTS}/{{experiment}}/stats/initial.jsonl",
+        model=directory(f"{RESULTS}/{{experiment}}/initial{{replicate}}"),
+        stats=f"{RESULTS}/{{experiment}}/stats/initial{{replicate}}.jsonl",
     log:
-        f"{RESULTS}/logs/{{experiment}}/train_initial.log",
+        f"{RESULTS}/logs/{{experiment}}/train_initial{{replicate}}.log",
     wildcard_constraints:
         experiment=experiments_where(lambda planned: planned.exact),
     cache: CACHED
@@ -174,7 +174,7 @@ rule train_initial:
         gpu=gpus,
         runtime=minutes,
     params:
-        teacher=lambda w: plan_of(w).teacher,
+        teacher=lambda w: plan_of(w).teacher_training(w.replicate),
         network=lambda w: dump(preset(w).network),
         schedule=lambda w: dump(preset(w).schedule),
         identity=identity("train_teacher"),

@@ -131,7 +131,7 @@ def sampling_job(experiment: Experiment, run: Run) -> SamplingJob:
         n_steps=run.n_steps,
         budgets=experiment.consistency_training.budgets if run.from_pairs and run.least_steps == 1 else [],
         count=evaluation.count,
-        seed=evaluation.seed,
+        seed=experiment.redrawn(evaluation.seed, run.seed),
         batch_size=evaluation.batch_size,
         precision=evaluation.precision,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, model_validator
@@ -226,8 +227,7 @@ class Grid(Strict):
         [1.0], description="w, 1 is no guidance"
     )
     seed: Annotated[list[Seed], *SOME] = Field(
-        [0, 1, 2],
-        description="of the order of a student's draws, and of weights that are not the teacher's",
+        [0, 1, 2], description="of replicates; what each of them redraws, `replicates` says"
     )
     targets: Annotated[list[Mode], *SOME] | None = Field(None, description="default: targets.mode")
     parameters: Annotated[list[Parameters], *SOME] | None = Field(None, description="default: student.parameters")
@@ -268,6 +268,11 @@ class Experiment(Strict):
     methods: dict[str, Method] = Field(description="name → objective; a new method is one line here")
     evaluation: Evaluation = Field(Evaluation(), description="what is sampled and measured")
     runs: list[Grid] = Field(min_length=1, description="the table of runs, as grids")
+    replicates: Literal["all", "students"] = Field(
+        "all",
+        description="what a run's seed redraws: all, which is the teacher's training, targets, noise and student; or "
+        "students, which share the rest, so that intervals cover nothing else",
+    )
     analysis: Analysis = Field(Analysis(), description="what is measured besides, of solvers and couplings")
     mem_mb: Count = Field(2000, description="memory that each job on a network asks Snakemake for, in MB")
     gpu: Annotated[int, Field(ge=0, le=1024)] = Field(
@@ -297,6 +302,13 @@ class Experiment(Strict):
         """What a method learns from, targets or pairs: its own choice, or the objective's."""
         line = self.methods[method]
         return line.draws or self.registry.get("objective", line.objective).options.get("draws", "targets")
+
+    def redrawn(self, seed: int, replicate: int) -> int:
+        """One of the preset's seeds as a replicate has it: its own, where a replicate redraws everything."""
+        if self.replicates == "students":
+            return seed
+        digest = blake2b(f"{seed} {replicate}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 11  # in the range of `Seed`
 
     @property
     def data_set(self) -> str:

@@ -198,17 +198,23 @@ def _teacher(bill: _Bill, runs: list[Run]) -> None:
     """The teacher, its samples and the targets of runs that learn from them."""
     experiment, built = bill.experiment, bill.built
     teacher, targets, evaluation = experiment.teacher, experiment.targets, experiment.evaluation
-    if teacher.source in ("train", "analytic") and runs:
+    redrawn = experiment.replicates == "all"
+    if teacher.source in ("train", "analytic"):
         training = teacher.training
         passes, stored = training.steps * training.batch_size, 4 * built["parameters"] if built else None
-        bill.add("teacher", passes, built, training.precision, stored, share=1 + BACKWARD, steps=training.steps)
-    for condition, run in {run.condition: run for run in runs}.items():
+        for _ in {run.seed if redrawn else None for run in runs}:
+            bill.add("teacher", passes, built, training.precision, stored, share=1 + BACKWARD, steps=training.steps)
+    solved: dict[tuple[str, int | None], list[Run]] = {}
+    for run in runs:
+        solved.setdefault((run.condition, run.seed if redrawn else None), []).append(run)
+    for sharing in solved.values():
+        run = sharing[0]
         calls = CALLS.get(run.solver, 1) * (1 if run.guidance == 1 else 2)
         stored = (1 + min(evaluation.start_times, run.n_steps)) * evaluation.count * bill.sample
         passes = evaluation.count * run.n_steps * calls
         bill.add("teacher samples", passes, bill.teacher, teacher.precision, stored)
         bill.decode(evaluation.count)
-        for mode in {other.targets for other in runs if other.condition == condition}:
+        for mode in {other.targets for other in sharing}:
             steps, kept = ((run.n_steps + 1) / 2, 3) if mode == "paper" else (run.n_steps, run.n_steps + 1)
             passes, stored = targets.count * steps * calls, targets.count * kept * bill.sample
             bill.add("targets", passes, bill.teacher, teacher.precision, stored, jobs=targets.shards)

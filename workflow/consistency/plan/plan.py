@@ -43,8 +43,7 @@ class Plan:
         reference: the part of the data that metrics compare with.
         metrics: the table of metrics.
         pixels: the data as images.
-        initial: the network that students of targets start as: the teacher, or one trained here where it is a formula.
-        truth, prompts, captions: the ODE's true end, the prompts' embeddings and their texts; [] where there are none.
+        prompts, captions: the prompts' embeddings and their texts; [] where there are none.
     """
 
     def __init__(self, name: str, experiment: Experiment, results: str = "results", job_results: str | None = None):
@@ -73,10 +72,48 @@ class Plan:
         self.reference = "test_images" if data.kind == "mixture" else "train_images"
         self.metrics = f"{self.folder}/metrics.csv"
         self.pixels = f"{self.folder}/{'images' if self.in_latents else 'data'}.safetensors"
-        self.initial = f"{self.folder}/{'initial' if self.exact else 'teacher'}"
-        self.truth = f"{self.folder}/truth.safetensors" if self.exact else []
         self.prompts = f"{self.folder}/prompts.safetensors" if self.in_latents else []
         self.captions = f"{self.folder}/captions.json" if self.in_latents else []
+
+    # Replicates: the names of what a seed redraws end with it.
+
+    def replicate(self, run_id: str) -> str:
+        """The end of the names of what a run's seed redraws besides the student: `-s0`, or nothing."""
+        return f"-s{self.runs[run_id].seed}" if self.experiment.replicates == "all" else ""
+
+    @cached_property
+    def replicates(self) -> dict[str, int]:
+        """The end of a replicate's names → its seed, in the table's order."""
+        ends: dict[str, int] = {}
+        for key, run in self.runs.items():
+            ends.setdefault(self.replicate(key), run.seed)
+        return ends
+
+    @cached_property
+    def shown(self) -> str:
+        """The end of the names of the replicate that figures and pages of samples show: the one with most runs."""
+        ends = [self.replicate(key) for key in self.runs]
+        return max(self.replicates, key=ends.count)
+
+    def redrawn(self, seed: int, replicate: str) -> int:
+        """One of the preset's seeds as a replicate has it."""
+        return self.experiment.redrawn(seed, self.replicates[replicate])
+
+    def teacher(self, replicate: str) -> str:
+        """The teacher of a replicate; one that is not trained here is the same for all of them."""
+        return f"{self.folder}/teacher{replicate if self.experiment.teacher.source == 'train' else ''}"
+
+    def initial(self, replicate: str) -> str:
+        """The network that students of targets start as: the teacher, or one trained here where it is a formula."""
+        return f"{self.folder}/initial{replicate}" if self.exact else self.teacher(replicate)
+
+    def noise(self, replicate: str) -> str:
+        """The initial noise that a replicate's samples share."""
+        return f"{self.folder}/noise{replicate}.safetensors"
+
+    def truth(self, replicate: str) -> str | list[str]:
+        """The ODE's true end from a replicate's noise; [] where it is not known."""
+        return f"{self.folder}/truth{replicate}.safetensors" if self.exact else []
 
     @cached_property
     def conditions(self) -> dict[str, Row]:
@@ -93,7 +130,7 @@ class Plan:
     @cached_property
     def sources(self) -> list[str]:
         """All that is measured: data, teacher's conditions, runs, couplings, solvers' orders."""
-        teachers = [f"teacher-{name}" for name in self.conditions]
+        teachers = list(dict.fromkeys(self.teachers(self.from_targets)))
         couplings = [f"couplings-{run}" for run in self.analysed]
         orders = ["orders"] * bool(self.experiment.analysis.order_steps)
         return ["data", *teachers, *self.runs, *couplings, *orders]
@@ -114,7 +151,7 @@ class Plan:
 
     def teachers(self, runs: Iterable[str]) -> list[str]:
         """The teacher's condition of each of these runs, as a source."""
-        return [f"teacher-{self.runs[run].condition}" for run in runs]
+        return [f"teacher-{self.runs[run].condition}{self.replicate(run)}" for run in runs]
 
     def samples(self, sources: Iterable[str]) -> list[str]:
         """The samples of sources, in the space that they are drawn in."""
@@ -141,33 +178,39 @@ class Plan:
     def lessons(self, run_id: str) -> dict[str, Any]:
         """What a student is trained from: targets and the teacher's weights; or data, with the teacher whose velocity
         it follows and the frozen student that generates its pairs."""
-        run, folder = self.runs[run_id], self.folder
+        run, folder, replicate = self.runs[run_id], self.folder, self.replicate(run_id)
         if not run.from_pairs:
-            targets = f"{run.targets}-{run.condition}"
+            targets = f"{run.targets}-{run.condition}{replicate}"
             inputs = {"manifest": f"{folder}/targets/{targets}/manifest.json", "shards": self.shards(targets)}
-            return inputs | {"teacher": f"{folder}/teacher", "initial": self.initial, "prompts": self.prompts}
+            inputs |= {"teacher": self.teacher(replicate), "initial": self.initial(replicate)}
+            return inputs | {"prompts": self.prompts}
         inputs = {"data": f"{folder}/data.safetensors"}
         if run.velocity == "teacher":
-            inputs["teacher"] = f"{folder}/teacher"
+            inputs["teacher"] = self.teacher(replicate)
         if not isinstance(run.coupling.generator, str):
             inputs["frozen"] = f"{folder}/students/{run.coupling.generator.method}-s{run.seed}"
         return inputs
 
     def sampled_from(self, run_id: str) -> dict[str, Any]:
-        """What samples of a student need besides it and the noise: the network under its adapters, and the teacher's
+        """What samples of a student need besides it: the noise, the network under its adapters, the teacher's
         samples."""
+        replicate = self.replicate(run_id)
+        inputs = {"noise": self.noise(replicate)}
         if self.runs[run_id].from_pairs:
-            return {}
+            return inputs
         samples = self.samples(self.teachers([run_id]))[0]
-        return {"initial": self.initial, "prompts": self.prompts, "teacher_samples": samples}
+        return inputs | {"initial": self.initial(replicate), "prompts": self.prompts, "teacher_samples": samples}
 
     def compared_with(self, run_id: str) -> dict[str, str]:
-        """What samples of a student are compared with besides the data: its teacher's."""
+        """What samples of a student are compared with besides the data: the noise, the ODE's true end, the teacher's
+        samples."""
+        replicate = self.replicate(run_id)
+        inputs = {"noise": self.noise(replicate), "truth": self.truth(replicate)}
         if self.runs[run_id].from_pairs:
-            return {}
+            return inputs
         (teacher,) = self.teachers([run_id])
         features = f"{self.folder}/features/{teacher}.safetensors"
-        return {"teacher_samples": self.samples([teacher])[0], "teacher_features": features}
+        return inputs | {"teacher_samples": self.samples([teacher])[0], "teacher_features": features}
 
     @cached_property
     def weights(self) -> list[str]:
@@ -177,10 +220,20 @@ class Plan:
 
     # Params.
 
-    @cached_property
-    def teacher(self) -> Row:
-        """How the teacher is trained, without the keys that say how it is called once it is."""
-        return self.experiment.teacher.model_dump(exclude=CALLING)
+    def teacher_training(self, replicate: str) -> Row:
+        """How a replicate's teacher is trained, without the keys that say how it is called once it is."""
+        teacher = self.experiment.teacher
+        return teacher.model_dump(exclude=CALLING) | {"seed": self.redrawn(teacher.seed, replicate)}
+
+    def targets(self, replicate: str) -> Row:
+        """How a replicate's targets are drawn and solved."""
+        targets = self.experiment.targets
+        return targets.model_dump(exclude={"mode"}) | {"seed": self.redrawn(targets.seed, replicate)}
+
+    def teacher_row(self, condition: str, replicate: str) -> Row:
+        """The columns of metrics.csv that name a replicate's teacher under a condition."""
+        row = {"run": f"teacher-{condition}{replicate}", "method": "teacher", **self.conditions[condition]}
+        return row | ({"seed": self.replicates[replicate]} if replicate else {})
 
     @cached_property
     def measuring(self) -> Row:
@@ -257,10 +310,12 @@ class Plan:
 
     @cached_property
     def pictured(self) -> list[str]:
-        """The ids of the runs in the grid of samples: each method's first seed, under the first condition of each w."""
+        """The ids of the runs in the grid of samples, all from one noise: each method's first seed, under the first
+        condition of each w."""
         first: dict[tuple[float | None, str], str] = {}
         for key, run in self.from_targets.items():
-            first.setdefault((run.guidance, run.method), key)
+            if self.replicate(key) == self.shown:
+                first.setdefault((run.guidance, run.method), key)
         conditions = {self.runs[key].guidance: self.runs[key].group for key in reversed(first.values())}
         return [key for key in first.values() if conditions[self.runs[key].guidance] == self.runs[key].group]
 
@@ -278,13 +333,16 @@ class Plan:
 
     @cached_property
     def compared(self) -> list[Row]:
-        """The sets on the page of samples: the teacher's conditions, and the runs of each method's first seeds."""
+        """The sets on the page of samples, all from one noise: the teacher's conditions, and the runs of each method's
+        first seeds."""
+        runs = {key: run for key, run in self.runs.items() if self.replicate(key) == self.shown}
+        teachers = {run.condition: self.teachers([key])[0] for key, run in runs.items() if not run.from_pairs}
         rows = [
-            {"source": f"teacher-{name}", "method": "teacher", "condition": name, "n_steps": condition["n_steps"]}
-            for name, condition in self.conditions.items()
+            {"source": source, "method": "teacher", "condition": name, "n_steps": self.conditions[name]["n_steps"]}
+            for name, source in teachers.items()
         ]
         seeds: dict[str, list[int]] = {}
-        for key, run in self.runs.items():
+        for key, run in runs.items():
             chosen = seeds.setdefault(run.method, [])
             if run.seed not in chosen and len(chosen) < PAGE_SEEDS:
                 chosen.append(run.seed)
