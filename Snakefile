@@ -24,7 +24,7 @@ if WARM:
 
 
 wildcard_constraints:
-    experiment=pattern(EXPERIMENTS),
+    experiment=pattern(PLANS),
     condition=pattern(name for planned in PLANS.values() for name in planned.conditions),
     replicate=pattern(end for planned in PLANS.values() for end in planned.replicates),
     run=pattern(run for planned in PLANS.values() for run in planned.runs),

@@ -76,7 +76,11 @@ with one_line("configuration: "):
     for name in EXPERIMENTS:
         if (Path(JOB_RESULTS) / name).is_dir():
             check_writable(Path(JOB_RESULTS) / name)
-    PLANS = {name: Plan(name, experiment, RESULTS, JOB_RESULTS) for name, experiment in EXPERIMENTS.items()}
+    # With the experiments that do not run, but train teachers of those that do.
+    PLANS = {
+        name: Plan(name, experiment, RESULTS, JOB_RESULTS)
+        for name, experiment in (EXPERIMENTS | settings.lenders(CONFIG, EXPERIMENTS)).items()
+    }
 
 REGISTRY = next(iter(EXPERIMENTS.values())).registry  # one for all of them
 gc.set_threshold(100_000, 50, 50)  # a DAG's objects stay; to look through all of them again and again takes long
@@ -89,7 +93,7 @@ if workflow.is_main_process:
     if not workflow.output_settings.dryrun and workflow.modifier.is_main_snakefile():
         _results.remember(RESULTS)
 if workflow.output_settings.dryrun:
-    for name, planned in PLANS.items():
+    for name, planned in list(PLANS.items())[: len(EXPERIMENTS)]:
         logger.info(estimates.table(name, planned.experiment, list(planned.runs.values())))
 GPUS = getattr(workflow.global_resources.get("gpu"), "value", None)
 for name, experiment in EXPERIMENTS.items():
@@ -176,7 +180,7 @@ def experiments_where(condition):
 
 def paper_outputs(wildcards):
     """Metrics, claims, tables, figures and pages of every experiment."""
-    return paper(PLANS.values(), RESULTS)
+    return paper([PLANS[name] for name in EXPERIMENTS], RESULTS)
 
 
 def code_of(kind, name):

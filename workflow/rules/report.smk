@@ -55,7 +55,7 @@ rule page_tradeoff:
     conda:
         "../../envs/paper.yaml"
     params:
-        runs={name: planned.rows for name, planned in PLANS.items()},
+        runs={name: PLANS[name].rows for name in EXPERIMENTS},
         titles_json=lambda w: as_json({name: e.title for name, e in EXPERIMENTS.items()}),
     script:
         "../scripts/page.py"

@@ -11,6 +11,7 @@ __all__ = [
     "PRESETS",
     "SCHEMAS",
     "expand",
+    "lenders",
     "load",
     "load_experiment",
     "results_folder",

@@ -10,6 +10,22 @@ from .settings import LARGEST_ASSIGNMENT, OF_FLOW, Experiment, Frozen, Run
 CLASSES = ("digits", "fashion", "cifar10", "imagenet32")  # kinds of data with labels
 
 
+def check_lender(name: str, experiment: Experiment, other: str, lender: Experiment) -> None:
+    """An experiment may use the teacher of another one: both say the same of it.
+
+    Raises:
+        ConfigError: one line with the first key that differs.
+    """
+    if experiment.teacher.source != "train" or lender.teacher.source != "train" or lender.teacher.of:
+        raise ConfigError(f"{name}: teacher.of: {other!r}; allowed: with source train here and there, and no of there")
+    for key in ("data", "schedule", "network", "teacher", "replicates"):
+        ours, theirs = (getattr(e, key) for e in (experiment, lender))
+        if key == "teacher":
+            ours, theirs = (value.model_dump(include={"label_dropout", "seed", "training"}) for value in (ours, theirs))
+        if ours != theirs:
+            raise ConfigError(f"{name}: teacher.of: {other!r} has another {key}; allowed: presets that share it")
+
+
 def check_sources(name: str, experiment: Experiment, runs: list[Run]) -> None:
     """What a teacher's source, the data's kind and the extractors need of each other.
 
@@ -24,6 +40,8 @@ def check_sources(name: str, experiment: Experiment, runs: list[Run]) -> None:
         raise ConfigError(
             f"{name}: teacher.path: {teacher.path!r} with teacher.source {teacher.source}; allowed: with source path"
         )
+    if teacher.of and teacher.source != "train":
+        raise ConfigError(f"{name}: teacher.of: {teacher.of!r}; allowed: with teacher.source train")
     captions = data.kind == "captions"
     if teacher.compile and not captions:
         raise ConfigError(

@@ -215,6 +215,7 @@ def load(
     registry = Registry.read(config.plugins)
     names = [member for name in config.experiments for member in _members(name, presets)]
     limits.check_experiments(names)
+    experiments = {name: load_experiment(name, config.overrides.get(name), presets, registry) for name in names}
     single = [name for name in _presets(presets) if not _is_suite(name, presets)]
     for name in config.overrides:
         where = f"config.yaml: overrides.{name}"
@@ -223,12 +224,12 @@ def load(
             raise ConfigError(f"{where}: a suite has no keys of its own; allowed: its experiments, {members}")
         if name not in single:
             raise ConfigError(f"{where}: unknown; allowed: {', '.join(single)}{nearest(name, single)}")
-        if name not in names and not chosen_elsewhere:
+        lends = name in {experiment.teacher.of for experiment in experiments.values()}
+        if name not in names and not lends and not chosen_elsewhere:
             raise ConfigError(
                 f"{where}: reaches nothing, for {name} is not among the experiments ({', '.join(names)}); add it to "
                 "them, or remove the override"
             )
-    experiments = {name: load_experiment(name, config.overrides.get(name), presets, registry) for name in names}
     claims.check_shared(experiments)
     for name, experiment in experiments.items():
         if changes := config.overrides.get(name):
@@ -236,9 +237,28 @@ def load(
     return config, experiments
 
 
+def lenders(config: Config, experiments: dict[str, Experiment], presets: Path = PRESETS) -> dict[str, Experiment]:
+    """The experiments that do not run, but train the teachers of some that do (`teacher.of`), by name.
+
+    Raises:
+        ConfigError: such an experiment is not there, or its teacher is another one than the borrower says.
+    """
+    lent: dict[str, Experiment] = {}
+    for name, experiment in experiments.items():
+        if (other := experiment.teacher.of) is not None:
+            _check_known(f"{name}: teacher.of", other, [p for p in _presets(presets) if not _is_suite(p, presets)])
+            lender = experiments.get(other) or load_experiment(
+                other, config.overrides.get(other), presets, experiment.registry
+            )
+            checks.check_lender(name, experiment, other, lender)
+            lent |= {} if other in experiments else {other: lender}
+    return lent
+
+
 def warnings(config: Config, experiments: dict[str, Experiment]) -> list[str]:
     """What a loaded configuration may say but probably does not mean, one line each."""
-    left = [name for name in config.overrides if name not in experiments]
+    lent = {experiment.teacher.of for experiment in experiments.values()}
+    left = [name for name in config.overrides if name not in experiments and name not in lent]
     lines = [f"config.yaml: overrides.{name}: not used, because {name} does not run" for name in left]
     for name, experiment in experiments.items():
         runs, changes = expand(name, experiment), config.overrides.get(name, {})

@@ -66,6 +66,11 @@ class TeacherConfig(Strict):
     path: OwnPath | None = Field(None, description="folder of a save_pretrained network or pipeline, for source path")
     hub: Hub | None = Field(None, description="for source hub")
     subfolder: str | None = Field(None, description="of the network in path or hub, such as unet")
+    of: str | None = Field(
+        None,
+        description="with source train: the preset that trains it, for this one too; data, schedule, network, teacher "
+        "and replicates have to be the same there",
+    )
     label_dropout: float = Field(
         0.1, ge=0, lt=1, description="probability of the null class, which every guidance but 1 needs"
     )

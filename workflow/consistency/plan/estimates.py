@@ -199,7 +199,7 @@ def _teacher(bill: _Bill, runs: list[Run]) -> None:
     experiment, built = bill.experiment, bill.built
     teacher, targets, evaluation = experiment.teacher, experiment.targets, experiment.evaluation
     redrawn = experiment.replicates == "all"
-    if teacher.source in ("train", "analytic"):
+    if teacher.source in ("train", "analytic") and not teacher.of:
         training = teacher.training
         passes, stored = training.steps * training.batch_size, 4 * built["parameters"] if built else None
         for _ in {run.seed if redrawn else None for run in runs}:

@@ -17,7 +17,7 @@ from ..config.settings import ConsistencyTraining, Experiment, Run, Student
 from ..config.sources import Hub, Url
 from .preflight import weights
 
-CALLING = {"timestep_offset", "precision", "compile", "hub", "subfolder"}  # keys of a teacher
+CALLING = {"timestep_offset", "precision", "compile", "hub", "subfolder", "of"}  # keys of a teacher
 PAGE_SEEDS = 3  # most seeds of a method on the page of samples
 TABLE = ("csv", "md", "tex", "html")
 GROUPING = ("method", "seed", "group", "solver", "n_steps", "guidance", "targets", "parameters")
@@ -32,6 +32,7 @@ class Plan:
         name: the experiment's.
         experiment: its settings.
         folder: its outputs, as rules name them.
+        lender: the folder of the experiment that trains its teacher, by default its own.
         job_folder: the same folder as a job sees it: a workflow that uses this one as a module may put a prefix before
             `folder` in inputs and outputs, but not in params.
         runs, from_targets, from_pairs: id → run, in the table's order: all of them, and by what they learn from.
@@ -56,6 +57,7 @@ class Plan:
         """
         self.name, self.experiment = name, experiment
         self.folder, self.job_folder = f"{results}/{name}", f"{job_results or results}/{name}"
+        self.lender = f"{results}/{experiment.teacher.of or name}"
         self.runs = {run.id: run for run in expand(name, experiment)}
         self.from_targets = {key: run for key, run in self.runs.items() if not run.from_pairs}
         self.from_pairs = {key: run for key, run in self.runs.items() if run.from_pairs}
@@ -96,12 +98,12 @@ class Plan:
         return max(self.replicates, key=ends.count)
 
     def redrawn(self, seed: int, replicate: str) -> int:
-        """One of the preset's seeds as a replicate has it."""
-        return self.experiment.redrawn(seed, self.replicates[replicate])
+        """One of the preset's seeds as a replicate has it, which may be one of an experiment that borrows the teacher."""
+        return self.experiment.redrawn(seed, int(replicate.removeprefix("-s") or 0))
 
     def teacher(self, replicate: str) -> str:
-        """The teacher of a replicate; one that is not trained here is the same for all of them."""
-        return f"{self.folder}/teacher{replicate if self.experiment.teacher.source == 'train' else ''}"
+        """The teacher of a replicate; one that is not trained is the same for all of them."""
+        return f"{self.lender}/teacher{replicate if self.experiment.teacher.source == 'train' else ''}"
 
     def initial(self, replicate: str) -> str:
         """The network that students of targets start as: the teacher, or one trained here where it is a formula."""
