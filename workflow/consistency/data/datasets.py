@@ -19,7 +19,7 @@ from ..files import bounds
 from ..files.storage import sha256
 from .account import Account
 from .archives import members, reading
-from .captions import captioned, captions  # noqa: F401 (one door for users)
+from .captions import captioned  # noqa: F401 (one door for users)
 from .images import Split, images
 
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
