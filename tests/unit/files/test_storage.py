@@ -130,7 +130,7 @@ def test_the_light_modules_import_no_torch():
     assert done.stdout.strip() == "[]"
 
 
-def test_missing_data_file(monkeypatch):
+def test_missing_data_file(tmp_path, monkeypatch):
     import sklearn.datasets
 
     def missing():
@@ -138,7 +138,7 @@ def test_missing_data_file(monkeypatch):
 
     monkeypatch.setattr(sklearn.datasets, "load_digits", missing)
     with pytest.raises(StorageError, match="digits.csv.gz"):
-        prepare.digits()
+        prepare.prepare(tmp_path / "data", {"kind": "digits", "test_share": 0.2, "seed": 0})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
