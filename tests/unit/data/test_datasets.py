@@ -182,12 +182,6 @@ def test_cifar10(cifar, monkeypatch):
 def test_cifar10_damaged_or_missing(cifar, tmp_path):
     good = {n: d.tobytes() for n, d in cifar_batches().items()}
     refused("cifar-10-binary.tar.gz: no such file; get it from https://www.cs", datasets.cifar10, str(tmp_path))
-    for change, pattern in (
-        ({"data_batch_4.bin": good["data_batch_4.bin"][:-1]}, "holds no data_batch_4.bin of whole records"),
-        ({"test_batch.bin": b""}, "holds no test_batch.bin of whole records"),
-        ({"test_batch.bin": b"\x0a" * 3073}, "test: label 10, allowed: 0 to 9"),
-    ):
-        refused(pattern, datasets.cifar10, str(cifar(good | change)))
     path = cifar(good) / "cifar-10-binary.tar.gz"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
