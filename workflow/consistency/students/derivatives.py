@@ -22,7 +22,7 @@ STEP = 1e-3  # of finite differences, on times and samples of order one
 
 
 def along(
-    function: Callable[..., Tensor], at: tuple[Tensor, ...], direction: tuple[Tensor, ...], exact: bool = True
+    function: Callable[..., Tensor], at: tuple[Tensor, ...], direction: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
     """`function(*at)` and its derivative in that direction, both without gradient.
 
@@ -33,19 +33,17 @@ def along(
 
     Args:
         at: tensors (B, …); direction: one for each, of the same shape.
-        exact: False for central differences.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with torch.no_grad(), torch.autocast(at[0].device.type, enabled=False):
-        if exact:
-            try:
-                with _same_random_numbers(at), sdpa_kernel(SDPBackend.MATH), _ContiguousNorms():
-                    return _forward(function, at, direction)
-            except RuntimeError as error:  # of an operation, or of an autograd.Function, that has no such derivative
-                if is_memory_shortage(error):
-                    raise
-                _warn(str(error).split("\n")[0])
+        try:
+            with _same_random_numbers(at), sdpa_kernel(SDPBackend.MATH), _ContiguousNorms():
+                return _forward(function, at, direction)
+        except RuntimeError as error:  # of an operation, or of an autograd.Function, that has no such derivative
+            if is_memory_shortage(error):
+                raise
+            _warn(str(error).split("\n")[0])
         return _differences(function, at, direction)
 
 
