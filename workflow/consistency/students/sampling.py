@@ -137,7 +137,7 @@ def sample_student(path: str | Path, job: SamplingJob, files: dict[str, str]) ->
     """
     students, sampler = load_students(job, files), partial(loaded(job.sampler), **job.sampler["params"])
     final, device = students["final"], pick_device()
-    noise, labels = load_noise(files["noise"], final.sample_shape, job.count)
+    noise, labels = load_noise(files["noise"], final.network.sample_shape, job.count)
     points, starts = torch.empty(0), []
     if teacher_samples := files.get("teacher_samples"):
         reference, _ = load_tensors(teacher_samples, ["points", "times"])
