@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..errors import MismatchError, StorageError
+from ..errors import StorageError
 from . import bounds
 from .atomic import UNFINISHED, atomic, check_writable, explain, explained, remove_unfinished  # noqa: F401 (one door for users)
 from .filesystems import read_tensors
-from .finite import check_numbers
+from .finite import check_numbers, check_rows
 from .hashes import (  # noqa: F401 (one door for users)
     AGAIN,
     SUMS,
@@ -159,18 +159,6 @@ def read_sealed(path: str | os.PathLike, read: Callable[[BinaryIO], Any] | None 
         return read(file) if read else None
 
 
-def _check_finite(path: str | os.PathLike, name: str, value: Any, light: bool) -> None:
-    if light:
-        from numpy import isfinite
-    else:
-        from torch import isfinite
-    if (finite := isfinite(value)).all():
-        return
-    rows = finite.reshape(len(value) if value.ndim else 1, -1).all(1)
-    first, bad = rows.tolist().index(False), len(rows) - int(rows.sum())
-    raise MismatchError(f"{path}: not written: {name} is not finite in {bad} of {len(rows)} rows, first in row {first}")
-
-
 def save_tensors(
     path: str | os.PathLike,
     tensors: dict[str, torch.Tensor] | dict[str, np.ndarray],
@@ -188,7 +176,7 @@ def save_tensors(
     header = tensor_header(metadata or {})
     light = all(type(v).__module__ == "numpy" for v in tensors.values())
     for name, value in tensors.items():
-        _check_finite(path, name, value, light)
+        check_rows(path, name, value)
     with atomic(path) as temporary:
         if light:
             from numpy import asarray

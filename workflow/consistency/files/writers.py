@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..errors import MismatchError
 from .filesystems import mapped, take
+from .finite import check_rows
 from .storage import atomic, seal_tensors, tensor_header
 
 Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 RESERVE = 1024  # bytes of the header for metadata that is known only at the end
-CHECKED = 1 << 22  # bytes that are looked at at once
 _NAMES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
 
 
@@ -71,21 +69,10 @@ def tensor_file(path: str | os.PathLike, shapes: Shapes) -> Iterator[TensorFile]
                 tensors[name] = flat.reshape(shape)
             yield tensors
             for name, tensor in tensors.items():
-                _check_finite(path, name, tensor)
+                if tensor.is_floating_point():
+                    check_rows(path, name, tensor.numpy())
             head = header(tensors.metadata)
             memory[:8] = length.to_bytes(8, "little")
             memory[8 : 8 + length] = head.ljust(length)  # raises where it is longer
             tensors.clear()
         seal_tensors(temporary)
-
-
-def _check_finite(path: str | os.PathLike, name: str, tensor: torch.Tensor) -> None:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return
-    values, bad = tensor.numpy().reshape(len(tensor), -1), []
-    for first in range(0, len(values), step := max(1, CHECKED // values[0].nbytes)):
-        bad += (first + np.flatnonzero(~np.isfinite(values[first : first + step]).all(1))).tolist()
-    if bad:
-        raise MismatchError(
-            f"{path}: not written: {name} is not finite in {len(bad)} of {len(values)} rows, first in row {bad[0]}"
-        )
