@@ -39,9 +39,9 @@ def check_rows(path: str | os.PathLike, name: str, value: Any) -> None:
     isfinite = import_module("numpy" if type(value).__module__ == "numpy" else "torch").isfinite
     rows, bad = value if value.ndim else value.reshape(1), []
     for first in range(0, len(rows), step := max(1, PIECE // rows[0].nbytes)):
-        piece = rows[first : first + step]
-        whole = isfinite(piece).reshape(len(piece), -1).all(1)
-        if not whole.all():
+        finite = isfinite(rows[first : first + step])
+        if not finite.all():
+            whole = finite.reshape(len(finite), -1).all(1)
             bad += [row for row, fine in enumerate(whole.tolist(), first) if not fine]
     if bad:
         raise MismatchError(
