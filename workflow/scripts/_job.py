@@ -52,9 +52,9 @@ def record(snakemake: Any) -> Any:
     )
 
 
-def inputs(snakemake: Any) -> dict[str, Any]:
-    """A job's named inputs; those that its rule leaves empty are not there."""
-    return {name: value for name, value in snakemake.input.items() if value}
+def inputs(snakemake: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A job's named inputs; those that its rule leaves empty, and those `without`, are not there."""
+    return {name: value for name, value in snakemake.input.items() if value and name not in without}
 
 
 def decoded(params: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def write_text(path: str | os.PathLike, text: str, durable: bool = True) -> None
 
 
 def write_json(path: str | os.PathLike, value: dict[str, Any], durable: bool = True) -> None:
-    """Write `value` as indented JSON, atomically, with one key more: its own sha256 (see the module's head).
+    """Write `value` as indented JSON, atomically, with one key more: its own sha256 (see `hashes`).
 
     Raises:
         MismatchError: a number that is not finite; no later stage shall average over it.

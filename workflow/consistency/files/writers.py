@@ -40,33 +40,26 @@ def tensor_file(path: str | os.PathLike, shapes: Shapes) -> Iterator[TensorFile]
         StorageError: the folder is not writable or the disk is full.
         MismatchError: a number that is not finite.
     """
-    sizes = {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in shapes.items()}
     order = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))  # each begins at a multiple of its size
-    offsets, position = {}, 0
+    entries, size = {}, 0
     for name in order:
-        offsets[name], position = position, position + sizes[name]
+        dtype, shape = shapes[name]
+        start, size = size, size + dtype.itemsize * math.prod(shape)
+        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, size]}
 
     def header(metadata: dict[str, Any]) -> bytes:
-        entries: dict[str, Any] = {"__metadata__": tensor_header(metadata)}
-        for name in order:
-            dtype, shape = shapes[name]
-            span = [offsets[name], offsets[name] + sizes[name]]
-            entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": span}
-        return json.dumps(entries, separators=(",", ":")).encode()
+        return json.dumps({"__metadata__": tensor_header(metadata)} | entries, separators=(",", ":")).encode()
 
     length = -(-(len(header({})) + RESERVE) // 8) * 8
     with atomic(path) as temporary:
-        take(temporary, 8 + length + position)
+        take(temporary, 8 + length + size)
         tensors = TensorFile()
         tensors.metadata = {}
         with mapped(temporary) as memory:
+            content = torch.frombuffer(memory, dtype=torch.uint8)[8 + length :]
             for name, (dtype, shape) in shapes.items():
-                flat = torch.empty(0, dtype=dtype)
-                if sizes[name]:
-                    flat = torch.frombuffer(
-                        memory, dtype=dtype, count=math.prod(shape), offset=8 + length + offsets[name]
-                    )
-                tensors[name] = flat.reshape(shape)
+                start, end = entries[name]["data_offsets"]
+                tensors[name] = content[start:end].view(dtype).reshape(shape)
             yield tensors
             for name, tensor in tensors.items():
                 if tensor.is_floating_point():
