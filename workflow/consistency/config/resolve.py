@@ -10,10 +10,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError
 from . import cautions, checks, claims, limits, strict
@@ -26,6 +27,7 @@ from .uses import check_overrides, idle
 LARGEST_TABLE = 20_000  # runs: a dry run of more takes minutes and gigabytes
 PRESETS = Path(__file__).parents[2] / "presets"
 SCHEMAS = Path(__file__).parents[2] / "schemas"
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def expand(name: str, experiment: Experiment) -> list[Run]:
@@ -109,15 +111,27 @@ def _run(experiment: Experiment, row: dict[str, Any]) -> Run:
     )
 
 
+def _refuse(name: str, *problems: Iterable[str]) -> None:
+    """Raise the first of the problems that checks yield."""
+    for problem in itertools.chain(*problems):
+        raise ConfigError(f"{name}: {problem}")
+
+
+def _validated(model: type[Model], name: str, settings: Any, context: Registry | None = None) -> Model:
+    """The settings as a model; raises ConfigError with the first of pydantic's messages."""
+    try:
+        return model.model_validate(settings, context=context)
+    except ValidationError as error:
+        raise ConfigError(message(name, error)) from error
+
+
 def results_folder(file: str | Path = "config.yaml") -> Path:
     """The folder of all outputs that a config.yaml names; `results` where it names none or is not there."""
     path = Path(file)
     content = strict.read(path) if path.is_file() else None
     folder = content.get("results") if isinstance(content, dict) else None
-    try:
-        return Path(Config(experiments=["any"], **({} if folder is None else {"results": folder})).results)
-    except ValidationError as error:
-        raise ConfigError(message(path.name, error)) from error
+    settings = {"experiments": ["any"]} | ({} if folder is None else {"results": folder})
+    return Path(_validated(Config, path.name, settings).results)
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -166,13 +180,8 @@ def load_experiment(
     Raises:
         ConfigError: one line with the key's path, what was given, what is allowed.
     """
-    settings = _merge(_read_preset(name, presets), overrides or {})
-    try:
-        experiment = Experiment.model_validate(settings, context=registry)
-    except ValidationError as error:
-        raise ConfigError(message(name, error)) from error
-    limits.check_names(name, experiment)
-    limits.check_schedule(name, experiment.schedule)
+    experiment = _validated(Experiment, name, _merge(_read_preset(name, presets), overrides or {}), registry)
+    _refuse(name, limits.check_names(name, experiment), limits.check_schedule(experiment.schedule))
     for path, kind, uses in (
         ("evaluation.metrics", "metric", experiment.evaluation.metrics),
         ("figures", "figure", experiment.figures),
@@ -185,11 +194,14 @@ def load_experiment(
         if line.sampler is not None:
             check_params(registry.get("sampler", line.sampler), line.sampler_params, f"{where}.sampler_params")
     runs = expand(name, experiment)
-    checks.check_sources(name, experiment, runs)
-    checks.check_mixture(name, experiment)
-    checks.check_pairs(name, experiment, runs)
-    claims.check(name, experiment, runs, registry.names("metric"))
-    limits.check(name, experiment, runs)
+    _refuse(
+        name,
+        checks.check_sources(experiment, runs),
+        checks.check_mixture(experiment),
+        checks.check_pairs(experiment, runs),
+        claims.check(experiment, runs, registry.names("metric")),
+        limits.check(experiment, runs),
+    )
     return experiment
 
 
@@ -208,13 +220,10 @@ def load(
     settings = dict(settings)
     if isinstance(settings.get("experiments"), str):
         settings["experiments"] = [name.strip() for name in settings["experiments"].split(",") if name.strip()]
-    try:
-        config = Config.model_validate(settings)
-    except ValidationError as error:
-        raise ConfigError(message("config.yaml", error)) from error
+    config = _validated(Config, "config.yaml", settings)
     registry = Registry.read(config.plugins)
     names = [member for name in config.experiments for member in _members(name, presets)]
-    limits.check_experiments(names)
+    _refuse("config.yaml", limits.check_experiments(names))
     single = [name for name in _presets(presets) if not _is_suite(name, presets)]
     for name in config.overrides:
         where = f"config.yaml: overrides.{name}"
