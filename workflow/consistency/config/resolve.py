@@ -50,14 +50,6 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
         chosen = grid.method or [method for method in methods if method not in from_pairs]
         for method in chosen:
             _check_known(f"{where}.method", method, list(methods))
-        if from_pairs & set(chosen) and (
-            set(chosen) - from_pairs
-            or grid.model_fields_set & {"solver", "n_steps", "guidance", "targets", "parameters"}
-        ):
-            raise ConfigError(
-                f"{where}: {', '.join(sorted(from_pairs & set(chosen)))}: methods that learn from pairs take a row of "
-                "their own, with method and seed only"
-            )
         axes = {
             "solver": grid.solver,
             "n_steps": grid.n_steps,
@@ -67,15 +59,20 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
             "method": chosen,
             "seed": grid.seed,
         }
-        if from_pairs & set(chosen):
+        if paired := from_pairs & set(chosen):
+            if set(chosen) - from_pairs or grid.model_fields_set - {"method", "seed"}:
+                raise ConfigError(
+                    f"{where}: {', '.join(sorted(paired))}: methods that learn from pairs take a row of their own, "
+                    "with method and seed only"
+                )
             axes = {"method": chosen, "seed": grid.seed}
         if (count := len(runs) + math.prod(map(len, axes.values()))) > LARGEST_TABLE:
             raise ConfigError(f"{where}: makes {count} runs; allowed: at most {LARGEST_TABLE} in an experiment")
         for values in itertools.product(*axes.values()):
             run = _run(experiment, dict(zip(axes, values, strict=True)))
             if (other := runs.get(run.id)) is not None:
-                methods_of = {run.method, other.method}
-                of = f", of methods {' and '.join(sorted(methods_of))}" if len(methods_of) > 1 else ""
+                pair = sorted({run.method, other.method})
+                of = f", of methods {' and '.join(pair)}" if len(pair) > 1 else ""
                 raise ConfigError(f"{where}: run {run.id!r} occurs twice{of}; remove or rename one")
             runs[run.id] = run
     return list(runs.values())
@@ -88,11 +85,9 @@ def _run(experiment: Experiment, row: dict[str, Any]) -> Run:
     section = experiment.consistency_training if pairs else experiment.student
     flow = line.flow or ("ve" if pairs else "vp")
     parameterisation = line.parameterisation or OF_FLOW[flow]
-    coupling, times = line.coupling, line.times
     sampler = line.sampler or ("flow_map" if parameterisation == "average_velocity" else "renoise")
-    if pairs:
-        coupling = coupling or Coupling(kind="independent")
-        times = times or (None if flow == "ve" else LogitNormal(kind="logit_normal"))
+    coupling = Coupling(kind="independent") if pairs else None
+    times = LogitNormal(kind="logit_normal") if pairs and flow != "ve" else None
     return Run(
         **row,
         objective=line.objective,
@@ -104,9 +99,9 @@ def _run(experiment: Experiment, row: dict[str, Any]) -> Run:
         sampler_params=line.sampler_params,
         least_steps=max(line.least_steps, experiment.registry.get("sampler", sampler).options.get("least_steps", 1)),
         loss=line.loss or section.loss,
-        coupling=coupling,
+        coupling=line.coupling or coupling,
         velocity=line.velocity,
-        times=times,
+        times=line.times or times,
         dropout=line.dropout,
     )
 
@@ -162,6 +157,11 @@ def _read_preset(name: str, folder: Path, above: tuple[str, ...] = ()) -> dict[s
 def _presets(folder: Path) -> list[str]:
     """Names of the presets and suites in a folder."""
     return sorted(path.stem for path in folder.glob("*.yaml") if path.is_file())
+
+
+def single(folder: Path = PRESETS) -> list[str]:
+    """Names of the presets in a folder that are no suites."""
+    return [name for name in _presets(folder) if not _is_suite(name, folder)]
 
 
 def _check_known(where: str, name: Any, allowed: list[str]) -> None:
@@ -224,14 +224,14 @@ def load(
     registry = Registry.read(config.plugins)
     names = [member for name in config.experiments for member in _members(name, presets)]
     _refuse("config.yaml", limits.check_experiments(names))
-    single = [name for name in _presets(presets) if not _is_suite(name, presets)]
+    allowed = single(presets)
     for name in config.overrides:
         where = f"config.yaml: overrides.{name}"
-        if name in _presets(presets) and name not in single:
+        if name in _presets(presets) and name not in allowed:
             members = ", ".join(_members(name, presets))
             raise ConfigError(f"{where}: a suite has no keys of its own; allowed: its experiments, {members}")
-        if name not in single:
-            raise ConfigError(f"{where}: unknown; allowed: {', '.join(single)}{nearest(name, single)}")
+        if name not in allowed:
+            raise ConfigError(f"{where}: unknown; allowed: {', '.join(allowed)}{nearest(name, allowed)}")
         if name not in names and not chosen_elsewhere:
             raise ConfigError(
                 f"{where}: reaches nothing, for {name} is not among the experiments ({', '.join(names)}); add it to "
@@ -272,9 +272,9 @@ def _members(name: str, folder: Path) -> list[str]:
     members = content.get("suite") if isinstance(content, dict) else None
     if not isinstance(members, list) or not members or set(content) != {"suite"}:
         raise ConfigError(f"{path}: a suite has the one key suite, a list of experiments")
-    single = [preset for preset in _presets(folder) if not _is_suite(preset, folder)]
+    allowed = single(folder)
     for member in members:
-        _check_known(f"{path}: suite", member, single)
+        _check_known(f"{path}: suite", member, allowed)
     return members
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
-from .settings import Experiment, Run, Training
+from .settings import Experiment, Run, TeacherConfig, Training
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,14 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
     }
     parts |= {f"methods.{m}": m not in methods and "no row of runs names it" for m in experiment.methods}
     no_teacher = not (needed.targets or needed.asked) and "no run has a teacher"
-    for key, why in {
-        "training": False,
-        "seed": False,
-        "label_dropout": False,
-        "path": teacher.source != "path" and source,
-        "hub": teacher.source != "hub" and source,
-        "subfolder": not needed.imported and source,
-        "precision": exact and "the closed form is solved in float64",
-        "timestep_offset": False,
-        "compile": False,
-    }.items():
-        parts[f"teacher.{key}"] = no_teacher or why
+    parts |= {
+        "teacher.path": teacher.source != "path" and source,
+        "teacher.hub": teacher.source != "hub" and source,
+        "teacher.subfolder": not needed.imported and source,
+        "teacher.precision": exact and "the closed form is solved in float64",
+    }
+    if no_teacher:
+        parts |= {f"teacher.{key}": no_teacher for key in TeacherConfig.model_fields if key != "source"}
     for key in ("steps", "count", "gradient_budget", "batch_size"):
         parts[f"analysis.{key}"] = not needed.analysed and "analysis.coupling_methods names no method with runs"
     return {path: why for path, why in parts.items() if why}
@@ -136,28 +132,20 @@ def check_overrides(name: str, experiment: Experiment, runs: list[Run], override
     Raises:
         ConfigError: one is not; names it, and why.
     """
-    for path, why in _found(overrides, unused(experiment, runs)):
+    for path, why in _within(overrides, unused(experiment, runs)):
         raise ConfigError(f"config.yaml: overrides.{name}.{path}: reaches nothing: {why}; remove it, or change that")
 
 
 def idle(experiment: Experiment, runs: list[Run], overrides: dict[str, Any]) -> list[str]:
     """A line for each key of an experiment's overrides that waits for another choice."""
-    return [f"{path}: not used, because {why}" for path, why in _found(overrides, waiting(experiment, runs))]
+    return [f"{path}: not used, because {why}" for path, why in _within(overrides, waiting(experiment, runs))]
 
 
-def _found(overrides: dict[str, Any], parts: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """The paths of the values in `overrides` that lie in one of the parts, and why that is one."""
-    for path in _leaves(overrides):
-        for depth in range(1, len(path) + 1):
-            if why := parts.get(".".join(path[:depth])):
-                yield ".".join(path), why
-                break
-
-
-def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The paths of the values in a nested mapping."""
-    if not isinstance(value, dict):
-        yield path
-        return
-    for key, inner in value.items():
-        yield from _leaves(inner, (*path, str(key)))
+def _within(value: Any, parts: dict[str, str], path: str = "", why: str | None = None) -> Iterator[tuple[str, str]]:
+    """The paths of the values in overrides that lie in one of the parts, and why the outermost of these is one."""
+    why = why or parts.get(path)
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _within(inner, parts, f"{path}.{key}" if path else str(key), why)
+    elif why:
+        yield path, why
