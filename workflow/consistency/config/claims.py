@@ -219,9 +219,8 @@ def check(experiment: Experiment, runs: list[Run], extra_metrics: Sequence[str] 
         if claim == CLAIMS.get(claim.name):
             where = f"claims: {claim.name}"
             if not any(both <= set(experiment.methods) for both in sides):
-                yield (
-                    f"{where} compares {', '.join(sorted(set().union(*sides)))}; methods has {list(experiment.methods)}"
-                )
+                compared = ", ".join(sorted(set().union(*sides)))
+                yield f"{where} compares {compared}; methods has {list(experiment.methods)}"
         elif claim.name in CLAIMS:
             yield f"{where}.name: {claim.name!r} is a built-in claim's; choose another"
         for position, (quantity, both) in enumerate(zip(claim.quantities, sides, strict=True)):
@@ -229,10 +228,9 @@ def check(experiment: Experiment, runs: list[Run], extra_metrics: Sequence[str] 
                 part = where if quantity is claim else f"{where}.quantities.{position}"
                 yield from _check_words(part, experiment, quantity, extra_metrics)
                 if both <= methods:
-                    yield from _check_measured(part, experiment, quantity, [run for run in runs if run.method in both])
-                    yield from _check_paired(
-                        part, experiment, claim, [[r for r in runs if r.method == method] for method in sorted(both)]
-                    )
+                    compared = [run for run in runs if run.method in both]
+                    yield from _check_measured(part, experiment, quantity, compared)
+                    yield from _check_paired(part, experiment, claim, compared)
             if both <= methods:
                 yield from _check_point(where, experiment, quantity)
         for steps in claim.sampling_steps or ():
@@ -286,20 +284,20 @@ def _check_measured(where: str, experiment: Experiment, quantity: Quantity, runs
             yield f"{where}.metric: {quantity.metric} is not measured here; allowed with {needs}"
 
 
-def _check_paired(
-    where: str, experiment: Experiment, claim: Claim | Comparison, sides: list[list[Run]]
-) -> Iterator[str]:
+def _check_paired(where: str, experiment: Experiment, claim: Claim | Comparison, runs: list[Run]) -> Iterator[str]:
     """The methods of a quantity, of which these are the runs, share a condition and a number of sampling steps."""
     configured = experiment.evaluation.sampling_steps
     wanted = claim.sampling_steps or (configured if claim.universal else [1])
-    groups = set.intersection(*({run.group for run in runs} for runs in sides))
-    steps = set.intersection(*({n for run in runs for n in run.sampling_steps(configured)} for runs in sides))
-    methods = " and ".join(runs[0].method for runs in sides)
+    methods = sorted({run.method for run in runs})
+    both = " and ".join(methods)
+    sides = [[run for run in runs if run.method == method] for method in methods]
+    groups = set.intersection(*({run.group for run in side} for side in sides))
+    steps = set.intersection(*({n for run in side for n in run.sampling_steps(configured)} for side in sides))
     if not groups:
-        yield f"{where}: {methods} have no condition in common; allowed: methods whose runs share one"
+        yield f"{where}: {both} have no condition in common; allowed: methods whose runs share one"
     if not steps & set(wanted):
         allowed = ", ".join(map(str, sorted(steps))) or "none"
-        yield f"{where}.sampling_steps: {methods} are not both sampled in {wanted}; allowed: {allowed}"
+        yield f"{where}.sampling_steps: {both} are not both sampled in {wanted}; allowed: {allowed}"
 
 
 def _check_point(where: str, experiment: Experiment, quantity: Quantity) -> Iterator[str]:

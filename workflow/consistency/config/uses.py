@@ -79,15 +79,13 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
     of_targets = [experiment.methods[run.method].loss for run in runs if not run.from_pairs]
     of_pairs = [experiment.methods[run.method].loss for run in runs if run.from_pairs]
     from_pairs = {run.method for run in runs if run.from_pairs}
-    grids = [grid for grid in experiment.runs if not set(grid.method or ()) & from_pairs]
+    rows = [row for row in experiment.runs if not set(row.method or ()) & from_pairs]
     source = f"teacher.source is {teacher.source}"
     parts = {
         "targets": not needed.targets and no_targets,
-        "targets.mode": needed.targets and all(grid.targets for grid in grids) and "every row of runs has targets",
+        "targets.mode": needed.targets and all(row.targets for row in rows) and "every row of runs has targets",
         "student": not needed.targets and no_targets,
-        "student.parameters": needed.targets
-        and all(g.parameters for g in grids)
-        and "every row of runs has parameters",
+        "student.parameters": needed.targets and all(r.parameters for r in rows) and "every row of runs has parameters",
         "student.loss": needed.targets and None not in of_targets and "every method has a loss of its own",
         "consistency_training": not needed.pairs and no_pairs,
         "consistency_training.loss": needed.pairs and None not in of_pairs and "every method has a loss of its own",

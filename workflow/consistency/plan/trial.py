@@ -131,15 +131,8 @@ def _write_inputs(experiment: Experiment, run: Run, folder: Path) -> dict[str, s
     manifest.gather(paths["manifest"], [shard], options | {"count": DRAWS}, weights_sha256(paths["teacher"]))
     paths["teacher_samples"] = str(folder / "teacher_samples")
     noise, cond = sampling.load_noise(paths["noise"], shape, BATCH)
-    sampling.sample_teacher(
-        paths["teacher_samples"],
-        teacher,
-        noise,
-        cond,
-        **condition,
-        starts=experiment.evaluation.start_times,
-        batch_size=BATCH,
-    )
+    options = condition | {"starts": experiment.evaluation.start_times, "batch_size": BATCH}
+    sampling.sample_teacher(paths["teacher_samples"], teacher, noise, cond, **options)
     return paths
 
 
