@@ -94,17 +94,14 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
         "classifier": not needed.classifier and "extractors has no classifier",
         "extractors": experiment.data.kind == "mixture" and "the features of a mixture are its coordinates",
         "data.download": captions and bool(experiment.data.source) and "data.source takes its place",
-    }
-    parts |= {f"methods.{m}": m not in methods and "no row of runs names it" for m in experiment.methods}
-    no_teacher = not (needed.targets or needed.asked) and "no run has a teacher"
-    parts |= {
         "teacher.path": teacher.source != "path" and source,
         "teacher.hub": teacher.source != "hub" and source,
         "teacher.subfolder": not needed.imported and source,
         "teacher.precision": exact and "the closed form is solved in float64",
     }
-    if no_teacher:
-        parts |= {f"teacher.{key}": no_teacher for key in TeacherConfig.model_fields if key != "source"}
+    parts |= {f"methods.{m}": m not in methods and "no row of runs names it" for m in experiment.methods}
+    if not (needed.targets or needed.asked):
+        parts |= {f"teacher.{key}": "no run has a teacher" for key in TeacherConfig.model_fields if key != "source"}
     for key in ("steps", "count", "gradient_budget", "batch_size"):
         parts[f"analysis.{key}"] = not needed.analysed and "analysis.coupling_methods names no method with runs"
     return {path: why for path, why in parts.items() if why}
