@@ -38,7 +38,8 @@ from consistency.errors import ConsistencyError
 from consistency.files.locks import hold, hold_for
 from consistency.files.storage import check_writable, explain
 from consistency.plan import estimates, preflight
-from consistency.plan.plan import Plan, megabytes, paper, pattern, row_of
+from consistency.plan.outputs import paper, pattern
+from consistency.plan.plan import Plan, megabytes, row_of
 from consistency.runtime import provenance
 from consistency.runtime.progress import Board
 

@@ -9,7 +9,8 @@ import pytest
 from consistency.config import load_experiment
 from consistency.config.settings import Experiment
 from consistency.errors import ConfigError
-from consistency.plan.plan import Plan, megabytes, paper, pattern, row_of
+from consistency.plan.outputs import paper, pattern
+from consistency.plan.plan import Plan, megabytes, row_of
 from helpers import ROOT, registry_of
 
 MIXTURE = {
