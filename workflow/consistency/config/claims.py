@@ -36,7 +36,8 @@ class Metric(NamedTuple):
     points: tuple[str, ...] = ()
 
 
-_SETS = ("teacher", "data")
+OTHER_NOISES = "teacher, other noises"  # the teacher's samples from noises that nothing else started from
+_SETS = ("teacher", OTHER_NOISES, "data")
 METRICS = {
     "ode_error": Metric("ODE error", ("teacher", "truth"), ("budget", "s")),
     "frechet_distance": Metric("Fréchet distance", _SETS, ("budget",)),
@@ -44,6 +45,9 @@ METRICS = {
     "precision": Metric("Precision", _SETS),
     "recall": Metric("Recall", _SETS),
     "wasserstein": Metric("Wasserstein distance", _SETS, ("budget",)),
+    "stratified_wasserstein": Metric("Stratified Wasserstein distance", ("data",), ("budget",)),
+    "mode_distance": Metric("Distance to the nearest mode", ("data",), ("budget",)),
+    "mode_share_error": Metric("Error of the modes' shares", ("data",), ("budget",)),
     "recognised": Metric("Share recognised", ("labels",)),
     "clip_score": Metric("CLIP score", ("prompts",)),
     "aesthetic_score": Metric("Aesthetic score", ("none",)),
@@ -52,9 +56,10 @@ METRICS = {
     "transport_cost": Metric("Transport cost", (*COUPLINGS, "exact optimal transport")),
 }
 OF_FEATURES = ("frechet_distance", "kernel_distance", "precision", "recall")  # each extractor has its own
+OF_MIXTURES = ("wasserstein", "stratified_wasserstein", "mode_distance", "mode_share_error")
 OF_COUPLINGS = ("loss", "velocity_gap", "transport_cost")
 _POINTS = {"budget": "at {:.3g} of training", "steps": "at {:,.0f} steps", "s": "at s = {:g}"}
-Reference = Annotated[str, Field(pattern=r"^\w[\w .-]*$", max_length=100)]
+Reference = Annotated[str, Field(pattern=r"^\w[\w .,-]*$", max_length=100)]
 
 
 class References(Strict):
@@ -79,6 +84,7 @@ class Quantity(Strict):
     )
     direction: Literal["below", "above"] = Field(description="the claimed side of 1")
     extractor: str | None = Field(None, description="the one whose features count; by default each has a verdict")
+    without: str | None = Field(None, description="an extractor whose features do not count")
 
     @model_validator(mode="after")
     def _two_sides(self) -> Quantity:
@@ -258,10 +264,11 @@ def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_m
         if quantity.point is not None:
             allowed = [f"{base}@{point}=…" for point in METRICS[base].points]
             words.append(("metric", f"{base}@{quantity.point[0]}=…", [base, *allowed]))
-    if quantity.extractor is not None:
-        if base in METRICS and base not in OF_FEATURES:
-            raise ConfigError(f"{where}.extractor: {base} has none; allowed with {', '.join(OF_FEATURES)}")
-        words.append(("extractor", quantity.extractor, ["coordinates"] if data == "mixture" else extractors))
+    for key, extractor in (("extractor", quantity.extractor), ("without", quantity.without)):
+        if extractor is not None:
+            if base in METRICS and base not in OF_FEATURES:
+                raise ConfigError(f"{where}.{key}: {base} has none; allowed with {', '.join(OF_FEATURES)}")
+            words.append((key, extractor, ["coordinates"] if data == "mixture" else extractors))
     for key, word, allowed in words:
         if word not in allowed:
             raise ConfigError(f"{where}.{key}: unknown {word!r}; allowed: {', '.join(allowed)}{nearest(word, allowed)}")
@@ -271,15 +278,17 @@ def _check_measured(where: str, experiment: Experiment, quantity: Quantity, runs
     """A built-in metric of a quantity whose methods have these runs is one that the experiment measures."""
     exact, base = experiment.teacher.source == "analytic", quantity.base
     references, point = {reference for _, reference in quantity.sides}, (quantity.point or ("",))[0]
+    others = experiment.evaluation.other_noises
     extractors = {extractor.kind: extractor for extractor in experiment.extractors}
     pairs, targets = all(run.from_pairs for run in runs), not any(run.from_pairs for run in runs)
     analysed = {run.method for run in runs} <= set(experiment.analysis.coupling_methods)
     for asked, there, needs in (
         ("truth" in references, exact, "teacher.source analytic"),
-        ("teacher" in references, targets, "methods that learn from targets"),
+        (bool(references & {"teacher", OTHER_NOISES}), targets, "methods that learn from targets"),
+        (OTHER_NOISES in references, others, "evaluation.other_noises"),
         (point == "budget", pairs, "methods that learn from pairs"),
         (point == "s", targets, "methods that learn from targets"),
-        (base == "wasserstein", experiment.data.kind == "mixture", "data.kind mixture"),
+        (base in OF_MIXTURES, experiment.data.kind == "mixture", "data.kind mixture"),
         (base == "recognised", "classifier" in extractors, "the extractor classifier"),
         (base in ("clip_score", "aesthetic_score"), "clip" in extractors, "the extractor clip"),
         (base == "aesthetic_score", getattr(extractors.get("clip"), "aesthetic", None), "aesthetic of extractor clip"),
