@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,25 +42,34 @@ def _row(metric: str, value: float, n: int, extractor: str, reference: str, step
     }
 
 
-def compare(
-    ours: FeatureSet, other: FeatureSet, row: Callable[..., Row], brief: bool = False, modes: Modes | None = None
-) -> list[Row]:
-    """Fréchet and kernel distance, precision and recall of one set against another; for points (extractor
-    `coordinates`) the Wasserstein distance to as many of the other's.
+def compare(ours: FeatureSet, other: FeatureSet, points: bool = False, brief: bool = False) -> dict[str, float]:
+    """Fréchet and kernel distance, precision and recall of one set against another, by the names of their metrics.
 
     Args:
-        brief: the Fréchet (and Wasserstein) distance, and what `modes` sees, alone.
-        modes: of the mixture that the other set was drawn from; its measures of ours are added.
+        points: they are points in their own coordinates; with the Wasserstein distance to as many of the other's.
+        brief: the Fréchet (and Wasserstein) distance alone.
     """
-    rows = [row("frechet_distance", frechet_distance(ours, other), len(ours))]
+    measured = {"frechet_distance": frechet_distance(ours, other)}
     if not brief:
-        precision, recall = precision_recall(ours, other)
-        rows.append(row("kernel_distance", kernel_distance(ours, other), len(ours)))
-        rows += [row("precision", precision, len(ours)), row("recall", recall, len(ours))]
-    if rows[0]["extractor"] == COORDINATES:
-        rows.append(row("wasserstein", wasserstein(ours.features, other.features[: len(ours)]), len(ours)))
-    measured = modes.measures(ours.features) if modes else {}
-    return rows + [row(name, value, len(ours)) for name, value in measured.items()]
+        measured["kernel_distance"] = kernel_distance(ours, other)
+        measured["precision"], measured["recall"] = precision_recall(ours, other)
+    if points:
+        measured["wasserstein"] = wasserstein(ours.features, other.features[: len(ours)])
+    return measured
+
+
+def _against(
+    ours: FeatureSet, others: dict[str, FeatureSet], card: Card, modes: Modes | None, *, steps: int, suffix: str = ""
+) -> list[Row]:
+    """Rows of samples against each reference; against the data also what the modes of a mixture say of them."""
+    rows = []
+    for reference, other in others.items():
+        measured = compare(ours, other, points=card["name"] == COORDINATES, brief=bool(suffix))
+        if modes and reference == "data":
+            measured |= modes.measures(ours.features)
+        for metric, value in measured.items():
+            rows.append(_row(metric + suffix, value, len(ours), card["name"], reference, steps))
+    return rows
 
 
 def modes_of(of_data: dict[str, np.ndarray]) -> Modes | None:
@@ -186,8 +194,8 @@ def measure_student(
     truth = read_arrays(references.truth).get(references.truth_of) if references.truth else None
     modes, compared = modes_of(of_data), []
     for card in with_features(extracted, cards):
-        compared += [(card, *reference) for reference in teacher_sets(of_teacher, card, neighbours).items()]
-        compared.append((card, "data", reference_set(of_data, card, neighbours)))
+        sets = teacher_sets(of_teacher, card, neighbours) | {"data": reference_set(of_data, card, neighbours)}
+        compared.append((card, sets))
     rows: list[Row] = []
     for name in sorted((n for n in ours if not n.startswith("from_")), key=_order):
         kind, _, number = name.partition("_")
@@ -198,22 +206,9 @@ def measure_student(
         if truth is not None:
             error = _squared_error(ours[name], truth, samples)
             rows.append(_row(f"ode_error{suffix}", error, len(ours[name]), space, "truth", steps))
-        for card, reference, other in compared:
-
-            def row(
-                metric: str,
-                value: float,
-                n: int,
-                e: str = card["name"],
-                r: str = reference,
-                steps: int = steps,
-                suffix: str = suffix,
-            ) -> Row:
-                return _row(metric + suffix, value, n, e, r, steps)
-
-            ours_set = feature_set(extracted, card, name, neighbours)
-            options = {"brief": bool(suffix), "modes": modes if reference == "data" else None}
-            rows += compare(ours_set, other, row, **options)
+        for card, others in compared:
+            drawn = feature_set(extracted, card, name, neighbours)
+            rows += _against(drawn, others, card, modes, steps=steps, suffix=suffix)
         rows += own.of_samples(ours[name], labels, steps, suffix) if own else []
         if not suffix:
             rows += scores(extracted, cards, name, steps) + _recognised(extracted, name, labels, cards, steps)
@@ -269,13 +264,8 @@ def measure_teacher(
     rows: list[Row] = []
     for card in with_features(extracted, cards):
         sets = teacher_sets(extracted, card, neighbours)
-        generated, others = sets.pop("teacher"), sets | {"data": reference_set(of_data, card, neighbours)}
-        for reference, other in others.items():
-
-            def row(metric: str, value: float, n: int, e: str = card["name"], r: str = reference) -> Row:
-                return _row(metric, value, n, e, r, run["n_steps"])
-
-            rows += compare(generated, other, row, modes=modes_of(of_data) if reference == "data" else None)
+        drawn, others = sets.pop("teacher"), sets | {"data": reference_set(of_data, card, neighbours)}
+        rows += _against(drawn, others, card, modes_of(of_data), steps=run["n_steps"])
     rows += scores(extracted, cards, "samples", run["n_steps"])
     rows += _recognised(extracted, "samples", labels, cards, run["n_steps"])
     files = {"features": features, "data_features": data_features, "noise": noise}

@@ -11,6 +11,7 @@ import numpy as np
 from ..files.storage import load_tensors
 from ..flow.streams import generator
 from .distances import FeatureSet
+from .features import COORDINATES
 from .measure import Card, Row, _row, compare, modes_of, read_arrays, reference_set, scores, with_features, write_rows
 
 if TYPE_CHECKING:
@@ -58,19 +59,17 @@ def measure_data(
     tensors, metadata = load_tensors(data, [labels] if labels else [], framework="np", check=False)
     modes, rows = modes_of(extracted), []
     for card in with_features(extracted, cards):
-
-        def row(metric: str, value: float, n: int, e: str = card["name"]) -> Row:
-            return _row(metric, value, n, e, HALVES)
-
-        features, measured = reference_set(extracted, card, neighbours).features, []
+        features, measured = reference_set(extracted, card, neighbours).features, {}
         classes = tensors[labels] if labels else np.zeros(len(features))
+        points = card["name"] == COORDINATES
         for split in range(splits):
             a, b = (FeatureSet(features[half]) for half in halves(classes, split))
-            of_modes = modes.measures(a.features) if modes else {}
-            against_data = [_row(metric, value, len(a), card["name"], "data") for metric, value in of_modes.items()]
-            measured.append(compare(a, b, row, brief=True) + against_data)
-        for same in zip(*measured, strict=True):
-            rows.append(same[0] | {"value": float(np.mean([one["value"] for one in same]))})
+            found = {(metric, HALVES): v for metric, v in compare(a, b, points, brief=True).items()}
+            found |= {(metric, "data"): v for metric, v in (modes.measures(a.features) if modes else {}).items()}
+            for key, value in found.items():
+                measured.setdefault(key, []).append(value)
+        for (metric, reference), values in measured.items():
+            rows.append(_row(metric, float(np.mean(values)), len(features) // 2, card["name"], reference))
         if "held_out_accuracy" in card:
             value, count = card["held_out_accuracy"], card["held_out_count"]
             rows.append(_row("held_out_accuracy", value, count, card["name"], "labels"))

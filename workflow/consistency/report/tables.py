@@ -158,6 +158,14 @@ def _values(values: pd.DataFrame, headings: dict[tuple[str, str, int], str], ext
     return row
 
 
+def _in_order(frame: pd.DataFrame, headings: dict[tuple[str, str, int], str]) -> pd.DataFrame:
+    """With the columns in the order of their headings, between those that name a row and the others."""
+    order = {heading: position for position, heading in enumerate(headings.values())}
+    first = [column for column in frame if column in ("Condition", "Method", "Seeds")]
+    last = [column for column in frame if column not in order and column not in first]
+    return frame[[*first, *sorted(set(frame) & set(order), key=order.__getitem__), *last]]
+
+
 def _in_features(extractors: list[str]) -> str:
     """Which features distances are measured in, and which of them is an FID."""
     listed = ", ".join(extractors)
@@ -195,7 +203,7 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
                 rows.append(row | _values(values, headings, extractors))
     row = {"Condition": "one half against the other", "Method": "Data", "Seeds": 1}
     rows.append(row | _values(yardstick(metrics, "data"), headings, extractors))
-    frame = pd.DataFrame(rows).fillna("–")
+    frame = _in_order(pd.DataFrame(rows), headings).fillna("–")
     unit = unit_of(summary)
     held = "held-out" if unit == "coordinate" else "training"
     note = (
@@ -256,7 +264,7 @@ def couplings(
             row["Paper B: FID / KID × 100 / IS"] = PAPER_B[data].get(method, "–")
         rows.append(row)
     row = {"Method": "Data, two halves", "Seeds": 1} | _values(yardstick(metrics, "data"), headings, extractors)
-    frame = pd.DataFrame([*rows, row]).fillna("–")
+    frame = _in_order(pd.DataFrame([*rows, row]), headings).fillna("–")
     note = (
         f"{title}. Trained from scratch; mean ± half-width of the 95 % t interval over seeds. Distances "
         f"{_in_features(extractors)}. Lower is better, but for precision, recall and recognised. "

@@ -14,7 +14,7 @@ from ..tables import leading, summarise, yardstick
 from . import style
 
 _PANELS = {
-    ("stratified_wasserstein", "data"): "Stratified Wasserstein distance to data",
+    ("stratified_wasserstein", "data"): "Stratified Wasserstein\ndistance to data",
     ("wasserstein", "data"): "Wasserstein distance to data",
     ("frechet_distance", "data"): "Fréchet distance to data",
     ("ode_error", "truth"): "ODE error to truth\n(MSE per coordinate)",
