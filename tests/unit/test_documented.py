@@ -7,7 +7,7 @@ import pytest
 import yaml
 from consistency.config import settings
 from consistency.data.fetch import downloads, hub
-from consistency.evaluate import distances, measure
+from consistency.evaluate import distances, yardstick
 from consistency.report.pages import samples
 from consistency.teachers import truth
 from consistency.training import feed, optimizers
@@ -40,7 +40,7 @@ def test_numbers_in_words(monkeypatch):
     }
     assert ("up to 10⁷ elements" in texts["architecture"]) == (optimizers.Joined.LARGEST == 10**7)
     assert ("mean of five\nsplits" in texts["metrics"]) == (
-        inspect.signature(measure.measure_data).parameters["splits"].default == 5
+        inspect.signature(yardstick.measure_data).parameters["splits"].default == 5
     )
     monkeypatch.delenv("CONSISTENCY_TIMEOUT", raising=False)
     assert f"before a connection is given up ({downloads.timeout():g})" in texts["data"]

@@ -22,6 +22,7 @@ rule measure_data:
     params:
         run=lambda w: {"run": "data", "method": "data"},
         reference=lambda w: plan_of(w).reference,
+        labels=lambda w: plan_of(w).labels,
         neighbours=lambda w: preset(w).evaluation.neighbours,
         extract=lambda w: plan_of(w).measuring,
         own=lambda w: plan_of(w).own_metrics,

@@ -14,6 +14,7 @@ rule draw_noise:
     params:
         n_samples=lambda w: preset(w).evaluation.count,
         seed=lambda w: plan_of(w).redrawn(preset(w).evaluation.seed, w.replicate),
+        other_noises=lambda w: plan_of(w).other_noises,
         identity=identity("draw_noise"),
     script:
         "../scripts/draw_noise.py"

@@ -7,5 +7,6 @@ with job(snakemake):
 
     tensors, classes = prepare.load(snakemake.input.data, "np")
     shape = tensors["train_images"].shape[1:]
-    drawn = noise.draw_noise(snakemake.params.n_samples, shape, classes, snakemake.params.seed)
-    save_tensors(snakemake.output[0], drawn, {"seed": snakemake.params.seed})
+    params = snakemake.params
+    drawn = noise.draw_noise(params.n_samples, shape, classes, params.seed, other=params.other_noises)
+    save_tensors(snakemake.output[0], drawn, {"seed": params.seed})

@@ -1,7 +1,7 @@
 from _job import job
 
 with job(snakemake):
-    from consistency.evaluate import features, measure
+    from consistency.evaluate import features, yardstick
     from consistency.evaluate.own import OwnMetrics
 
     inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
@@ -9,7 +9,7 @@ with job(snakemake):
     cards = features.extract(
         outputs.features, inputs.images, [params.reference], **params.extract, captions=captions, cache=True
     )
-    measure.measure_data(
+    yardstick.measure_data(
         outputs.metrics,
         params.run,
         outputs.features,
@@ -17,5 +17,6 @@ with job(snakemake):
         params.neighbours,
         params.settings,
         data=inputs.images,
+        labels=params.labels,
         own=OwnMetrics(**params.own, data=inputs.get("data"), images=inputs.get("pixels")),
     )

@@ -8,7 +8,7 @@ with job(snakemake):
     cards = features.extract(
         outputs.features,
         inputs.samples,
-        ["samples"],
+        ["samples", "other_samples"],
         **params.extract,
         vae=params.vae,
         captions=inputs.captions or None,

@@ -2,6 +2,7 @@ from _job import job
 
 with job(snakemake):
     from consistency.data import prepare
+    from consistency.files.storage import load_tensors
     from consistency.flow.schedules import VPSchedule
     from consistency.students import sampling
     from consistency.teachers.protocol import Teacher
@@ -28,4 +29,5 @@ with job(snakemake):
         **params.condition,
         starts=params.starts,
         batch_size=params.batch_size,
+        other_noise=load_tensors(snakemake.input.noise, check=False)[0].get("other_noise"),
     )

@@ -11,7 +11,7 @@ from consistency.data import datasets, prepare
 from consistency.data.account import Account
 from consistency.data.images import class_names
 from consistency.errors import MismatchError
-from consistency.evaluate.measure import measure_data
+from consistency.evaluate.yardstick import measure_data
 from consistency.files.storage import load_tensors, read_json
 from consistency.flow.noise import draw_noise
 from consistency.networks import latents
@@ -440,14 +440,15 @@ def test_the_account_reaches_the_metrics_protocol(tmp_path):
     prepare.prepare(tmp_path / "data", SETTINGS | {"source": str(source)})
     cards = features.extract(tmp_path / "features", tmp_path / "data", ["train_images"], 16, [])
     run = {"run": "data", "method": "data"}
-    measure_data(tmp_path / "data.json", run, tmp_path / "features", cards, 3, {}, data=tmp_path / "data")
+    options = {"data": tmp_path / "data", "labels": "train_labels"}
+    measure_data(tmp_path / "data.json", run, tmp_path / "features", cards, 3, {}, **options)
     protocol = read_json(tmp_path / "data.json")["protocol"]
     assert protocol["data_read"] == load_tensors(tmp_path / "data")[1]["read"]
     assert protocol["data_read"]["passed_over"] == {"of type .txt": {"count": 1, "first": ["a/x.txt"]}}
     with pytest.raises(
         MismatchError, match="evaluation.neighbours: 12, but train_images of coordinates has 12 samples"
     ):
-        measure_data(tmp_path / "more.json", run, tmp_path / "features", cards, 12, {})
+        measure_data(tmp_path / "more.json", run, tmp_path / "features", cards, 12, {}, **options)
     prepare.prepare(tmp_path / "digits", {"kind": "digits", "test_share": 0.2, "seed": 0})
     assert load_tensors(tmp_path / "digits")[1] == {"name": "digits", "classes": 10}
 

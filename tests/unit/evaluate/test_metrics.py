@@ -239,6 +239,29 @@ def measured_files(tmp_path):
     return contents
 
 
+def test_the_teachers_other_noises_are_a_reference_of_their_own(tmp_path, measured_files):
+    """A student of the second set exactly is at 0 from it; the teacher's own row is the distance between its sets."""
+    from consistency.config.claims import OTHER_NOISES
+    from consistency.evaluate.measure import measure_teacher
+    from consistency.files.storage import read_json, save_tensors
+
+    ours = {key.replace("steps_1", "other_samples"): value for key, value in measured_files["features"].items()}
+    save_tensors(tmp_path / "teacher_features", measured_files["teacher_features"] | ours)
+    measure(tmp_path, "s.json")
+    files = {name: tmp_path / name for name in ("data_features", "noise")}
+    options = {"cards": [{"name": "c"}], "neighbours": 3, "settings": {}}
+    measure_teacher(tmp_path / "t.json", RUN, features=tmp_path / "teacher_features", **files, **options)
+    student, teacher = (
+        {(row["metric"], row["reference"]): row["value"] for row in read_json(tmp_path / name)["rows"]}
+        for name in ("s.json", "t.json")
+    )
+    assert student["frechet_distance", OTHER_NOISES] == pytest.approx(0, abs=1e-9)
+    between = teacher["frechet_distance", OTHER_NOISES]
+    assert between == pytest.approx(student["frechet_distance", "teacher"])  # the student's set is the other one
+    assert between > 0.01
+    assert ("frechet_distance", "teacher") not in teacher
+
+
 def measure(folder, name):
     """Measure the student of `measured_files`."""
     from consistency.evaluate.measure import References, measure_student

@@ -9,7 +9,7 @@ import torch
 from consistency import plugins
 from consistency.config.registry import Registry
 from consistency.errors import PluginError
-from consistency.evaluate import measure, own
+from consistency.evaluate import own, yardstick
 from consistency.files.storage import read_json, save_tensors, sha256
 from helpers import ROOT, surroundings
 
@@ -143,7 +143,8 @@ def test_the_file_of_metrics_has_the_rows_and_their_protocol(metrics, data, tmp_
     tensors = {"x/train_images.mean": torch.zeros(3), "x/train_images.covariance": torch.eye(3)}
     tensors["x/train_images.features"] = torch.randn(40, 3, generator=torch.manual_seed(0))
     save_tensors(tmp_path / "features.safetensors", tensors)
-    measure.measure_data(tmp_path / "out.json", run, tmp_path / "features.safetensors", cards, 3, {}, own=measured)
+    options = {"data": files["data"], "labels": "train_labels", "own": measured}
+    yardstick.measure_data(tmp_path / "out.json", run, tmp_path / "features.safetensors", cards, 3, {}, **options)
     value = read_json(tmp_path / "out.json")
     assert [row["metric"] for row in value["rows"]] == ["frechet_distance", "brightness"]
     assert value["protocol"]["own_metrics"] == calls

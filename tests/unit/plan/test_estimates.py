@@ -142,7 +142,8 @@ def test_students_of_targets_by_hand(monkeypatch, tmp_path):
     assert list(stages) == ["data", "teacher", "teacher samples", "targets", "students", "samples"]
     check(stages["data"], 0, 0, HALF, 1797 * 64)
     check(stages["teacher"], 1000, 3 * 1000 * 1000, HALF, 40)  # forward, and backward for two
-    check(stages["teacher samples"], 50 * 4 * 4, 800 * 1000, WHOLE, (1 + 3) * 50 * SAMPLE)  # ends and start points
+    # from two sets of noises, and with start points from one
+    check(stages["teacher samples"], 2 * 50 * 4 * 4, 1600 * 1000, WHOLE, (2 + 3) * 50 * SAMPLE)
     # a draw starts at k = 0..3: 2.5 steps on average; x_s, x_n and x_0 are kept
     check(stages["targets"], 1000 * 2.5 * 4, 10_000 * 1000, WHOLE, 1000 * 3 * SAMPLE)
     # CM computes its own target: 4 passes for each of 100 samples, Direct CM 3
@@ -323,7 +324,7 @@ def test_steps_and_jobs_take_their_time(monkeypatch, tmp_path):
         {
             "data": 3,
             "teacher": 3 * 1000 * 2 + 100 * 0.5 + 3,
-            "teacher samples": 50 * 4 + 3,
+            "teacher samples": 2 * 50 * 4 + 3,
             "targets": 1000 * 2.5 + 2 * 3,
             "students": (3 + 4) * 100 * 2 + 2 * 20 * 0.5 + 2 * 3,
             "samples": 2 * 50 * (1 + 2 + 3) + 2 * 3,

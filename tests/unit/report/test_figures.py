@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from consistency.evaluate.measure import COLUMNS
+from consistency.evaluate.yardstick import HALVES
 from consistency.files.storage import save_tensors, write_records
 from consistency.report.figures import (
     convergence,
@@ -37,6 +38,7 @@ TARGETS = [
     }
     for (n, w), method, s in itertools.product([(5, 1), (10, 1), (5, 4)], ["cm", "direct"], SEEDS)
 ]
+OF_TEACHER = {"ddim-n5-w1": "DDIM, N = 5", "ddim-n10-w1": "DDIM, N = 10", "ddim-n5-w4": "DDIM, N = 5"}
 PAIRS = [
     {"run": f"{method}-s{s}", "method": method, "seed": s, "group": "scratch", "steps": 400, "share": mu}
     for (method, mu), s in itertools.product([("ct-ic", 0.0), ("ct-gc", 0.5), ("ct-ot", None)], SEEDS)
@@ -75,6 +77,12 @@ class Metrics:
         return stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
 
 
+def itself(run, metric, reference, value, extractor="e"):
+    """A row that the data or a condition of the teacher has itself."""
+    row = {"run": run, "method": run.split("-")[0], "metric": metric, "reference": reference}
+    return row | {"extractor": extractor, "value": value}
+
+
 @pytest.fixture
 def drawn(tmp_path):
     """Draw a figure; both files are there, and small tables give a picture of the size that the figure states."""
@@ -103,7 +111,9 @@ def band(axes, number):
 def test_tradeoff(tmp_path, drawn):
     cells = [("ode_error", "pixels", "teacher", 1), ("ode_error", "pixels", "teacher", 2)]
     cells += [("frechet_distance", e, r, 1) for e in ("first", "second") for r in ("teacher", "data")]
-    metrics = Metrics(tmp_path / "m.csv", TARGETS, cells)
+    own = [itself("data", "frechet_distance", HALVES, 0.4, "first")]
+    own += [itself(f"teacher-{group}", "frechet_distance", "data", 0.5, "first") for group in OF_TEACHER]
+    metrics = Metrics(tmp_path / "m.csv", TARGETS, cells, own)
     figure = drawn(tradeoff, runs=TARGETS, metrics=metrics.path)
     first = metrics.frame[metrics.frame.extractor != "second"]
     metrics.frame = first
@@ -122,18 +132,29 @@ def test_tradeoff(tmp_path, drawn):
             horizontal, vertical = (line.get_segments()[0] for line in bar.lines[2])
             assert horizontal[:, 0] == pytest.approx(metrics.interval(*x))
             assert vertical[:, 1] == pytest.approx(metrics.interval(*y))
+        assert len([line for line in panels[row, column].lines if line.get_marker() == "*"]) == row * len(groups)
+        assert {text.get_text() for text in panels[row, column].texts} == {OF_TEACHER[group] for group in groups}
+    for axes in panels[1]:
+        assert curves(axes)["the teacher itself"] == pytest.approx(np.array([[0, 0.5]]))
+        assert curves(axes)["the data itself"][:, 1] == pytest.approx([0.4, 0.4])
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert all(box.count_overlaps(boxes) == 1 for box in boxes)  # with itself
     assert "in features of first" in figure.get_supxlabel()
 
 
 def test_sampling_steps(tmp_path, drawn):
     rows = [("ode_error", "teacher"), ("frechet_distance", "teacher"), ("frechet_distance", "data")]
     cells = [(metric, "e" if "frechet" in metric else "pixels", r, n) for metric, r in rows for n in (1, 2, 4)]
-    metrics = Metrics(tmp_path / "m.csv", TARGETS, cells)
+    own = [itself("data", "frechet_distance", HALVES, 0.4)]
+    own += [itself(f"teacher-{group}", "frechet_distance", "data", 0.5) for group in OF_TEACHER]
+    metrics = Metrics(tmp_path / "m.csv", TARGETS, cells, own)
     figure = drawn(sampling_steps, runs=TARGETS, metrics=metrics.path)
     groups = ["ddim-n5-w1", "ddim-n10-w1", "ddim-n5-w4"]
     for axes, (cell, group) in zip(figure.axes, itertools.product(rows, groups), strict=True):
         found = curves(axes)
-        assert list(found) == ["CM", "Direct CM"]
+        levels = ["the teacher itself", "the data itself"] * (cell == ("frechet_distance", "data"))
+        assert list(found) == ["CM", "Direct CM", *levels]
+        assert [found[level][0, 1] for level in levels] == [0.5, 0.4][: len(levels)]
         for number, method in enumerate(("cm", "direct")):
             expected = [[n, metrics.mean(*cell, method, group, n)] for n in (1, 2, 4)]
             assert found[["CM", "Direct CM"][number]] == pytest.approx(np.array(expected))
@@ -203,8 +224,7 @@ BUDGETS = {"@budget=0.25": 0.25, "@budget=0.5": 0.5, "": 1.0}
 def test_convergence(tmp_path, drawn):
     metrics_of = [("wasserstein", "coordinates", "data"), ("ode_error", "coordinates", "truth")]
     cells = [(m + place, e, r, 1) for (m, e, r), place in itertools.product(metrics_of, BUDGETS)]
-    halves = {"run": "data", "method": "data", "metric": "wasserstein", "extractor": "coordinates", "value": 0.3}
-    metrics = Metrics(tmp_path / "m.csv", PAIRS, cells, [halves])
+    metrics = Metrics(tmp_path / "m.csv", PAIRS, cells, [itself("data", "wasserstein", HALVES, 0.3, "coordinates")])
     files = []
     for number, run in enumerate(PAIRS):  # of one speed each: seconds are steps times the run's number
         files.append(tmp_path / f"{run['run']}.jsonl")
@@ -220,8 +240,22 @@ def test_convergence(tmp_path, drawn):
             speed = 3 * number + 2  # mean of its three runs'
             assert curves(line[0])[name] == pytest.approx(np.column_stack([steps, y]))
             assert curves(line[1])[name] == pytest.approx(np.column_stack([steps * speed, y]))
-    assert curves(panels[0, 0])["two halves of the data"][:, 1] == pytest.approx([0.3, 0.3])
-    assert "two halves of the data" not in curves(panels[1, 0])
+    assert curves(panels[0, 0])["the data itself"][:, 1] == pytest.approx([0.3, 0.3])
+    assert "the data itself" not in curves(panels[1, 0])
+
+
+def test_where_modes_are_seen_distances_that_are_blind_to_them_are_not_drawn(tmp_path, drawn):
+    names = ("stratified_wasserstein", "wasserstein", "frechet_distance")
+    cells = [(name + place, "coordinates", "data", 1) for name, place in itertools.product(names, BUDGETS)]
+    cells += [(f"ode_error{place}", "coordinates", "truth", 1) for place in BUDGETS]
+    of_data = itself("data", "stratified_wasserstein", "data", 0.2, "coordinates")
+    metrics = Metrics(tmp_path / "m.csv", PAIRS, cells, [of_data])
+    figure = drawn(share, runs=PAIRS, metrics=metrics.path)
+    assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes] == [
+        "Stratified Wasserstein",
+        "ODE error to truth",
+    ]
+    assert curves(figure.axes[0])["the data itself"][:, 1] == pytest.approx([0.2, 0.2])
 
 
 def test_share(tmp_path, drawn):

@@ -60,3 +60,25 @@ def test_a_metric_of_the_users_own_has_a_column(metrics):
     column = next(n for n, cell in enumerate(lines[0]) if cell == "brightness, 1 step")
     assert [line[column] for line in lines[2:]] == ["0.900 ± 0.248", "0.700 ± 0.248", "0.250"]
     assert "Of your own: brightness." in paths["md"].read_text()
+
+
+def test_the_teachers_own_distance_stands_below_its_students(tmp_path):
+    runs = [
+        {"run": f"cm-{group}", "method": "cm", "seed": 0, "group": group} for group in ("ddim-n5-w1", "ddim-n5-w1-lora")
+    ]
+    rows = [(run["run"], "data", 1, 8.125) for run in runs] + [("teacher-ddim-n5-w1", "data", 5, 3.125)]
+    rows += [("teacher-ddim-n5-w1", tables.OTHER_NOISES, 5, 0.125), ("data", tables.HALVES, None, 2.125)]
+    frame = pd.DataFrame(rows, columns=["run", "reference", "sampling_steps", "value"])
+    frame = frame.assign(metric="frechet_distance", method="", seed=0, solver="", n_steps=None, guidance=None)
+    frame.assign(extractor="inception-v3").to_csv(tmp_path / "metrics.csv", index=False)
+    paths = {kind: tmp_path / f"table.{kind}" for kind in ("csv", "md", "tex", "html")}
+    tables.main_comparison(paths, tmp_path / "metrics.csv", runs, "Title")
+    lines = [[cell.strip() for cell in line.split("|")] for line in paths["md"].read_text().splitlines() if "|" in line]
+    assert lines[0][4:6] == ["FID to teacher, other noises, 1 step", "FID to data, 1 step"]
+    assert [[line[2], *line[4:6]] for line in lines[2:]] == [
+        ["CM", "–", "8.125"],
+        ["Teacher, N steps", "0.125", "3.125"],
+        ["CM", "–", "8.125"],
+        ["Teacher, N steps", "0.125", "3.125"],
+        ["Data", "–", "2.125"],
+    ]

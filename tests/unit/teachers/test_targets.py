@@ -239,3 +239,20 @@ def test_readers_memory_does_not_grow_with_the_number_of_targets(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": "workflow"})
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] - peaks[0] < 15, f"peak memory in MB: {peaks}; nine more shards are 138 MB"
+
+
+def test_the_teachers_other_samples_are_those_of_their_noises(tmp_path, teacher):
+    from consistency.students.sampling import sample_teacher
+
+    drawn = {name: torch.from_numpy(array) for name, array in draw_noise(6, (1, 8, 8), 10, 3, other=True).items()}
+    noise, other, labels = (drawn[name] for name in ("noise", "other_noise", "labels"))
+    assert torch.equal(noise, torch.from_numpy(draw_noise(6, (1, 8, 8), 10, 3)["noise"]))
+    assert abs(torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]) < 0.2
+    options = {"solver": "ddim", "n_steps": 5, "guidance": 4.0, "starts": 2, "batch_size": 4}
+    for name, more in (("both", {"other_noise": other}), ("first", {}), ("second", {})):
+        start = other if name == "second" else noise
+        sample_teacher(tmp_path / name, teacher, start, labels, **options, **more)
+    both, first, second = (load_tensors(tmp_path / name)[0] for name in ("both", "first", "second"))
+    assert torch.equal(both.pop("other_samples"), second["samples"])
+    assert both.keys() == first.keys()
+    assert all(torch.equal(both[name], first[name]) for name in first)

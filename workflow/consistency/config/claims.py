@@ -37,7 +37,8 @@ class Metric(NamedTuple):
     points: tuple[str, ...] = ()
 
 
-_SETS = ("teacher", "data")
+OTHER_NOISES = "teacher, other noises"  # the teacher's samples from noises that nothing else started from
+_SETS = ("teacher", OTHER_NOISES, "data")
 METRICS = {
     "ode_error": Metric("ODE error", ("teacher", "truth"), ("budget", "s")),
     "frechet_distance": Metric("Fréchet distance", _SETS, ("budget",)),
@@ -45,6 +46,9 @@ METRICS = {
     "precision": Metric("Precision", _SETS),
     "recall": Metric("Recall", _SETS),
     "wasserstein": Metric("Wasserstein distance", _SETS, ("budget",)),
+    "stratified_wasserstein": Metric("Stratified Wasserstein distance", ("data",), ("budget",)),
+    "mode_distance": Metric("Distance to the nearest mode", ("data",), ("budget",)),
+    "mode_share_error": Metric("Error of the modes' shares", ("data",), ("budget",)),
     "recognised": Metric("Share recognised", ("labels",)),
     "clip_score": Metric("CLIP score", ("prompts",)),
     "aesthetic_score": Metric("Aesthetic score", ("none",)),
@@ -53,9 +57,10 @@ METRICS = {
     "transport_cost": Metric("Transport cost", (*COUPLINGS, "exact optimal transport")),
 }
 OF_FEATURES = ("frechet_distance", "kernel_distance", "precision", "recall")  # each extractor has its own
+OF_MIXTURES = ("wasserstein", "stratified_wasserstein", "mode_distance", "mode_share_error")
 OF_COUPLINGS = ("loss", "velocity_gap", "transport_cost")
 _POINTS = {"budget": "{:.3g} of training", "steps": "{:,.0f} steps", "s": "s = {:g}"}
-Reference = Annotated[str, Field(pattern=r"^\w[\w .-]*$", max_length=100)]
+Reference = Annotated[str, Field(pattern=r"^\w[\w .,-]*$", max_length=100)]
 
 
 MetricName = Annotated[str, Field(pattern=r"^\w+(@(\w+=\d+(\.\d+)?(e-?\d+)?|limit))?$", max_length=100)]
@@ -123,6 +128,7 @@ class Quantity(Strict):
         None, description="share of the bound within which a difference from it does not matter; the experiment's"
     )
     extractor: str | None = Field(None, description="the one whose features count; by default each has a verdict")
+    without: str | None = Field(None, description="an extractor whose features do not count")
 
     @model_validator(mode="after")
     def _two_sides(self) -> Quantity:
@@ -295,10 +301,11 @@ def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_m
             if kind := side.point[0]:
                 allowed = [f"{side.base}@{point}{'=…' * (point != 'limit')}" for point in METRICS[side.base].points]
                 words.append(("metric", f"{side.base}@{kind}{'=…' * (kind != 'limit')}", [side.base, *allowed]))
-    if quantity.extractor is not None:
-        if quantity.sides[0].base in METRICS and not of_features:
-            yield f"{where}.extractor: {quantity.sides[0].base} has none; allowed with {', '.join(OF_FEATURES)}"
-        words.append(("extractor", quantity.extractor, ["coordinates"] if data == "mixture" else extractors))
+    for key, extractor in (("extractor", quantity.extractor), ("without", quantity.without)):
+        if extractor is not None:
+            if quantity.sides[0].base in METRICS and not of_features:
+                yield f"{where}.{key}: {quantity.sides[0].base} has none; allowed with {', '.join(OF_FEATURES)}"
+            words.append((key, extractor, ["coordinates"] if data == "mixture" else extractors))
     for key, word, allowed in words:
         if word not in allowed:
             yield f"{where}.{key}: unknown {word!r}; allowed: {', '.join(allowed)}{nearest(word, allowed)}"
@@ -306,7 +313,7 @@ def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_m
 
 def _check_measured(where: str, experiment: Experiment, quantity: Quantity, runs: list[Run]) -> Iterator[str]:
     """A built-in metric of a quantity whose methods have these runs is one that the experiment measures."""
-    exact = experiment.teacher.source == "analytic"
+    exact, others = experiment.teacher.source == "analytic", experiment.evaluation.other_noises
     extractors = {extractor.kind: extractor for extractor in experiment.extractors}
     aesthetic = getattr(extractors.get("clip"), "aesthetic", None)
     pairs, targets = all(run.from_pairs for run in runs), not any(run.from_pairs for run in runs)
@@ -315,10 +322,11 @@ def _check_measured(where: str, experiment: Experiment, quantity: Quantity, runs
         kind = side.point[0]
         for asked, there, needs in (
             (side.reference == "truth", exact, "teacher.source analytic"),
-            (side.reference == "teacher", targets, "methods that learn from targets"),
+            (side.reference in ("teacher", OTHER_NOISES), targets, "methods that learn from targets"),
+            (side.reference == OTHER_NOISES, others, "evaluation.other_noises"),
             (kind == "budget", pairs, "methods that learn from pairs"),
             (kind == "s", targets, "methods that learn from targets"),
-            (side.base == "wasserstein", experiment.data.kind == "mixture", "data.kind mixture"),
+            (side.base in OF_MIXTURES, experiment.data.kind == "mixture", "data.kind mixture"),
             (side.base == "recognised", "classifier" in extractors, "the extractor classifier"),
             (side.base in ("clip_score", "aesthetic_score"), "clip" in extractors, "the extractor clip"),
             (side.base == "aesthetic_score", aesthetic, "aesthetic of extractor clip"),

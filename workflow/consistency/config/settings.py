@@ -153,6 +153,9 @@ class Evaluation(Strict):
         10, description="start times at which the ODE error is also measured; at most N of them are there"
     )
     neighbours: Count = Field(3, description="k of precision and recall")
+    other_noises: bool = Field(
+        True, description="also sample the teacher from other noises, for distances to it; doubles its sampling"
+    )
     batch_size: Count = Field(2000, description="samples computed together")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="of students that sample, on a GPU")
     metrics: list[OwnMetric] = Field([], description="your own metrics besides, functions of the files in plugins")

@@ -56,8 +56,9 @@ def prepare(path: str | Path, settings: dict[str, Any]) -> None:
     """Write a data set, split, to `path`.
 
     The file holds train_images, train_labels, test_images, test_labels. Samples are images (n, C, H, W), as float32
-    in [−1, 1] or as uint8 (see `as_float`), or a mixture's draws (n, d); labels int64. What was read of files, and
-    what was passed over, is in the metadata as `read` (see `account`), and in the log `consistency`.
+    in [−1, 1] or as uint8 (see `as_float`), or a mixture's draws (n, d); labels int64. A mixture's parameters are there
+    too, as mode_weights, mode_means, mode_covariances (see `mixtures.parameters`). What was read of files, and what was
+    passed over, is in the metadata as `read` (see `account`), and in the log `consistency`.
 
     Args:
         settings: of a kind of `sources.Data` other than captions (see `latents`).
@@ -79,6 +80,9 @@ def prepare(path: str | Path, settings: dict[str, Any]) -> None:
         account.tell()
     tensors = {f"{part}_images": images for part, (images, _) in parts.items()}
     tensors |= {f"{part}_labels": labels for part, (_, labels) in parts.items()}
+    if kind == "mixture":
+        parameters = mixtures.parameters(settings["dimension"], settings["components"])
+        tensors |= {f"mode_{name}": value for name, value in parameters.items()}
     metadata = {"name": kind, "classes": len(account.classes["names"])}
     save_tensors(path, tensors, metadata | ({} if generate else {"read": account.record()}))
 

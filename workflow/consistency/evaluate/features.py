@@ -45,7 +45,7 @@ def extract(
     Args:
         sets: tensor names in `source`, or prefixes ending in `_` that stand for all names with it.
         extractors: of `sources.Extractor`, each with the `folder` of its weights; none for coordinates (NumPy alone,
-            no torch).
+            no torch), with which a mixture's parameters are copied too.
         vae: of samples that are latents: `folder`, `batch_size`, `precision` (see `latents.decoder`); the first
             images are then kept as `{set}.pictures` uint8.
         captions: the prompts, for CLIP; labels: the file whose `labels` number the prompt of each row, by default
@@ -172,7 +172,7 @@ def _coordinates(path: str | Path, source: str | Path, sets: Iterable[str]) -> C
     import numpy as np
 
     samples, _ = load_tensors(source, framework="np")
-    out = {}
+    out = {name: value for name, value in samples.items() if name.startswith("mode_")}
     for name in samples:
         if any(name == s or (s.endswith("_") and name.startswith(s)) for s in sets):
             points = samples[name].reshape(len(samples[name]), -1).astype(np.float64)

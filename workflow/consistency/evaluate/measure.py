@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..config.claims import OTHER_NOISES
 from ..errors import MismatchError
 from ..files.storage import AGAIN, load_tensors, read_json, sha256, write_json, write_table
-from ..flow.streams import generator
 from ..flow.transport import wasserstein
 from ..runtime.provenance import environment
 from .distances import FeatureSet, frechet_distance, kernel_distance, precision_recall
 from .features import COORDINATES
+from .modes import Modes
 
 if TYPE_CHECKING:
     from .own import OwnMetrics
@@ -42,24 +42,43 @@ def _row(metric: str, value: float, n: int, extractor: str, reference: str, step
     }
 
 
-def compare(ours: FeatureSet, other: FeatureSet, row: Callable[..., Row], brief: bool = False) -> list[Row]:
-    """Fréchet and kernel distance, precision and recall of one set against another; for points (extractor
-    `coordinates`) the Wasserstein distance to as many of the other's.
+def compare(ours: FeatureSet, other: FeatureSet, points: bool = False, brief: bool = False) -> dict[str, float]:
+    """Fréchet and kernel distance, precision and recall of one set against another, by the names of their metrics.
 
     Args:
+        points: they are points in their own coordinates; with the Wasserstein distance to as many of the other's.
         brief: the Fréchet (and Wasserstein) distance alone.
     """
-    rows = [row("frechet_distance", frechet_distance(ours, other), len(ours))]
+    measured = {"frechet_distance": frechet_distance(ours, other)}
     if not brief:
-        precision, recall = precision_recall(ours, other)
-        rows.append(row("kernel_distance", kernel_distance(ours, other), len(ours)))
-        rows += [row("precision", precision, len(ours)), row("recall", recall, len(ours))]
-    if rows[0]["extractor"] == COORDINATES:
-        rows.append(row("wasserstein", wasserstein(ours.features, other.features[: len(ours)]), len(ours)))
+        measured["kernel_distance"] = kernel_distance(ours, other)
+        measured["precision"], measured["recall"] = precision_recall(ours, other)
+    if points:
+        measured["wasserstein"] = wasserstein(ours.features, other.features[: len(ours)])
+    return measured
+
+
+def _against(
+    ours: FeatureSet, others: dict[str, FeatureSet], card: Card, modes: Modes | None, *, steps: int, suffix: str = ""
+) -> list[Row]:
+    """Rows of samples against each reference; against the data also what the modes of a mixture say of them."""
+    rows = []
+    for reference, other in others.items():
+        measured = compare(ours, other, points=card["name"] == COORDINATES, brief=bool(suffix))
+        if modes and reference == "data":
+            measured |= modes.measures(ours.features)
+        for metric, value in measured.items():
+            rows.append(_row(metric + suffix, value, len(ours), card["name"], reference, steps))
     return rows
 
 
-def _arrays(path: str | Path) -> dict[str, np.ndarray]:
+def modes_of(of_data: dict[str, np.ndarray]) -> Modes | None:
+    """The modes that the features of a mixture's data come with; None of other data."""
+    names = ("weights", "means", "covariances")
+    return Modes(*(of_data[f"mode_{name}"] for name in names)) if "mode_weights" in of_data else None
+
+
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a file, whose floating-point numbers are finite."""
     arrays = load_tensors(path, framework="np")[0]
     for name, value in arrays.items():
@@ -68,7 +87,7 @@ def _arrays(path: str | Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _feature_set(extracted: dict[str, np.ndarray], card: Card, name: str, neighbours: int) -> FeatureSet:
+def feature_set(extracted: dict[str, np.ndarray], card: Card, name: str, neighbours: int) -> FeatureSet:
     key = f"{card['name']}/{name}"
     if (count := len(extracted[f"{key}.features"])) <= neighbours:
         raise MismatchError(
@@ -79,21 +98,32 @@ def _feature_set(extracted: dict[str, np.ndarray], card: Card, name: str, neighb
     return FeatureSet(*parts, neighbours, f"features {key}")
 
 
-def _reference(extracted: dict[str, np.ndarray], card: Card, neighbours: int) -> FeatureSet:
+def reference_set(extracted: dict[str, np.ndarray], card: Card, neighbours: int) -> FeatureSet:
     """The set of data that metrics compare with: training images, or a mixture's held-out draws."""
     start, end = f"{card['name']}/", "_images.features"
     name = next(key for key in extracted if key.startswith(start) and key.endswith(end))
-    return _feature_set(extracted, card, name.removeprefix(start).removesuffix(".features"), neighbours)
+    return feature_set(extracted, card, name.removeprefix(start).removesuffix(".features"), neighbours)
 
 
-def _with_features(extracted: dict[str, np.ndarray], cards: list[Card]) -> list[Card]:
+def teacher_sets(extracted: dict[str, np.ndarray], card: Card, neighbours: int) -> dict[str, FeatureSet]:
+    """The teacher's samples by what they are called as a reference: from the shared noises, and where there are any
+    from others."""
+    sets = {"teacher": "samples", OTHER_NOISES: "other_samples"}
+    return {
+        reference: feature_set(extracted, card, name, neighbours)
+        for reference, name in sets.items()
+        if f"{card['name']}/{name}.features" in extracted
+    }
+
+
+def with_features(extracted: dict[str, np.ndarray], cards: list[Card]) -> list[Card]:
     """The extractors that give features; the others give scores."""
     return [
         card for card in cards if any(key.startswith(f"{card['name']}/") and ".features" in key for key in extracted)
     ]
 
 
-def _scores(extracted: dict[str, np.ndarray], cards: list[Card], name: str, steps: int | None) -> list[Row]:
+def scores(extracted: dict[str, np.ndarray], cards: list[Card], name: str, steps: int | None) -> list[Row]:
     """The mean of each score of single images."""
     rows = []
     for card in cards:
@@ -152,27 +182,20 @@ def measure_student(
     ODE error: mean squared error, unclipped, by number of sampling steps, to the teacher's N-step endpoint from the
     same noise; `ode_error@s=…`: f of the teacher's own trajectory at start s. Where the ODE's true end is known, the
     error to that too: to the teacher it is the distillation error, to the truth the total. The others compare features
-    with the teacher's samples and with the data. `…@budget=b`: of one-step samples after the share b of the training.
+    with the teacher's samples, with those from other noises where there are any, and with the data; of a mixture they
+    also see its modes. `…@budget=b`: of one-step samples after the share b of the training.
     """
     began = time.monotonic()
-    ours, extracted = _arrays(samples), _arrays(features)
-    others = {"data": _arrays(references.data_features)}
-    teacher = _arrays(references.teacher_samples) if references.teacher_samples else None
-    if teacher is not None:
-        others = {"teacher": _arrays(references.teacher_features)} | others
-    labels = _arrays(references.noise)["labels"]
-    truth = _arrays(references.truth).get(references.truth_of) if references.truth else None
-    compared = [
-        (
-            card,
-            name,
-            _reference(arrays, card, neighbours)
-            if name == "data"
-            else _feature_set(arrays, card, "samples", neighbours),
-        )
-        for card in _with_features(extracted, cards)
-        for name, arrays in others.items()
-    ]
+    ours, extracted = read_arrays(samples), read_arrays(features)
+    of_data = read_arrays(references.data_features)
+    of_teacher = read_arrays(references.teacher_features) if references.teacher_features else {}
+    teacher = read_arrays(references.teacher_samples) if references.teacher_samples else None
+    labels = read_arrays(references.noise)["labels"]
+    truth = read_arrays(references.truth).get(references.truth_of) if references.truth else None
+    modes, compared = modes_of(of_data), []
+    for card in with_features(extracted, cards):
+        sets = teacher_sets(of_teacher, card, neighbours) | {"data": reference_set(of_data, card, neighbours)}
+        compared.append((card, sets))
     rows: list[Row] = []
     for name in sorted((n for n in ours if not n.startswith("from_")), key=_order):
         kind, _, number = name.partition("_")
@@ -183,29 +206,18 @@ def measure_student(
         if truth is not None:
             error = _squared_error(ours[name], truth, samples)
             rows.append(_row(f"ode_error{suffix}", error, len(ours[name]), space, "truth", steps))
-        for card, reference, other in compared:
-
-            def row(
-                metric: str,
-                value: float,
-                n: int,
-                e: str = card["name"],
-                r: str = reference,
-                steps: int = steps,
-                suffix: str = suffix,
-            ) -> Row:
-                return _row(metric + suffix, value, n, e, r, steps)
-
-            rows += compare(_feature_set(extracted, card, name, neighbours), other, row, brief=bool(suffix))
+        for card, others in compared:
+            drawn = feature_set(extracted, card, name, neighbours)
+            rows += _against(drawn, others, card, modes, steps=steps, suffix=suffix)
         rows += own.of_samples(ours[name], labels, steps, suffix) if own else []
         if not suffix:
-            rows += _scores(extracted, cards, name, steps) + _recognised(extracted, name, labels, cards, steps)
+            rows += scores(extracted, cards, name, steps) + _recognised(extracted, name, labels, cards, steps)
     for start in teacher["times"].tolist() if teacher is not None else []:
         reached = ours[f"from_{start}"]
         error = _squared_error(reached, teacher["samples"], samples)
         rows.append(_row(f"ode_error@s={start}", error, len(reached), space, "teacher", 1))
     files = {"samples": samples, "features": features, **references.files}
-    _write(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began, own=own)
+    write_rows(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began, own=own)
 
 
 def _order(name: str) -> tuple[bool, float]:
@@ -240,82 +252,34 @@ def measure_teacher(
     space: str = "pixels",
     own: OwnMetrics | None = None,
 ) -> None:
-    """The teacher's own samples against the data; against the ODE's true end where it is known, which is
-    the solver's discretisation error.
+    """The teacher's own samples against the data, and against its samples from other noises, the yardstick of
+    distances to those; against the ODE's true end where it is known, which is the solver's discretisation error.
 
     Args:
         samples: the teacher's, needed with `truth` and `own`.
         own: the user's metrics, measured too.
     """
     began = time.monotonic()
-    extracted, of_data, labels = _arrays(features), _arrays(data_features), _arrays(noise)["labels"]
+    extracted, of_data, labels = read_arrays(features), read_arrays(data_features), read_arrays(noise)["labels"]
     rows: list[Row] = []
-    for card in _with_features(extracted, cards):
-
-        def row(metric: str, value: float, n: int, e: str = card["name"]) -> Row:
-            return _row(metric, value, n, e, "data", run["n_steps"])
-
-        generated = _feature_set(extracted, card, "samples", neighbours)
-        rows += compare(generated, _reference(of_data, card, neighbours), row)
-    rows += _scores(extracted, cards, "samples", run["n_steps"])
+    for card in with_features(extracted, cards):
+        sets = teacher_sets(extracted, card, neighbours)
+        drawn, others = sets.pop("teacher"), sets | {"data": reference_set(of_data, card, neighbours)}
+        rows += _against(drawn, others, card, modes_of(of_data), steps=run["n_steps"])
+    rows += scores(extracted, cards, "samples", run["n_steps"])
     rows += _recognised(extracted, "samples", labels, cards, run["n_steps"])
     files = {"features": features, "data_features": data_features, "noise": noise}
     if truth is not None:
-        error = _squared_error(_arrays(samples)["samples"], _arrays(truth)["vp"], samples)
+        error = _squared_error(read_arrays(samples)["samples"], read_arrays(truth)["vp"], samples)
         rows.append(_row("ode_error", error, len(labels), space, "truth", run["n_steps"]))
         files |= {"samples": samples, "truth": truth}
     if own:
-        rows += own.of_samples(_arrays(samples)["samples"], labels, run["n_steps"])
+        rows += own.of_samples(read_arrays(samples)["samples"], labels, run["n_steps"])
         files |= {"samples": samples}
-    _write(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began, own=own)
+    write_rows(path, run, rows, files, cards=cards, neighbours=neighbours, settings=settings, began=began, own=own)
 
 
-def measure_data(
-    path: str | Path,
-    run: Row,
-    data_features: str | Path,
-    cards: list[Card],
-    neighbours: int,
-    settings: dict[str, Any],
-    *,
-    splits: int = 5,
-    data: str | Path | None = None,
-    own: OwnMetrics | None = None,
-) -> None:
-    """The yardstick: the Fréchet distance between two random halves of the data (mean of `splits` splits;
-    of points also the Wasserstein distance), the scores of the data, and the classifier's held-out accuracy.
-
-    Args:
-        data: the file that the features were extracted from, which has been checked; what was read and passed over to
-            make it goes into the protocol.
-    """
-    began = time.monotonic()
-    extracted = _arrays(data_features)
-    rows: list[Row] = []
-    for card in _with_features(extracted, cards):
-        features = _reference(extracted, card, neighbours).features
-        by_metric: dict[str, list[float]] = {}
-        for split in range(splits):
-            order = generator(0, "halves", split).permutation(len(features))
-            a, b = (FeatureSet(features[half]) for half in np.array_split(order, 2))
-            by_metric.setdefault("frechet_distance", []).append(frechet_distance(a, b))
-            if card["name"] == COORDINATES:
-                size = min(len(a), len(b))
-                by_metric.setdefault("wasserstein", []).append(wasserstein(a.features[:size], b.features[:size]))
-        other, half = "other half of the data", len(features) // 2
-        for metric, values in by_metric.items():
-            rows.append(_row(metric, float(np.mean(values)), half, card["name"], other))
-        if "held_out_accuracy" in card:
-            value, count = card["held_out_accuracy"], card["held_out_count"]
-            rows.append(_row("held_out_accuracy", value, count, card["name"], "labels"))
-    rows += _scores(extracted, cards, "train_images", None)
-    read = load_tensors(data, [], framework="np", check=False)[1].get("read") if data else None
-    rows += own.of_data() if own else []
-    protocol = {"cards": cards, "neighbours": neighbours, "settings": settings}
-    _write(path, run, rows, {"data_features": data_features}, **protocol, began=began, read=read, own=own)
-
-
-def _write(
+def write_rows(
     path: str | Path,
     run: Row,
     rows: list[Row],

@@ -31,12 +31,18 @@ def normal(seed: int, purpose: str, samples: range | Sequence[int], shape: Seque
     return torch.from_numpy(normal_array(seed, purpose, samples, shape, *index))
 
 
-def draw_noise(count: int, shape: Sequence[int], classes: int, seed: int) -> dict[str, np.ndarray]:
+def draw_noise(count: int, shape: Sequence[int], classes: int, seed: int, other: bool = False) -> dict[str, np.ndarray]:
     """The evaluation's shared initial noise: one noise and one label per sample.
 
+    Args:
+        other: draw a second noise for each sample too.
+
     Returns:
-        noise: float32 (count, *shape), N(0, I); labels: int64 (count,) in [0, classes), balanced.
+        noise, and with `other` other_noise: float32 (count, *shape), N(0, I), independent of each other; labels: int64
+        (count,) in [0, classes), balanced.
     """
     # Balanced labels: the sample's number modulo the classes, so that a prefix is balanced too.
     labels = np.arange(count, dtype=np.int64) % classes
-    return {"noise": normal_array(seed, "noise", range(count), shape), "labels": labels}
+    names = ["noise", *["other_noise"] * other]
+    noises = {name: normal_array(seed, name.replace("_", " "), range(count), shape) for name in names}
+    return noises | {"labels": labels}

@@ -210,10 +210,10 @@ def _teacher(bill: _Bill, runs: list[Run]) -> None:
     for sharing in solved.values():
         run = sharing[0]
         calls = CALLS.get(run.solver, 1) * (1 if run.guidance == 1 else 2)
-        stored = (1 + min(evaluation.start_times, run.n_steps)) * evaluation.count * bill.sample
-        passes = evaluation.count * run.n_steps * calls
-        bill.add("teacher samples", passes, bill.teacher, teacher.precision, stored)
-        bill.decode(evaluation.count)
+        samples = evaluation.count * (1 + evaluation.other_noises)
+        stored = (samples + min(evaluation.start_times, run.n_steps) * evaluation.count) * bill.sample
+        bill.add("teacher samples", samples * run.n_steps * calls, bill.teacher, teacher.precision, stored)
+        bill.decode(samples)
         for mode in {other.targets for other in sharing}:
             steps, kept = ((run.n_steps + 1) / 2, 3) if mode == "paper" else (run.n_steps, run.n_steps + 1)
             passes, stored = targets.count * steps * calls, targets.count * kept * bill.sample

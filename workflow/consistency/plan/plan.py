@@ -38,8 +38,9 @@ class Plan:
         own: the user's own files by part, data, teacher and vae; None where a part has none.
         downloads: part → where it is downloaded from: teacher, vae, extractors' weights.
         space: what an ODE error is measured in, coordinates, latents or pixels.
-        reference: the part of the data that metrics compare with.
+        reference: the part of the data that metrics compare with; labels: its labels, where the file has them.
         metrics: the table of metrics.
+        other_noises: whether the teacher is sampled from other noises too.
         pixels: the data as images.
         prompts, captions: the prompts' embeddings and their texts; [] where there are none.
     """
@@ -69,7 +70,9 @@ class Plan:
         self.downloads = weights(experiment)
         self.space = {"mixture": "coordinates", "captions": "latents"}.get(data.kind, "pixels")
         self.reference = "test_images" if data.kind == "mixture" else "train_images"
+        self.labels = None if self.in_latents else self.reference.replace("images", "labels")
         self.metrics = f"{self.folder}/metrics.csv"
+        self.other_noises = experiment.evaluation.other_noises and bool(self.from_targets)
         self.pixels = f"{self.folder}/{'images' if self.in_latents else 'data'}.safetensors"
         self.prompts = f"{self.folder}/prompts.safetensors" if self.in_latents else []
         self.captions = f"{self.folder}/captions.json" if self.in_latents else []

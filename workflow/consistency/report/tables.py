@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from .. import escape
+from ..config.claims import OTHER_NOISES
+from ..evaluate.yardstick import HALVES
 from ..files.storage import atomic, read_table, write_table, write_text
 from .decisions import VERDICTS
 from .statistics import t_interval
@@ -34,8 +36,12 @@ METHOD_LABELS = {
 _MAIN = {
     ("ode_error", "teacher", 1): "ODE error, 1 step",
     ("ode_error", "truth", 1): "ODE error to truth, 1 step",
+    ("stratified_wasserstein", "data", 1): "Stratified Wasserstein to data, 1 step",
     ("wasserstein", "data", 1): "Wasserstein to data, 1 step",
+    ("mode_distance", "data", 1): "Nearest mode (deviations), 1 step",
+    ("mode_share_error", "data", 1): "Error of modes' shares, 1 step",
     ("frechet_distance", "teacher", 1): "Fréchet to teacher, 1 step",
+    ("frechet_distance", OTHER_NOISES, 1): "Fréchet to teacher, other noises, 1 step",
     ("frechet_distance", "data", 1): "Fréchet to data, 1 step",
     ("frechet_distance", "data", 4): "Fréchet to data, 4 steps",
     ("kernel_distance", "teacher", 1): "Kernel dist. to teacher, 1 step",
@@ -131,9 +137,27 @@ def _headings(columns: dict, extractor: str) -> dict:
     return {key: heading.replace("Fréchet", distance_label(extractor)) for key, heading in columns.items()}
 
 
-def _others(values: pd.DataFrame, extractors: list[str]) -> dict[str, str]:
-    """Cells of one-step Fréchet distances in the features of the extractors that don't lead."""
+def yardstick(metrics: pd.DataFrame, run: str) -> pd.DataFrame:
+    """What the data, or a teacher's condition, has itself, as rows of `summarise` at one sampling step: what the
+    students' values are to be compared with. A distance between halves of the data stands as one to the data."""
+    rows = metrics[metrics.run == run]
+    reference = rows.reference.replace(HALVES, "data")
+    return rows.assign(reference=reference, sampling_steps=1, mean=rows.value, ci_low=rows.value, n_seeds=1)
+
+
+def teacher_of(group: str) -> str:
+    """The teacher's run in metrics.csv whose samples a condition's students learn to draw."""
+    return f"teacher-{'-'.join(group.split('-')[:3])}"
+
+
+def _values(values: pd.DataFrame, headings: dict[tuple[str, str, int], str], extractors: list[str]) -> dict[str, str]:
+    """Cells of the leading extractor's values, and of one-step Fréchet distances in the features of the others."""
+    indexed = values[~values.extractor.isin(extractors[1:])].set_index(["metric", "reference", "sampling_steps"])
     row = {}
+    for key, heading in headings.items():
+        if key in indexed.index:
+            cell = indexed.loc[key]
+            row[heading] = _cell(cell["mean"], cell["ci_low"], cell["n_seeds"])
     for extractor in extractors[1:]:
         name = distance_label(extractor)
         name = f"{name} ({extractor})" if name == "Fréchet" else name
@@ -143,6 +167,14 @@ def _others(values: pd.DataFrame, extractors: list[str]) -> dict[str, str]:
         for distance in chosen.itertuples():
             row[f"{name} to {distance.reference}, 1 step"] = _cell(distance.mean, distance.ci_low, distance.n_seeds)
     return row
+
+
+def _in_order(frame: pd.DataFrame, headings: dict[tuple[str, str, int], str]) -> pd.DataFrame:
+    """With the columns in the order of their headings, between those that name a row and the others."""
+    order = {heading: position for position, heading in enumerate(headings.values())}
+    first = [column for column in frame if column in ("Condition", "Method", "Seeds")]
+    last = [column for column in frame if column not in order and column not in first]
+    return frame[[*first, *sorted(set(frame) & set(order), key=order.__getitem__), *last]]
 
 
 def _in_features(extractors: list[str]) -> str:
@@ -174,36 +206,22 @@ def main_comparison(paths: dict[str, str], metrics_path: str | Path, runs: list[
         summary.to_csv(temporary, index=False)
 
     rows = []
-    for (group, method), every in summary.groupby(["group", "method"], sort=False):
-        values = every[~every.extractor.isin(extractors[1:])]
-        indexed = values.set_index(["metric", "reference", "sampling_steps"])
-        row = {"Condition": condition_label(group), "Method": method_label(method, runs), "Seeds": values.n_seeds.max()}
-        for key, heading in headings.items():
-            if key in indexed.index:
-                cell = indexed.loc[key]
-                row[heading] = _cell(cell["mean"], cell["ci_low"], cell["n_seeds"])
-        rows.append(row | _others(every, extractors))
-    yardsticks = metrics[~metrics.extractor.isin(extractors[1:])]
-    yardsticks = yardsticks[(yardsticks.method.isin(["teacher", "data"])) & (yardsticks.metric != "held_out_accuracy")]
-    for run, values in yardsticks.groupby("run", sort=False):
-        measured = {(r.metric, r.reference): r.value for r in values.itertuples()}
-        if run == "data":
-            label, method = "two halves of the data", "Data"
-            measured[("frechet_distance", "data")] = measured[("frechet_distance", "other half of the data")]
-        else:
-            label, method = condition_label(run.removeprefix("teacher-")) + ", N steps", "Teacher"
-        row = {"Condition": label, "Method": method, "Seeds": 1}
-        for (metric, reference, steps), heading in headings.items():
-            if steps == 1 and (metric, reference) in measured:
-                row[heading] = _cell(measured[(metric, reference)], 0, 1)
-        rows.append(row)
-    frame = pd.DataFrame(rows).fillna("–")
+    for group, of_group in summary.groupby("group", sort=False):
+        methods = [(method_label(name, runs), rest) for name, rest in of_group.groupby("method", sort=False)]
+        for label, values in [*methods, ("Teacher, N steps", yardstick(metrics, teacher_of(group)))]:
+            if len(values):
+                row = {"Condition": condition_label(group), "Method": label, "Seeds": values.n_seeds.max()}
+                rows.append(row | _values(values, headings, extractors))
+    row = {"Condition": "one half against the other", "Method": "Data", "Seeds": 1}
+    rows.append(row | _values(yardstick(metrics, "data"), headings, extractors))
+    frame = _in_order(pd.DataFrame(rows), headings).fillna("–")
     unit = unit_of(summary)
     held = "held-out" if unit == "coordinate" else "training"
     note = (
         f"{title}. Mean ± half-width of the 95 % t interval over seeds. ODE error: mean squared error per {unit} to "
         f"the teacher's N-step sample from the same noise. Fréchet and kernel distance, precision and recall: "
-        f"{_in_features(extractors)}, against the teacher's samples or the {held} data. Recognised: share whose "
+        f"{_in_features(extractors)}, against the teacher's samples or the {held} data; the "
+        "rows of teacher and data show what those have themselves. Recognised: share whose "
         "predicted class is the label. Lower is better for ODE error and distances, higher for the others."
     )
     note += f" Of your own: {', '.join(own)}." if own else ""
@@ -222,7 +240,10 @@ _COUPLINGS = {
     ("frechet_distance", "data", 1): "Fréchet to data, 1 step",
     ("frechet_distance", "data", 2): "Fréchet to data, 2 steps",
     ("kernel_distance", "data", 1): "Kernel dist. to data, 1 step",
+    ("stratified_wasserstein", "data", 1): "Stratified Wasserstein to data, 1 step",
     ("wasserstein", "data", 1): "Wasserstein to data, 1 step",
+    ("mode_distance", "data", 1): "Nearest mode (deviations), 1 step",
+    ("mode_share_error", "data", 1): "Error of modes' shares, 1 step",
     ("ode_error", "truth", 1): "ODE error to truth, 1 step",
     ("precision", "data", 1): "Precision, 1 step",
     ("recall", "data", 1): "Recall, 1 step",
@@ -247,23 +268,14 @@ def couplings(
     with atomic(paths["csv"]) as temporary:
         summary.to_csv(temporary, index=False)
     rows = []
-    for method, every in summary.groupby("method", sort=False):
-        values = every[~every.extractor.isin(extractors[1:])]
-        indexed = values.set_index(["metric", "reference", "sampling_steps"])
+    for method, values in summary.groupby("method", sort=False):
         row = {"Method": method_label(method, runs), "Seeds": values.n_seeds.max()}
-        for key, heading in headings.items():
-            if key in indexed.index:
-                cell = indexed.loc[key]
-                row[heading] = _cell(cell["mean"], cell["ci_low"], cell["n_seeds"])
-        row |= _others(every, extractors)
+        row |= _values(values, headings, extractors)
         if data in PAPER_B:
             row["Paper B: FID / KID × 100 / IS"] = PAPER_B[data].get(method, "–")
         rows.append(row)
-    halves = metrics[(metrics.run == "data") & (metrics.reference == "other half of the data")]
-    row = {"Method": "Data, two halves", "Seeds": 1}
-    for half in halves[~halves.extractor.isin(extractors[1:])].itertuples():
-        row[headings[half.metric, "data", 1]] = _cell(half.value, 0, 1)
-    frame = pd.DataFrame([*rows, row]).fillna("–")
+    row = {"Method": "Data, two halves", "Seeds": 1} | _values(yardstick(metrics, "data"), headings, extractors)
+    frame = _in_order(pd.DataFrame([*rows, row]), headings).fillna("–")
     note = (
         f"{title}. Trained from scratch; mean ± half-width of the 95 % t interval over seeds. Distances "
         f"{_in_features(extractors)}. Lower is better, but for precision, recall and recognised. "

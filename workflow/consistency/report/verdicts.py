@@ -46,7 +46,7 @@ def by_extractor(metrics: pd.DataFrame, quantity: Quantity) -> list[tuple[str, p
                 label = f"{DISTANCES[extractor]}{rest}"
             elif len(extractors) > 1:
                 label = f"Fréchet distance ({extractor}){rest}"
-        if quantity.extractor in (None, extractor):
+        if quantity.extractor in (None, extractor) and quantity.without != extractor:
             labelled.append((label, metrics[metrics.extractor == extractor]))
     return labelled
 

@@ -58,27 +58,32 @@ def sample_teacher(
     guidance: float,
     starts: int,
     batch_size: int,
+    other_noise: torch.Tensor | None = None,
 ) -> None:
     """Write the teacher's N-step samples: `samples` (n, …) and, for evaluation by start time,
-    `points` (K, n, …), the trajectory at the K times `times` (K,)."""
+    `points` (K, n, …), the trajectory at the K times `times` (K,); with `other_noise` (n, …) also `other_samples`
+    (n, …), from it and the same labels."""
     grid = teacher.schedule.grid(n_steps)
     indices = start_indices(n_steps, starts)
-    progress = Progress(len(noise), f"sample teacher {solver} N={n_steps} w={guidance:g}")
+    sets = {"samples": noise} | ({} if other_noise is None else {"other_samples": other_noise})
+    progress = Progress(len(noise) * len(sets), f"sample teacher {solver} N={n_steps} w={guidance:g}")
     device = pick_device()
     teacher.to(device)
-    shapes: Shapes = {"samples": (teacher.dtype, tuple(noise.shape)), "times": (torch.int64, (len(indices),))}
-    shapes["points"] = teacher.dtype, (len(indices), *noise.shape)
+    shapes: Shapes = dict.fromkeys(sets, (teacher.dtype, tuple(noise.shape)))
+    shapes |= {"times": (torch.int64, (len(indices),)), "points": (teacher.dtype, (len(indices), *noise.shape))}
     with tensor_file(path, shapes) as file:
         file.metadata |= {"solver": solver, "n_steps": n_steps, "guidance": guidance}
         file["times"][:] = torch.tensor([grid[k] for k in indices])
         for first in range(0, len(noise), batch_size):
             rows = slice(first, first + batch_size)
             eps = teacher.eps(labels[rows].to(device), guidance)
-            start = noise[rows].to(device, teacher.dtype)
-            points = trajectory(start, grid, solver_named(solver), eps, teacher.schedule).cpu()
-            file["samples"][rows] = points[:, -1]
-            file["points"][:, rows] = points[:, indices].transpose(0, 1)
-            progress.update(len(points))
+            for name, start in sets.items():
+                x = start[rows].to(device, teacher.dtype)
+                points = trajectory(x, grid, solver_named(solver), eps, teacher.schedule).cpu()
+                file[name][rows] = points[:, -1]
+                if name == "samples":
+                    file["points"][:, rows] = points[:, indices].transpose(0, 1)
+                progress.update(len(points))
 
 
 def sample(

@@ -11,10 +11,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ...files.storage import read_records, read_table
-from ..tables import leading, summarise
+from ..tables import leading, summarise, yardstick
 from . import style
 
 _ROWS = {
+    ("stratified_wasserstein", "data"): "Stratified Wasserstein\ndistance to data",
     ("wasserstein", "data"): "Wasserstein\ndistance to data",
     ("frechet_distance", "data"): "Fréchet\ndistance to data",
     ("ode_error", "truth"): "ODE error to truth\n(MSE per coordinate)",
@@ -37,7 +38,7 @@ def draw(
 ) -> Figure:
     """One-step samples: y distance to the data or ODE error, x iterations (left) and seconds of training (right).
 
-    Bands: 95 % t interval over seeds. Dotted: the distance between two halves of the data. `stats` is in runs' order.
+    Bands: 95 % t interval over seeds. Dotted: what the data has itself. `stats` is in runs' order.
     """
     table = read_table(metrics)
     summary = leading(summarise(table[table.sampling_steps == 1], runs))
@@ -48,7 +49,7 @@ def draw(
     others = [method for method in methods if method not in _LOOKS]
     looks = _LOOKS | {method: _OTHERS[i % len(_OTHERS)] for i, method in enumerate(others)}
     present = set(zip(summary.base, summary.reference, strict=True))
-    shown = [key for key in _ROWS if key in present]
+    shown = style.telling(_ROWS, present)
     stats = [stats] if isinstance(stats, str | Path) else stats
     clocks = {run["run"]: _clock(path) for run, path in zip(runs, stats, strict=True)}
 
@@ -68,10 +69,9 @@ def draw(
                 axes.plot(x, chosen["mean"], markersize=3.5, linewidth=1.2, **look)
                 if (chosen.n_seeds > 1).all():
                     axes.fill_between(x, low, chosen.ci_high, color=look["color"], alpha=0.1, linewidth=0)
-        halves = table[(table.method == "data") & (table.metric == base)].value
         for axes in line:
-            for value in halves:
-                axes.axhline(value, color="0.4", linestyle=":", linewidth=1, label="two halves of the data")
+            of_data = yardstick(table, "data")
+            style.level(axes, of_data, base, reference, linestyle=":", label="the data itself")
             axes.set(xscale="log", yscale="log")
             style.plain_log(axes.xaxis)
             style.plain_log(axes.yaxis)

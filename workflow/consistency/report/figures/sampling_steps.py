@@ -21,8 +21,10 @@ _ROWS = {
 
 
 def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> Figure:
-    """A column per condition; rows: ODE error, Fréchet distance to teacher and to data; bands over seeds."""
-    summary = leading(summarise(read_table(metrics), runs))
+    """A column per condition; rows: ODE error, Fréchet distance to teacher and to data; bands over seeds. Dashed: the
+    teacher's own distance; dotted: the distance between two halves of the data."""
+    table = read_table(metrics)
+    summary = leading(summarise(table, runs))
     unit = unit_of(summary)
     groups, note = style.shown(runs)
     figure, panels = plt.subplots(
@@ -50,6 +52,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
                     axes.fill_between(
                         chosen.sampling_steps, low, chosen.ci_high, color=look["color"], alpha=0.2, linewidth=0
                     )
+            style.levels(axes, table, group, metric, reference)
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             style.plain_log(axes.yaxis)

@@ -10,10 +10,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ...files.storage import read_table
-from ..tables import leading, summarise
+from ..tables import leading, summarise, yardstick
 from . import style
 
 _PANELS = {
+    ("stratified_wasserstein", "data"): "Stratified Wasserstein\ndistance to data",
     ("wasserstein", "data"): "Wasserstein distance to data",
     ("frechet_distance", "data"): "Fréchet distance to data",
     ("ode_error", "truth"): "ODE error to truth\n(MSE per coordinate)",
@@ -28,14 +29,16 @@ _BUDGETS = {
 def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: str | Path) -> Figure:
     """One-step samples, a panel per metric: x share μ of generated pairs, y distance to the data or ODE error.
 
-    Points are means over seeds with 95 % t intervals; the runs without a share are left out.
+    Points are means over seeds with 95 % t intervals; the runs without a share are left out. Dotted: what the data has
+    itself.
     """
     shares = {run["method"]: run["share"] for run in runs if run["share"] is not None}
-    summary = leading(summarise(read_table(metrics), [run for run in runs if run["method"] in shares]))
+    table = read_table(metrics)
+    summary = leading(summarise(table, [run for run in runs if run["method"] in shares]))
     summary = summary[summary.sampling_steps == 1]
     summary = summary.assign(share=summary.method.map(shares)).sort_values("share")
     present = set(zip(summary.metric, summary.reference, strict=True))
-    shown = [key for key in _PANELS if key in present]
+    shown = style.telling(_PANELS, present)
     figure, panels = plt.subplots(
         1, len(shown), figsize=(style.WIDTH, 2.5), sharex=True, squeeze=False, layout="constrained"
     )
@@ -50,6 +53,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
                 spread = chosen["mean"] - low, chosen.ci_high - chosen["mean"]
             look = {**colours, "markersize": 4, "linewidth": 1.2, "elinewidth": 0.8, "capsize": 2}
             axes.errorbar(chosen.share + aside, chosen["mean"], spread, **look)
+        style.level(axes, yardstick(table, "data"), metric, reference, linestyle=":", label="the data itself")
         axes.set_yscale("log")
         style.plain_log(axes.yaxis)
         axes.set_xticks(sorted(set(shares.values())))

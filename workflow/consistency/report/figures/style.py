@@ -11,7 +11,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -20,6 +22,7 @@ from ...escape import mathtext
 from ...files.storage import atomic
 from .. import tables
 
+STRATIFIED = ("stratified_wasserstein", "data")
 WIDTH = 6.9  # inches: two columns of a paper
 PANELS = 6  # most conditions drawn side by side
 
@@ -96,6 +99,28 @@ def legend(figure: Figure, note: str = "") -> None:
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=len(entries))
     if note:
         figure.supxlabel(mathtext(note), fontsize="x-small", color="0.35")
+
+
+def telling(labels: dict[tuple[str, str], str], present: set[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of the measures (metric, reference) that are present; where one sees the modes of a mixture, without the
+    distances that it replaces."""
+    shown = [key for key in labels if key in present]
+    blind = {("wasserstein", "data"), ("frechet_distance", "data")} if STRATIFIED in shown else set()
+    return [key for key in shown if key not in blind]
+
+
+def level(axes: Axes, values: pd.DataFrame, metric: str, reference: str, **look: Any) -> None:
+    """A thin horizontal line at a value of `tables.yardstick`, where there is one."""
+    chosen = values[(values.metric == metric) & (values.reference == reference)]
+    for value in chosen.value.head(1):  # of the leading extractor
+        axes.axhline(value, **{"color": "0.4", "linewidth": 1, "zorder": 0} | look)
+
+
+def levels(axes: Axes, metrics: pd.DataFrame, group: str, metric: str, reference: str) -> None:
+    """What the condition's teacher has itself (dashed), and the data (dotted)."""
+    teacher, data = (tables.yardstick(metrics, run) for run in (tables.teacher_of(group), "data"))
+    level(axes, teacher, metric, reference, linestyle="--", label="the teacher itself")
+    level(axes, data, metric, reference, linestyle=":", label="the data itself")
 
 
 def plain_log(axis: Axis) -> None:

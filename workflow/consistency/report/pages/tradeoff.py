@@ -11,10 +11,11 @@ import pandas as pd
 from matplotlib.colors import to_hex
 from plotly.offline import get_plotlyjs
 
+from ...config.claims import OTHER_NOISES
 from ...files.storage import read_table
 from ..figures import style
 from ..statistics import t_interval
-from ..tables import condition_label, distance_label, method_label, unit_of
+from ..tables import condition_label, distance_label, method_label, teacher_of, unit_of, yardstick
 from . import shell
 
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "P": "cross", "X": "x", "h": "hexagon"} | {
@@ -23,7 +24,10 @@ _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "P": "cross", "X": "x"
 _QUALITY = {
     "frechet_distance": "Fréchet distance",
     "kernel_distance": "Kernel distance",
+    "stratified_wasserstein": "Stratified Wasserstein distance",
     "wasserstein": "Wasserstein distance",
+    "mode_distance": "Distance to the nearest mode",
+    "mode_share_error": "Error of the modes' shares",
     "precision": "Precision",
     "recall": "Recall",
     "recognised": "Share recognised as its label",
@@ -31,10 +35,13 @@ _QUALITY = {
     "aesthetic_score": "Aesthetic score",
 }
 _HIGHER = {"precision", "recall", "recognised", "clip_score", "aesthetic_score"}
-_REFERENCES = {"teacher": " to the teacher's samples", "data": " to the data"}
+_REFERENCES = {
+    "teacher": " to the teacher's samples",
+    OTHER_NOISES: " to the teacher's samples from other noises",
+    "data": " to the data",
+}
 _ERRORS = {"teacher": "the teacher's sample", "truth": "the true end of the ODE"}
-_ORDER = ["data", "teacher", "truth", "labels", "prompts", "none"]  # of what measures compare with
-_HALVES = "other half of the data"
+_ORDER = ["data", "teacher", OTHER_NOISES, "truth", "labels", "prompts", "none"]  # of what measures compare with
 
 
 def draw(
@@ -92,11 +99,11 @@ def _experiment(table: pd.DataFrame, runs: list[dict[str, Any]], title: str) -> 
             if condition["teacher"] == run:
                 rows = [[group, "teacher", None, n, _short(v), None, {}] for n, v in of_teacher if n is not None]
                 values.extend(rows)
-    halves = table[(table.method == "data") & (table.reference == _HALVES)]
+    of_data = yardstick(table, "data")
     yardsticks = {
-        kept[r.metric, r.extractor, "data"]: _short(r.value)
-        for r in halves.itertuples()
-        if (r.metric, r.extractor, "data") in kept
+        kept[r.metric, r.extractor, r.reference]: _short(r.value)
+        for r in of_data[of_data.reference == "data"].itertuples()
+        if (r.metric, r.extractor, r.reference) in kept
     }
     looks = {
         method: {
@@ -128,7 +135,7 @@ def _condition(run: dict[str, Any]) -> dict[str, Any]:
         "w": run["guidance"],
         "targets": run["targets"],
         "parameters": run["parameters"],
-        "teacher": f"teacher-{run['solver']}-n{run['n_steps']}-w{run['guidance']:g}",
+        "teacher": teacher_of(run["group"]),
     }
 
 
