@@ -111,7 +111,7 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
         "compile": False,
     }.items():
         parts[f"teacher.{key}"] = no_teacher or why
-    for key in ("steps", "count", "gradient_budget", "batch_size"):
+    for key in ("steps", "count", "gradient_budget", "batch_size", "velocity"):
         parts[f"analysis.{key}"] = not needed.analysed and "analysis.coupling_methods names no method with runs"
     return {path: why for path, why in parts.items() if why}
 
