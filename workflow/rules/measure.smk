@@ -117,7 +117,7 @@ rule measure_couplings:
         run=lambda w: row_of(run_of(w)),
         edm=lambda w: dump(preset(w).consistency_training.edm),
         curriculum=lambda w: dump(preset(w).consistency_training.curriculum),
-        analysis=lambda w: preset(w).analysis.model_dump(include={"steps", "count", "batch_size", "gradient_budget"}),
+        analysis=lambda w: preset(w).analysis.model_dump(exclude={"order_steps", "coupling_methods"}),
         loss=lambda w: dump(preset(w).consistency_training.loss),
         code=REGISTRY.built_in_code("coupling"),
     script:

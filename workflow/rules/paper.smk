@@ -175,6 +175,12 @@ FIGURES = {
         lambda plan: plan.rows_from_pairs,
         lambda plan: {"metrics": plan.metrics},
     ),
+    "velocity-variance": (
+        "variance of the velocity by coupling",
+        "2. Results",
+        lambda plan: plan.rows_analysed,
+        lambda plan: {"metrics": plan.metrics},
+    ),
     "discrepancy": (
         "gap between training and distillation",
         "2. Results",

@@ -26,7 +26,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")  # of a user's function; column
 # Names of the pipeline's own: of rows in metrics.csv that no function here is called after, and of figures.
 TAKEN = {
     "metric": {"ode_error", "precision", "recall", "recognised", "held_out_accuracy", "clip_score", "aesthetic_score"}
-    | {"loss", "velocity_gap", "gradient", "transport_cost"},
+    | {"loss", "velocity_gap", "velocity_gap_tail", "velocity_variance", "gradient", "transport_cost"},
     "figure": {path.stem for path in (LIBRARY / "report" / "figures").glob("*.py")},
 }
 _TYPES = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list"}

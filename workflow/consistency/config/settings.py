@@ -44,7 +44,7 @@ class Training(Strict):
         "adamw", description="torch's AdamW or RAdam, Lion, or bitsandbytes' 8-bit AdamW (AdamW where it is missing)"
     )
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
-    clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
+    clip_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null for no clipping")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="decay of the weights' average; null for none")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one")
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of the network, no = float32")
@@ -122,8 +122,10 @@ class Student(Strict):
 
 
 class PairsTraining(Training):
-    """One training from pairs: as others, with an average of the weights, which is evaluated and may generate."""
+    """One training from pairs: as others, without clipping (paper B has none; at 1 it would normalise most late
+    steps), and with an average of the weights, which is evaluated and may generate."""
 
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; null for no clipping")
     ema_decay: float | None = Field(0.999, gt=0, lt=1, description="decay of the weights' average; null for none")
 
 
@@ -240,17 +242,33 @@ class Grid(Strict):
     parameters: Annotated[list[Parameters], *SOME] | None = Field(None, description="default: student.parameters")
 
 
+class VelocityFit(Strict):
+    """How the denoiser is trained that gives the mean velocity of a coupling's flow, one for each coupling."""
+
+    steps: Count = Field(2000, description="optimiser steps")
+    batch_size: Count = Field(256, description="draws per step")
+    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
+    width: Count = Field(64, multiple_of=2, description="of the residual MLP")
+    depth: Count = Field(3, description="number of its residual blocks")
+    count: Annotated[int, Field(ge=64)] = Field(32_768, description="draws that it learns from")
+
+
 class Analysis(Strict):
     """What is measured where the teacher is known in closed form, and of couplings."""
 
     order_steps: list[Count] = Field([], description="numbers of solver steps for the teacher's discretisation error")
     coupling_methods: list[str] = Field([], description="methods (from pairs) whose students serve as f and generator")
     steps: list[Annotated[int, Field(ge=2)]] = Field([10, 20, 40, 80, 160, 320, 640, 1280], description="grid steps")
-    count: Annotated[int, Field(ge=64, le=LARGEST_ASSIGNMENT)] = Field(1024, description="draws for each estimate")
+    count: Annotated[int, Field(ge=64, le=10**6)] = Field(
+        8192, description="draws for each estimate; of the exact optimal transport the first 1,024"
+    )
     gradient_budget: float = Field(
         0.125, gt=0, lt=1, description="share of training after which gradients are compared; they vanish at its end"
     )
-    batch_size: Count = Field(128, description="batch of the couplings in the estimates")
+    batch_size: Annotated[int, Field(gt=0, le=LARGEST_ASSIGNMENT)] = Field(
+        128, description="batch of the couplings in the estimates"
+    )
+    velocity: VelocityFit = Field(VelocityFit(), description="how the mean velocity of a coupling is learned")
 
 
 class Experiment(Strict):

@@ -102,7 +102,7 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
     parts |= {f"methods.{m}": m not in methods and "no row of runs names it" for m in experiment.methods}
     if not (needed.targets or needed.asked):
         parts |= {f"teacher.{key}": "no run has a teacher" for key in TeacherConfig.model_fields if key != "source"}
-    for key in ("steps", "count", "gradient_budget", "batch_size"):
+    for key in ("steps", "count", "gradient_budget", "batch_size", "velocity"):
         parts[f"analysis.{key}"] = not needed.analysed and "analysis.coupling_methods names no method with runs"
     return {path: why for path, why in parts.items() if why}
 

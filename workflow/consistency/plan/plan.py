@@ -373,7 +373,7 @@ class Plan:
         if len({share for run in self.from_pairs.values() if (share := _share(run)) is not None}) > 1:
             names += ["share"]
         if self.analysed:
-            names += ["transport", *["discrepancy", "trajectories"] * self.exact]
+            names += ["velocity-variance", "transport", *["discrepancy", "trajectories"] * self.exact]
         return [*names, *["orders"] * bool(self.experiment.analysis.order_steps), *self.own_figures]
 
 

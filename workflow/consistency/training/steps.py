@@ -115,6 +115,7 @@ class PlainStep:
         self.parameters = list(self.weights.values())
         self.trained = self._lay_out()
         self.optimizer = make_optimizer(settings.optimizer, self.trained, settings.learning_rate, settings.weight_decay)
+        self.limit = math.inf if settings.clip_norm is None else settings.clip_norm
         self.meanwhile: Callable[[], None] = lambda: None
         self._averages = [p.detach().clone() for p in self.trained] if settings.ema_decay else []
         self.average: dict[str, torch.Tensor] | None = None
@@ -207,10 +208,9 @@ class PlainStep:
         return total, float(self._clip())
 
     def _clip(self) -> torch.Tensor:
-        limit = self.settings.clip_norm
         if self._bare:
-            return clip_gradients(self.trained, limit)
-        return self.accelerator.clip_grad_norm_(self.parameters, limit)
+            return clip_gradients(self.trained, self.limit)
+        return self.accelerator.clip_grad_norm_(self.parameters, self.limit)
 
     # What another layout of the parameters changes
 
@@ -244,7 +244,7 @@ class JoinedStep(PlainStep):
 
     def _clip(self) -> torch.Tensor:
         self._joined.gather()
-        return clip_gradients(self.trained, self.settings.clip_norm, self._joined.gradients)
+        return clip_gradients(self.trained, self.limit, self._joined.gradients)
 
     def _gradients(self) -> list[torch.Tensor | None]:
         return self._joined.gradients
@@ -261,13 +261,13 @@ class CapturedStep(PlainStep):
 
     def __init__(self, model: nn.Module, task: Task, settings: Training, accelerator: Accelerator, what: str):
         super().__init__(model, task, settings, accelerator, what)
-        prepared, parameters = self._prepared, self.parameters
+        prepared, parameters, limit = self._prepared, self.parameters, self.limit
 
         # Without a reference to this object: in a circle, graph and weights would keep the GPU's memory for a while.
         def compute(batch: Batch) -> torch.Tensor:
             loss, _ = task.loss_of(prepared, batch, what)
             accelerator.backward(loss)
-            return torch.stack([loss.detach(), accelerator.clip_grad_norm_(parameters, settings.clip_norm)])
+            return torch.stack([loss.detach(), accelerator.clip_grad_norm_(parameters, limit)])
 
         self._graphed = Graphed(compute, what, lambda: clear_gradients(parameters))
         self.current, self.averaged = _graphed(self.current, what), _graphed(self.averaged, what)
