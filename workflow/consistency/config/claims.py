@@ -160,7 +160,7 @@ def _of_quantity(words: Callable[[Quantity], str]) -> Callable[[dict[str, Any]],
 
 def _name(quantity: Quantity) -> str:
     (ours, first), (other, second) = quantity.sides
-    return "-".join(dict.fromkeys([ours, other, quantity.metric, first, second])).replace(" ", "_")
+    return "-".join(dict.fromkeys([ours, other, quantity.metric, first, second])).replace(",", "").replace(" ", "_")
 
 
 class Comparison(Quantity, _About):
