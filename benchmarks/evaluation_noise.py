@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
 
 from consistency.evaluate.distances import FeatureSet, frechet_distance
 from consistency.evaluate.measure import modes_of, read_arrays
+from consistency.evaluate.modes import Modes, stratified_wasserstein
 from consistency.files.storage import read_json
 from consistency.flow.streams import generator
 
@@ -28,7 +30,12 @@ DRAWS = 100
 
 
 def deviations(
-    ours: np.ndarray, other: np.ndarray, reference: FeatureSet, modes: object, counts: list[int], draws: int = DRAWS
+    ours: np.ndarray,
+    other: np.ndarray,
+    reference: FeatureSet,
+    modes: Modes | None,
+    counts: list[int],
+    draws: int = DRAWS,
 ) -> dict[tuple[str, int], float]:
     """Metric and number of samples → standard deviation of the log-ratio over bootstrap draws.
 
@@ -38,7 +45,7 @@ def deviations(
     """
     metrics = {"frechet_distance": lambda x: frechet_distance(FeatureSet(x), reference)}
     if modes:
-        metrics["stratified_wasserstein"] = modes.stratified_wasserstein
+        metrics["stratified_wasserstein"] = partial(stratified_wasserstein, modes)
     found = {}
     for count in counts:
         rows = [generator(0, "bootstrap", count, draw).integers(0, len(ours), count) for draw in range(draws)]

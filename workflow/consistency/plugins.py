@@ -49,7 +49,7 @@ BUILT_IN = {
     "coupling": ("students.couplings",),
     "sampler": ("students.samplers",),
     "solver": ("flow.solvers",),
-    "metric": ("evaluate.distances", "flow.transport"),
+    "metric": ("evaluate.distances", "evaluate.modes", "flow.transport"),
     "figure": (),
 }
 

@@ -5,7 +5,7 @@ import pytest
 from consistency import config
 from consistency.data import mixtures
 from consistency.evaluate.distances import FeatureSet, frechet_distance
-from consistency.evaluate.modes import Modes
+from consistency.evaluate.modes import Modes, mode_distance, mode_share_error, stratified_wasserstein
 from consistency.evaluate.yardstick import halves
 from consistency.flow.transport import wasserstein
 
@@ -60,23 +60,23 @@ def test_other_distances_see_moments_and_counts_alone():
     lower = exact[0][:, 1] < 0
     uneven = np.concatenate([exact[0][lower][:160], np.resize(exact[0][~lower], (352, 2))])
     assert wasserstein(uneven, exact[1]) > wasserstein(blobs[0], exact[1])
-    assert modes.stratified_wasserstein(uneven) < 0.05 * modes.stratified_wasserstein(blobs[0])
+    assert stratified_wasserstein(modes, uneven) < 0.05 * stratified_wasserstein(modes, blobs[0])
 
 
 def test_by_hand_on_a_line():
     """Modes of deviation 1 and 2, far apart: an empty cell costs the distance to the nearest sample elsewhere."""
     modes = Modes(np.array([0.75, 0.25]), np.array([[0.0], [100.0]]), np.array([[[1.0]], [[4.0]]]))
     assert modes.distances(np.array([[3.0], [96.0]])) == pytest.approx(np.array([[3, 48.5], [96, 2]]))
-    assert modes.distance(np.array([[3.0], [96.0]])) == pytest.approx(2.5)
-    assert modes.share_error(np.array([[0.0], [100.0]])) == pytest.approx(0.25)
+    assert mode_distance(modes, np.array([[3.0], [96.0]])) == pytest.approx(2.5)
+    assert mode_share_error(modes, np.array([[0.0], [100.0]])) == pytest.approx(0.25)
     cells = modes.reference(4 * 3)
     assert np.bincount((cells[:, 0] > 50).astype(int)).tolist() == [9, 3]
     near = np.sort(cells[:3, 0])
-    alone = modes.stratified_wasserstein(
-        cells[:3]
+    alone = stratified_wasserstein(
+        modes, cells[:3]
     )  # exactly the reference's first draws, and nothing on the other mode
     assert alone == pytest.approx(np.sqrt(0.25 * np.square(cells[9:, 0] - near[-1]).mean()))
-    third = modes.stratified_wasserstein(np.array([near[:1], near[1:2], [100.0]]))
+    third = stratified_wasserstein(modes, np.array([near[:1], near[1:2], [100.0]]))
     inside = 0.75 * ((np.sort(cells[:2, 0]) - near[:2]) ** 2).mean() + 0.25 * (cells[9, 0] - 100) ** 2
     assert third == pytest.approx(np.sqrt(inside))  # more than half of each share: nothing is missing
 
@@ -91,7 +91,7 @@ def test_posterior_is_the_mixtures_own():
     densities = np.stack([w * multivariate_normal(m, c).pdf(x) for w, m, c in zip(weights, means, covariances)], 1)
     modes = Modes(**parameters)
     assert modes.posterior(x) == pytest.approx(densities / densities.sum(1, keepdims=True))
-    assert modes.share_error(x) < 0.02
+    assert mode_share_error(modes, x) < 0.02
 
 
 def test_halves_are_stratified_and_random():

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 from consistency import config
-from consistency.config.claims import CLAIMS
+from consistency.config.claims import CLAIMS, OTHER_NOISES
 from consistency.errors import ConfigError, MismatchError
 from consistency.files.storage import read_table, write_json
 from consistency.report import tables, verdicts
@@ -285,6 +285,8 @@ def test_a_claim_without_name_and_sentence_gets_both_of_what_it_compares():
         "direct-cm-frechet_distance-data",
         "Fréchet distance to data, direct/cm < 1",
     )
+    [claim] = checked(OWN | {"metric": "frechet_distance", "reference": OTHER_NOISES})
+    assert claim["name"] == "direct-cm-frechet_distance-teacher_other_noises"
     sides = {"ours": "generator_induced", "other": "independent"}
     [claim] = checked({**OWN, "ours": "ct-gc", "other": "ct-gc", "metric": "transport_cost", "reference": sides})
     assert (claim["name"], claim["sentence"]) == (
@@ -305,6 +307,7 @@ def test_a_claim_chooses_sampling_steps_and_extractor():
 
     names = ["FID", "Fréchet distance (efficientnet-lite0)"]
     assert conditions() == [(name, condition) for name in names for condition in ("a, 1-step", "pooled (1)")]
+    assert conditions(without="efficientnet-lite0") == [(names[0], "a, 1-step"), (names[0], "pooled (1)")]
     assert conditions(sampling_steps=[2, 4], extractor="efficientnet-lite0") == [
         (names[1], "a, 2-step"),
         (names[1], "a, 4-step"),

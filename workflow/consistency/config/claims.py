@@ -202,7 +202,7 @@ def _of_quantity(words: Callable[[Quantity], str]) -> Callable[[dict[str, Any]],
 
 def _name(quantity: Quantity) -> str:
     parts = [part for both in zip(*quantity.sides, strict=True) for part in both]
-    return re.sub(r"[@=]", "-", "-".join(dict.fromkeys(parts)).replace(" ", "_"))
+    return re.sub(r"[@=]", "-", "-".join(dict.fromkeys(parts)).replace(",", "").replace(" ", "_"))
 
 
 class Comparison(Quantity, _About):

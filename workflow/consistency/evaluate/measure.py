@@ -49,13 +49,13 @@ def compare(ours: FeatureSet, other: FeatureSet, points: bool = False, brief: bo
         points: they are points in their own coordinates; with the Wasserstein distance to as many of the other's.
         brief: the Fréchet (and Wasserstein) distance alone.
     """
-    measured = {"frechet_distance": frechet_distance(ours, other)}
+    values = {"frechet_distance": frechet_distance(ours, other)}
     if not brief:
-        measured["kernel_distance"] = kernel_distance(ours, other)
-        measured["precision"], measured["recall"] = precision_recall(ours, other)
+        values["kernel_distance"] = kernel_distance(ours, other)
+        values["precision"], values["recall"] = precision_recall(ours, other)
     if points:
-        measured["wasserstein"] = wasserstein(ours.features, other.features[: len(ours)])
-    return measured
+        values["wasserstein"] = wasserstein(ours.features, other.features[: len(ours)])
+    return values
 
 
 def _against(

@@ -43,22 +43,6 @@ class Modes:
         terms = np.exp(exponent - exponent.max(1, keepdims=True))
         return terms / terms.sum(1, keepdims=True)
 
-    def distance(self, x: np.ndarray) -> float:
-        """Mean Mahalanobis distance of points (n, d) to the nearest mode, in deviations of that mode.
-
-        Of true draws of separate modes it is that of a standard normal in d dimensions, 1.25 in the plane; samples
-        that have collapsed onto the means score less, so it is to be compared with that of draws.
-        """
-        return float(self.distances(x).min(1).mean())
-
-    def share_error(self, x: np.ndarray) -> float:
-        """Total variation, in [0, 1], between the modes' shares of points (n, d) and the weights.
-
-        A mode's share is its mean posterior probability, whose expectation over true draws is the weight also where
-        modes overlap; of separate modes it is the share of points in the mode's cell.
-        """
-        return float(np.abs(self.posterior(x).mean(0) - self.weights).sum() / 2)
-
     def reference(self, count: int) -> np.ndarray:
         """About `count` draws of the mixture (m, d), each component's in proportion to its weight, at least one."""
         if count not in self._draws:
@@ -69,33 +53,49 @@ class Modes:
             self._draws[count] = np.concatenate(parts)
         return self._draws[count]
 
-    def stratified_wasserstein(self, x: np.ndarray) -> float:
-        """Wasserstein-2 distance of points (n, d) to the mixture, cell by cell, in the coordinates' units.
-
-        The root of Σ_k q_k [s_k W²_k + (1 − s_k) D²_k]. q_k is the cell's share of the mixture; W_k the Wasserstein-2
-        distance of the points in cell k to as many reference draws in it; D²_k the mean squared distance of the cell's
-        draws to the nearest point outside; s_k = min(1, 2 n_k/(n q_k)) for n_k points in the cell. So the chance that
-        shares draws among modes costs nothing, and a mode without points costs their distance to it.
-        """
-        draws = self.reference(4 * len(x))
-        ours, theirs = self.posterior(x).argmax(1), self.posterior(draws).argmax(1)
-        total = 0.0
-        for k in np.unique(theirs):
-            inside, reference = x[ours == k], draws[theirs == k]
-            share = len(reference) / len(draws)
-            covered = min(1.0, PRESENT * len(inside) / (len(x) * share))
-            count = min(len(inside), len(reference))
-            cost = covered * wasserstein(inside[:count], reference[:count]) ** 2 if count else 0.0
-            if covered < 1:
-                nearest = squared_distances(reference[: len(x)], x[ours != k]).min(1)
-                cost += (1 - covered) * nearest.mean()
-            total += share * cost
-        return float(np.sqrt(total))
-
     def measures(self, x: np.ndarray) -> dict[str, float]:
-        """All of them, of points (n, d), by the names of their metrics."""
-        return {
-            "stratified_wasserstein": self.stratified_wasserstein(x),
-            "mode_distance": self.distance(x),
-            "mode_share_error": self.share_error(x),
-        }
+        """What they say of points (n, d), by the names of the metrics."""
+        measures = (stratified_wasserstein, mode_distance, mode_share_error)
+        return {measure.__name__: measure(self, x) for measure in measures}
+
+
+def mode_distance(modes: Modes, x: np.ndarray) -> float:
+    """Mean Mahalanobis distance of points (n, d) to the nearest mode, in deviations of that mode.
+
+    Of true draws of separate modes it is that of a standard normal in d dimensions, 1.25 in the plane; samples
+    that have collapsed onto the means score less, so it is to be compared with that of draws.
+    """
+    return float(modes.distances(x).min(1).mean())
+
+
+def mode_share_error(modes: Modes, x: np.ndarray) -> float:
+    """Total variation, in [0, 1], between the modes' shares of points (n, d) and the weights.
+
+    A mode's share is its mean posterior probability, whose expectation over true draws is the weight also where
+    modes overlap; of separate modes it is the share of points in the mode's cell.
+    """
+    return float(np.abs(modes.posterior(x).mean(0) - modes.weights).sum() / 2)
+
+
+def stratified_wasserstein(modes: Modes, x: np.ndarray) -> float:
+    """Wasserstein-2 distance of points (n, d) to the mixture, cell by cell, in the coordinates' units.
+
+    The root of Σ_k q_k [s_k W²_k + (1 − s_k) D²_k]. q_k is the cell's share of the mixture; W_k the Wasserstein-2
+    distance of the points in cell k to as many reference draws in it; D²_k the mean squared distance of the cell's
+    draws to the nearest point outside; s_k = min(1, 2 n_k/(n q_k)) for n_k points in the cell. So the chance that
+    shares draws among modes costs nothing, and a mode without points costs their distance to it.
+    """
+    draws = modes.reference(4 * len(x))
+    ours, theirs = modes.posterior(x).argmax(1), modes.posterior(draws).argmax(1)
+    total = 0.0
+    for k in np.unique(theirs):
+        inside, reference = x[ours == k], draws[theirs == k]
+        share = len(reference) / len(draws)
+        covered = min(1.0, PRESENT * len(inside) / (len(x) * share))
+        count = min(len(inside), len(reference))
+        cost = covered * wasserstein(inside[:count], reference[:count]) ** 2 if count else 0.0
+        if covered < 1:
+            nearest = squared_distances(reference[: len(x)], x[ours != k]).min(1)
+            cost += (1 - covered) * nearest.mean()
+        total += share * cost
+    return float(np.sqrt(total))

@@ -64,9 +64,9 @@ def measure_data(
         points = card["name"] == COORDINATES
         for split in range(splits):
             a, b = (FeatureSet(features[half]) for half in halves(classes, split))
-            found = {(metric, HALVES): v for metric, v in compare(a, b, points, brief=True).items()}
-            found |= {(metric, "data"): v for metric, v in (modes.measures(a.features) if modes else {}).items()}
-            for key, value in found.items():
+            of_split = {(metric, HALVES): v for metric, v in compare(a, b, points, brief=True).items()}
+            of_split |= {(metric, "data"): v for metric, v in (modes.measures(a.features) if modes else {}).items()}
+            for key, value in of_split.items():
                 measured.setdefault(key, []).append(value)
         for (metric, reference), values in measured.items():
             rows.append(_row(metric, float(np.mean(values)), len(features) // 2, card["name"], reference))
