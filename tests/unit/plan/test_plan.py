@@ -455,11 +455,11 @@ def test_three_seeds_of_each_method_are_compared():
 @pytest.mark.parametrize(
     "name, figures",
     [
-        ("digits", "tradeoff training start-times sampling-steps samples convergence share transport"),
-        ("gaussians-modes", "convergence share transport discrepancy trajectories"),
-        ("gaussians-skewed", "tradeoff training points orders"),
-        ("sdxl", "tradeoff training start-times sampling-steps samples"),
-        ("celeba64", "convergence share"),
+        ("digits", "forest tradeoff training start-times sampling-steps samples convergence share transport"),
+        ("gaussians-modes", "forest convergence share transport discrepancy trajectories"),
+        ("gaussians-skewed", "forest tradeoff training points orders"),
+        ("sdxl", "forest tradeoff training start-times sampling-steps samples"),
+        ("celeba64", "forest convergence share"),
     ],
 )
 def test_figures(name, figures):
