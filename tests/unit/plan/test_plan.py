@@ -513,12 +513,12 @@ def test_three_seeds_of_each_method_are_compared():
     [
         (
             "digits",
-            "tradeoff training start-times sampling-steps samples convergence share velocity-variance transport",
+            "forest tradeoff training start-times sampling-steps samples convergence share velocity-variance transport",
         ),
-        ("gaussians-modes", "convergence share velocity-variance transport discrepancy trajectories"),
-        ("gaussians-skewed", "tradeoff training points orders"),
-        ("sdxl", "tradeoff training start-times sampling-steps samples"),
-        ("celeba64", "convergence share"),
+        ("gaussians-modes", "forest convergence share velocity-variance transport discrepancy trajectories"),
+        ("gaussians-skewed", "forest tradeoff training points orders"),
+        ("sdxl", "forest tradeoff training start-times sampling-steps samples"),
+        ("celeba64", "forest convergence share"),
     ],
 )
 def test_figures(name, figures):
