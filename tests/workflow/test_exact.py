@@ -8,7 +8,17 @@ import pytest
 
 def test_everything_is_there(exact):
     results = exact.folder / "results"
-    names = ["points", "convergence", "discrepancy", "transport", "trajectories", "orders", "share", "tradeoff"]
+    names = [
+        "points",
+        "convergence",
+        "velocity-variance",
+        "discrepancy",
+        "transport",
+        "trajectories",
+        "orders",
+        "share",
+        "tradeoff",
+    ]
     for name in names:
         for kind, magic in (("pdf", b"%PDF"), ("png", b"\x89PNG")):  # what they show: tests/unit/report/test_figures.py
             assert (results / "figures" / f"gaussians-modes-{name}.{kind}").read_bytes().startswith(magic)

@@ -455,7 +455,10 @@ def test_three_seeds_of_each_method_are_compared():
 @pytest.mark.parametrize(
     "name, figures",
     [
-        ("digits", "tradeoff training start-times sampling-steps samples convergence share velocity-variance transport"),
+        (
+            "digits",
+            "tradeoff training start-times sampling-steps samples convergence share velocity-variance transport",
+        ),
         ("gaussians-modes", "convergence share velocity-variance transport discrepancy trajectories"),
         ("gaussians-skewed", "tradeoff training points orders"),
         ("sdxl", "tradeoff training start-times sampling-steps samples"),

@@ -17,9 +17,8 @@ from .sources import NAME, Count, OneLine, Strict
 if TYPE_CHECKING:
     from .settings import Experiment, Run
 
-# What velocity_gap.py compares, and the velocities whose losses it measures.
+# What velocity_gap.py compares.
 COUPLINGS = ("independent", "optimal_transport", "generator_induced")
-_LOSSES = ("cd", *(f"{velocity} {name}" for velocity in ("ct", "cd") for name in COUPLINGS))
 
 
 class Metric(NamedTuple):
@@ -28,7 +27,7 @@ class Metric(NamedTuple):
     Attributes:
         words: its name in sentences.
         references: what it compares with.
-        points: the points X of `metric@X=number` that are measured too.
+        points: the points X of `metric@X=number` that are measured too, and `sigma_max` of `metric@sigma_max`.
     """
 
     words: str
@@ -47,13 +46,21 @@ METRICS = {
     "recognised": Metric("Share recognised", ("labels",)),
     "clip_score": Metric("CLIP score", ("prompts",)),
     "aesthetic_score": Metric("Aesthetic score", ("none",)),
-    "loss": Metric("Squared loss", _LOSSES, ("steps",)),
+    "loss": Metric("Squared loss", ("cd", "ct independent"), ("steps",)),
     "velocity_gap": Metric("Velocity gap", COUPLINGS, ("steps",)),
+    "velocity_variance": Metric(
+        "Variance of the velocity", (*COUPLINGS, "generator_induced exact"), ("sigma", "sigma_max")
+    ),
     "transport_cost": Metric("Transport cost", (*COUPLINGS, "exact optimal transport")),
 }
 OF_FEATURES = ("frechet_distance", "kernel_distance", "precision", "recall")  # each extractor has its own
-OF_COUPLINGS = ("loss", "velocity_gap", "transport_cost")
-_POINTS = {"budget": "at {:.3g} of training", "steps": "at {:,.0f} steps", "s": "at s = {:g}"}
+OF_COUPLINGS = ("loss", "velocity_gap", "velocity_variance", "transport_cost")
+_POINTS = {
+    "budget": "at {:.3g} of training",
+    "steps": "at {:,.0f} steps",
+    "s": "at s = {:g}",
+    "sigma_max": "at the largest σ",
+}
 Reference = Annotated[str, Field(pattern=r"^\w[\w .-]*$", max_length=100)]
 
 
@@ -70,7 +77,7 @@ class Quantity(Strict):
     ours: str = Field(description="the method whose metric is the numerator")
     other: str = Field(description="the method whose metric is the denominator")
     metric: str = Field(
-        pattern=r"^\w+(@\w+=\d+(\.\d+)?(e-?\d+)?)?$",
+        pattern=r"^\w+(@(\w+=\d+(\.\d+)?(e-?\d+)?|sigma_max))?$",
         max_length=100,
         description="as in metrics.csv, such as frechet_distance, or wasserstein@budget=0.25",
     )
@@ -93,9 +100,10 @@ class Quantity(Strict):
 
     @property
     def point(self) -> tuple[str, float] | None:
-        """The point of the training or grid that the metric is measured at, such as ("budget", 0.25)."""
+        """The point of the training or grid that the metric is measured at, such as ("budget", 0.25) or
+        ("sigma_max", inf)."""
         kind, _, number = self.metric.partition("@")[2].partition("=")
-        return (kind, float(number)) if kind else None
+        return (kind, float(number or "inf")) if kind else None
 
     @property
     def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
