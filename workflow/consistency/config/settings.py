@@ -238,8 +238,8 @@ class Grid(Strict):
 class VelocityFit(Strict):
     """How the denoiser is trained that gives the mean velocity of a coupling's flow, one for each coupling."""
 
-    steps: Count = Field(1000, description="optimiser steps")
-    batch_size: Count = Field(128, description="draws per step")
+    steps: Count = Field(700, description="optimiser steps")
+    batch_size: Count = Field(256, description="draws per step")
     learning_rate: float = Field(8e-3, gt=0, description="peak learning rate")
     width: Count = Field(64, multiple_of=2, description="of the residual MLP")
     depth: Count = Field(2, description="number of its residual blocks")
