@@ -49,6 +49,7 @@ SETTINGS = {
         "count": 64,
         "batch_size": 32,
         "gradient_budget": 0.25,
+        "velocity": {"steps": 20, "count": 256},
     },
     "runs": [{"n_steps": 5, "guidance": 1, "seed": 0}, {"method": ["ct-gc"], "seed": 0}],
     "claims": ["A1", "A2"],

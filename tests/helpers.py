@@ -99,6 +99,7 @@ SMALL_EXACT = {
         "batch_size": 32,
         "gradient_budget": 0.25,
         "order_steps": [5, 10],
+        "velocity": {"steps": 20, "count": 256},
     },
     "runs": [
         {"method": ["cm", "direct"], "n_steps": 5, "seed": [0, 1]},

@@ -11,6 +11,7 @@ def test_everything_is_there(exact):
     names = [
         "points",
         "convergence",
+        "velocity-variance",
         "discrepancy",
         "transport",
         "trajectories",

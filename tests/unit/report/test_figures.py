@@ -23,6 +23,7 @@ from consistency.report.figures import (
     training,
     trajectories,
     transport,
+    velocity_variance,
 )
 from consistency.report.figures import samples as samples_figure
 from scipy import stats
@@ -291,45 +292,53 @@ def test_transport(tmp_path, drawn):
     assert found["exact optimal transport"] == pytest.approx(np.array([[0.002, level], [80, level]]))
 
 
+def test_velocity_variance(tmp_path, drawn):
+    runs = [run for run in PAIRS if run["method"] == "ct-gc"]
+    sigmas, exact = (0.002, 0.4, 80), "generator_induced exact"
+    cells = [(f"velocity_variance@sigma={s:.4g}", "c", name, 1) for s in sigmas for name in (*COUPLINGS, exact)]
+    cells += [(f"velocity_variance{point}", "c", name, 1) for point in ("", "@sigma_max") for name in COUPLINGS]
+    metrics = Metrics(tmp_path / "m.csv", runs, cells)
+    (axes,) = drawn(velocity_variance, runs=runs, metrics=metrics.path).axes
+    found = curves(axes)
+    labels = {name: style.COUPLINGS[name]["label"] for name in COUPLINGS}
+    for name, label in (labels | {exact: "generator-induced, exact generator"}).items():
+        y = [metrics.mean(f"velocity_variance@sigma={s:.4g}", name, "ct-gc") for s in sigmas]
+        assert found[label] == pytest.approx(np.column_stack([sigmas, y]))
+
+
 def test_discrepancy(tmp_path, drawn):
     runs = [run for run in PAIRS if run["method"] == "ct-ic"]
-    numbers = (10, 20, 1280)
+    numbers, gradients = (10, 20, 1280), [f"{d} {u} independent" for d in ("mse", "pseudo-Huber") for u in ("ct", "cd")]
     cells = []
     for place in [f"steps={n}" for n in numbers] + ["limit"]:
-        for name in COUPLINGS:
-            cells += [(f"loss@{place}", "c", "cd" if name == "independent" else f"cd {name}", 1)]
-            cells += [(f"loss@{place}", "c", f"ct {name}", 1), (f"velocity_gap@{place}", "c", name, 1)]
-            if place != "limit":
-                labels = [f"{d} {u} {name}" for d in ("mse", "pseudo-Huber") for u in ("ct", "cd")]
-                cells += [(f"gradient@{place}", "c", label, 1) for label in labels]
+        cells += [(f"loss@{place}", "c", reference, 1) for reference in ("ct independent", "cd")]
+        cells += [(f"velocity_gap@{place}", "c", name, 1) for name in COUPLINGS]
+        if place != "limit":
+            cells += [(f"gradient@{place}", "c", label, 1) for label in gradients]
     metrics = Metrics(tmp_path / "m.csv", runs, cells)
     loss, gap, gradient = drawn(discrepancy, runs=runs, metrics=metrics.path).axes
 
     def expected(metric, reference):
         return np.array([[n, metrics.mean(f"{metric}@steps={n}", reference, "ct-ic")] for n in numbers])
 
-    shown = [name for name in style.COUPLINGS if name != "exact"]
-    references = [(name, u) for name in shown for u in ("ct", "cd")]
-    assert len(loss.lines) == len(references) + 1  # and an empty one, for the legend
-    for line, (name, u) in zip(loss.lines, references, strict=False):
-        reference = "cd" if (u, name) == ("cd", "independent") else f"{u} {name}"
-        assert line.get_xydata() == pytest.approx(expected("loss", reference)), reference
-    for line, name in zip(gap.lines, shown, strict=True):
-        assert line.get_xydata() == pytest.approx(expected("velocity_gap", name))
+    ct, cd, _ = loss.lines  # and an empty one, for the legend
+    assert ct.get_xydata() == pytest.approx(expected("loss", "ct independent"))
+    assert cd.get_xydata() == pytest.approx(expected("loss", "cd"))
+    (line,) = gap.lines
+    assert line.get_xydata() == pytest.approx(expected("velocity_gap", "independent"))
     limits = [bar.get_segments()[0][0, 1] for bar in gap.collections if hasattr(bar, "get_segments")]
-    assert limits == pytest.approx([metrics.mean("velocity_gap@limit", name, "ct-ic") for name in shown])
+    assert limits == pytest.approx([metrics.mean("velocity_gap@limit", "independent", "ct-ic")])
     lines = iter(gradient.lines)
-    for name, distance in itertools.product(shown, ("pseudo-Huber", "mse")):
+    for distance in ("pseudo-Huber", "mse"):
         ratios = {
-            n: metrics.values(f"gradient@steps={n}", f"{distance} ct {name}", "ct-ic")
-            / metrics.values(f"gradient@steps={n}", f"{distance} cd {name}", "ct-ic")
+            n: metrics.values(f"gradient@steps={n}", f"{distance} ct independent", "ct-ic")
+            / metrics.values(f"gradient@steps={n}", f"{distance} cd independent", "ct-ic")
             for n in numbers
         }
         medians = np.array([[n, np.median(values)] for n, values in ratios.items()])
         assert next(lines).get_xydata() == pytest.approx(medians)
-        if name == "independent":  # its seeds too, those beyond the panel at its edge
-            seeds = next(lines).get_ydata()
-            assert sorted(seeds) == pytest.approx(sorted(np.concatenate(list(ratios.values())).clip(-1, 3)))
+        seeds = next(lines).get_ydata()  # those beyond the panel at its edge
+        assert sorted(seeds) == pytest.approx(sorted(np.concatenate(list(ratios.values())).clip(-1, 3)))
 
 
 def test_orders(tmp_path, drawn):

@@ -18,9 +18,8 @@ from .sources import NAME, Count, OneLine, Strict
 if TYPE_CHECKING:
     from .settings import Experiment, Run
 
-# What velocity_gap.py compares, and the velocities whose losses it measures.
+# What velocity_gap.py compares.
 COUPLINGS = ("independent", "optimal_transport", "generator_induced")
-_LOSSES = ("cd", *(f"{velocity} {name}" for velocity in ("ct", "cd") for name in COUPLINGS))
 
 
 class Metric(NamedTuple):
@@ -29,7 +28,7 @@ class Metric(NamedTuple):
     Attributes:
         words: its name in sentences.
         references: what it compares with.
-        points: the points X of `metric@X=number` that are measured too, and `limit` of `metric@limit`.
+        points: the points X of `metric@X=number` that are measured too; `limit` and `sigma_max` have no number.
     """
 
     words: str
@@ -52,18 +51,22 @@ METRICS = {
     "recognised": Metric("Share recognised", ("labels",)),
     "clip_score": Metric("CLIP score", ("prompts",)),
     "aesthetic_score": Metric("Aesthetic score", ("none",)),
-    "loss": Metric("Squared loss", _LOSSES, ("steps", "limit")),
+    "loss": Metric("Squared loss", ("cd", "ct independent"), ("steps", "limit")),
     "velocity_gap": Metric("Velocity gap", COUPLINGS, ("steps", "limit")),
+    "velocity_variance": Metric(
+        "Variance of the velocity", (*COUPLINGS, "generator_induced exact"), ("sigma", "sigma_max")
+    ),
     "transport_cost": Metric("Transport cost", (*COUPLINGS, "exact optimal transport")),
 }
 OF_FEATURES = ("frechet_distance", "kernel_distance", "precision", "recall")  # each extractor has its own
 OF_MIXTURES = ("wasserstein", "stratified_wasserstein", "mode_distance", "mode_share_error")
-OF_COUPLINGS = ("loss", "velocity_gap", "transport_cost")
-_POINTS = {"budget": "{:.3g} of training", "steps": "{:,.0f} steps", "s": "s = {:g}"}
+OF_COUPLINGS = ("loss", "velocity_gap", "velocity_variance", "transport_cost")
+_POINTS = {"budget": "{:.3g} of training", "steps": "{:,.0f} steps", "s": "s = {:g}", "sigma_max": "the largest σ"}
+_WITHOUT_NUMBER = ("limit", "sigma_max")  # points
 Reference = Annotated[str, Field(pattern=r"^\w[\w .,-]*$", max_length=100)]
 
 
-MetricName = Annotated[str, Field(pattern=r"^\w+(@(\w+=\d+(\.\d+)?(e-?\d+)?|limit))?$", max_length=100)]
+MetricName = Annotated[str, Field(pattern=r"^\w+(@(\w+=\d+(\.\d+)?(e-?\d+)?|limit|sigma_max))?$", max_length=100)]
 # Direction → how a label writes it, before the bound.
 _SIGNS = {"below": "<", "above": ">", "equal": "≈"}
 
@@ -105,7 +108,7 @@ class Side(NamedTuple):
     def point_words(self) -> str:
         """The point in words, such as `1,280 steps`; empty without one."""
         kind, number = self.point
-        return _POINTS.get(kind, f"{kind} = {{:g}}").format(number) if number < float("inf") else kind
+        return _POINTS.get(kind, f"{kind} = {{:g}}" if number < float("inf") else kind).format(number)
 
 
 class Quantity(Strict):
@@ -289,6 +292,11 @@ def check(experiment: Experiment, runs: list[Run], extra_metrics: Sequence[str] 
                 )
 
 
+def _pointed(metric: str, point: str) -> str:
+    """How a metric at a point is written, for messages."""
+    return f"{metric}@{point}{'=…' * (point not in _WITHOUT_NUMBER)}"
+
+
 def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_metrics: Sequence[str]) -> Iterator[str]:
     """Methods, metric, references and extractor of a quantity are ones that there are."""
     data, base = experiment.data.kind, quantity.sides[0].base
@@ -299,8 +307,8 @@ def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_m
         if side.base in METRICS:
             words.append(("reference", side.reference, METRICS[side.base].references))
             if kind := side.point[0]:
-                allowed = [f"{side.base}@{point}{'=…' * (point != 'limit')}" for point in METRICS[side.base].points]
-                words.append(("metric", f"{side.base}@{kind}{'=…' * (kind != 'limit')}", [side.base, *allowed]))
+                allowed = [_pointed(side.base, point) for point in METRICS[side.base].points]
+                words.append(("metric", _pointed(side.base, kind), [side.base, *allowed]))
     for key, extractor in (("extractor", quantity.extractor), ("without", quantity.without)):
         if extractor is not None:
             if base in METRICS and base not in OF_FEATURES:
@@ -358,7 +366,7 @@ def _check_point(where: str, experiment: Experiment, quantity: Quantity) -> Iter
     analysis, budgets = experiment.analysis, experiment.consistency_training.budgets
     for side in quantity.sides:
         kind, number = side.point
-        if kind == "limit" and side.method not in analysis.coupling_methods:
+        if kind in _WITHOUT_NUMBER and side.method not in analysis.coupling_methods:
             yield f"{where} needs {side.method} in analysis.coupling_methods; they are {analysis.coupling_methods}"
         if kind == "steps" and (side.method not in analysis.coupling_methods or number not in analysis.steps):
             yield (

@@ -245,11 +245,11 @@ class Grid(Strict):
 class VelocityFit(Strict):
     """How the denoiser is trained that gives the mean velocity of a coupling's flow, one for each coupling."""
 
-    steps: Count = Field(2000, description="optimiser steps")
+    steps: Count = Field(700, description="optimiser steps")
     batch_size: Count = Field(256, description="draws per step")
-    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
+    learning_rate: float = Field(8e-3, gt=0, description="peak learning rate")
     width: Count = Field(64, multiple_of=2, description="of the residual MLP")
-    depth: Count = Field(3, description="number of its residual blocks")
+    depth: Count = Field(2, description="number of its residual blocks")
     count: Annotated[int, Field(ge=64)] = Field(32_768, description="draws that it learns from")
 
 
@@ -260,7 +260,7 @@ class Analysis(Strict):
     coupling_methods: list[str] = Field([], description="methods (from pairs) whose students serve as f and generator")
     steps: list[Annotated[int, Field(ge=2)]] = Field([10, 20, 40, 80, 160, 320, 640, 1280], description="grid steps")
     count: Annotated[int, Field(ge=64, le=10**6)] = Field(
-        8192, description="draws for each estimate; of the exact optimal transport the first 1,024"
+        4096, description="draws for each estimate; of the exact optimal transport the first 1,024"
     )
     gradient_budget: float = Field(
         0.125, gt=0, lt=1, description="share of training after which gradients are compared; they vanish at its end"

@@ -223,7 +223,6 @@ def measure_couplings(
         coupler(train, analysis["velocity"]["count"], 1),
         coupler(held_out, analysis["count"], 2),
         [*COUPLINGS, *[EXACT] * (teacher is not None)],
-        student=generate,
         teacher=teacher,
         steps=finest,
         settings=analysis["velocity"],

@@ -10,21 +10,21 @@ exact makes it larger, never smaller, so it is an upper bound: R̃ plus the mean
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..config.settings import Training
-from ..flow.schedules import VESchedule, spread
+from ..flow.schedules import spread
 from ..flow.streams import generator
 from ..networks.mlp import ResidualMLP
-from ..students.couplings import Generate
 from ..teachers.protocol import AnalyticTeacher
 from ..training.optimizers import make_optimizer, rate_at
 from .coupled import Coupler, shown_levels
 
-Velocity = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # of x_σ (B, …), σ (B,), cond (B,)
 TIMES = 16  # the denoiser's time input runs over 0..TIMES − 1: no faster wave than that over ln σ
 
 
@@ -33,18 +33,16 @@ def velocity_variances(
     held_out: Coupler,
     names: list[str],
     *,
-    student: Generate,
     teacher: AnalyticTeacher | None,
     steps: int,
     settings: dict[str, Any],
     seed: int,
 ) -> Iterator[tuple[str, float, str]]:
-    """`velocity_variance`, the mean over the noise levels of the training, and `velocity_variance@sigma=…`, of each
-    coupling.
+    """`velocity_variance`, the mean over the noise levels of the training, `velocity_variance@sigma=…`, and once more
+    at the largest σ `velocity_variance@sigma_max`, of each coupling.
 
     Args:
         training: draws to learn from; held_out: draws to measure on.
-        student: f, whose output is one of the denoisers' inputs.
         teacher: an exact one, where there is one.
         steps: of the training's grid.
         settings: of `settings.VelocityFit`.
@@ -57,86 +55,102 @@ def velocity_variances(
         if name == "independent" and teacher is not None:
             velocity = teacher.velocity
         else:
-            velocity = fit(training, name, student, teacher, settings, seed)
+            velocity = MeanVelocity(training, name, teacher, settings, seed)
         for metric, sigma in levels:
             x, cond = held_out.point(name, sigma)
-            yield (
-                metric,
-                (held_out.drawn["z"] - velocity(x, sigma, cond)).flatten(1).square().sum(1).mean().item(),
-                name,
-            )
+            squared = (held_out.drawn["z"] - velocity(x, sigma, cond)).flatten(1).square().sum(1)
+            value = squared.mean().item()
+            yield metric, value, name
+        yield "velocity_variance@sigma_max", value, name
 
 
-def fit(
-    draws: Coupler,
-    name: str,
-    student: Generate,
-    teacher: AnalyticTeacher | None,
-    settings: dict[str, Any],
-    seed: int,
-) -> Velocity:
-    """Learn E_c[z | x_σ] of one coupling at all noise levels, by least squares on its draws.
+class MeanVelocity:
+    """E_c[z | x_σ] of one coupling at all noise levels, learned by least squares on its draws.
 
-    The network adds to the velocity of independent pairs: the exact one, or that of data N(0, σ_data² I), which is
-    EDM's preconditioning. It sees x_σ and the student's f(x_σ, σ): both are functions of x_σ, and f has the sharp
-    borders between modes that a small network would have to learn.
+    A residual MLP is added to the velocity of independent pairs: the exact one, or that of data N(0, σ_data² I), which
+    is EDM's preconditioning. It sees x_σ, and that velocity, which shows where within a narrow mode x_σ is. Each noise
+    level weighs by the inverse of the mean square that is left there; this falls by orders of magnitude with σ, and is
+    learned too.
 
-    Returns:
-        float64, like x_σ.
+    Args:
+        draws: to learn from.
+        name: of the coupling.
+        teacher: an exact one, where there is one.
+        settings: of `settings.VelocityFit`.
     """
-    schedule, options = draws.schedule, {key: settings[key] for key in ("steps", "batch_size", "learning_rate")}
-    plan = Training(warmup_steps=100, decay_share=0.8, weight_decay=0.0, **options)
-    sigma, z = draws.even_levels(), draws.drawn["z"]
-    x, cond = draws.point(name, sigma)
-    base, scale = _base(teacher, schedule), _scale(schedule, sigma, z)
-    inputs, target = _inputs(x, sigma, cond, student, schedule), ((z - base(x, sigma, cond)) / scale).float()
-    rng = generator(seed, "denoiser", 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**63)))
-        shape, classes = list(inputs[0].shape[1:]), int(cond.max()) + 1
-        network = ResidualMLP(shape, classes, TIMES, settings["width"], settings["depth"])
-    optimizer = make_optimizer("adamw", list(network.parameters()), plan.learning_rate, 0.0)
-    order = torch.empty(0, dtype=torch.int64)
-    for step in range(plan.steps):
-        if len(order) < plan.batch_size:
-            order = torch.from_numpy(rng.permutation(len(z)))
-        rows, order = order[: plan.batch_size], order[plan.batch_size :]
-        output = network(*(column[rows] for column in inputs))[:, : z.shape[1]]
-        optimizer.zero_grad()
-        (output - target[rows]).square().mean().backward()
-        optimizer.param_groups[0]["lr"] = rate_at(plan, step)
-        optimizer.step()
 
-    @torch.no_grad()
-    def velocity(x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        output = network(*_inputs(x, sigma, cond, student, schedule))[:, : x.shape[1]]
-        return base(x, sigma, cond) + _scale(schedule, sigma, x) * output
+    def __init__(self, draws: Coupler, name: str, teacher: AnalyticTeacher | None, settings: dict[str, Any], seed: int):
+        self.schedule, self.teacher = draws.schedule, teacher
+        sigma, z = draws.even_levels(), draws.drawn["z"]
+        x, cond = draws.point(name, sigma)
+        base, time = self._base(x, sigma, cond), self._time(sigma)
+        near = (1 - (time[:, None] - torch.arange(TIMES)).abs()).clamp(min=0)
+        self._size = (near.T @ base.flatten(1).square().mean(1) / near.sum(0)).sqrt()  # of the base, at TIMES levels
+        inputs, target = self._inputs(x, base, sigma, cond), ((z - base) / self._scale(sigma, z)).float()
+        rng = generator(seed, "denoiser", 0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**63)))
+            shape, classes = list(inputs[0].shape[1:]), int(draws.drawn["cond"].max()) + 1
+            self._network = ResidualMLP(shape, classes, TIMES, settings["width"], settings["depth"])
+        self._learn(inputs, target, settings, rng)
 
-    return velocity
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """At x_σ (B, …), σ (B,) and cond (B,); float64, like x."""
+        base = self._base(x, sigma, cond)
+        with torch.no_grad():
+            output = self._network(*self._inputs(x, base, sigma, cond))[:, : x.shape[1]]
+        return base + self._scale(sigma, x) * output
+
+    def _learn(
+        self,
+        inputs: tuple[torch.Tensor, ...],
+        target: torch.Tensor,
+        settings: dict[str, Any],
+        rng: np.random.Generator,
+    ) -> None:
+        options = {key: settings[key] for key in ("steps", "batch_size", "learning_rate")}
+        plan = Training(warmup_steps=100, decay_share=0.8, **options)
+        left = torch.nn.Parameter(torch.zeros(TIMES))  # ln of the mean square that is left
+        optimizer = make_optimizer("adamw", [*self._network.parameters(), left], plan.learning_rate, 0.0)
+        order = torch.empty(0, dtype=torch.int64)
+        for step in range(plan.steps):
+            if len(order) < plan.batch_size:
+                order = torch.from_numpy(rng.permutation(len(target)))
+            rows, order = order[: plan.batch_size], order[plan.batch_size :]
+            batch = [column[rows] for column in inputs]
+            output = self._network(*batch)[:, : target.shape[1]]
+            squared, level = (output - target[rows]).square().flatten(1).mean(1), _between(left, batch[1])
+            optimizer.zero_grad()
+            (squared * (-level).exp() + level).mean().backward()
+            optimizer.param_groups[0]["lr"] = rate_at(plan, step)
+            optimizer.step()
+
+    def _time(self, sigma: torch.Tensor) -> torch.Tensor:
+        """ln σ, from 0 at σ_min to TIMES − 1 at σ_max."""
+        low, high = self.schedule.sigma_min, self.schedule.sigma_max
+        return (sigma / low).log() / math.log(high / low) * (TIMES - 1)
+
+    def _base(self, x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """The velocity of independent pairs: exact, or of data N(0, σ_data² I)."""
+        if self.teacher is not None:
+            return self.teacher.velocity(x, sigma, cond)
+        return spread(sigma / (sigma**2 + self.schedule.sigma_data**2), x) * x
+
+    def _scale(self, sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """The deviation of z given x_σ where data are N(0, σ_data² I) and independent of z."""
+        return spread(self.schedule.sigma_data / (sigma**2 + self.schedule.sigma_data**2).sqrt(), like)
+
+    def _inputs(
+        self, x: torch.Tensor, base: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the network sees: x_σ and the base, at about unit scale, (B, 2 C, …); ln σ; the condition."""
+        time = self._time(sigma)
+        scaled = x * self._scale(sigma, x) / self.schedule.sigma_data
+        size = spread(_between(self._size, time), x)
+        return torch.cat([scaled, base / size], 1).float(), time.float(), cond
 
 
-def _base(teacher: AnalyticTeacher | None, schedule: VESchedule) -> Velocity:
-    """The velocity of independent pairs: exact, or of data N(0, σ_data² I)."""
-    if teacher is not None:
-        return teacher.velocity
-    return lambda x, sigma, cond: spread(sigma / (sigma**2 + schedule.sigma_data**2), x) * x
-
-
-def _scale(schedule: VESchedule, sigma: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The deviation of z given x_σ where data are N(0, σ_data² I) and independent of z."""
-    return spread(schedule.sigma_data / (sigma**2 + schedule.sigma_data**2).sqrt(), like)
-
-
-def _inputs(
-    x: torch.Tensor, sigma: torch.Tensor, cond: torch.Tensor, student: Generate, schedule: VESchedule
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the network sees: x_σ and f(x_σ, σ) at about unit scale, (B, 2 C, …); ln σ over its times; cond."""
-    scaled = x / spread((sigma**2 + schedule.sigma_data**2).sqrt(), x)
-    clean = torch.cat([part.double() for part in _in_parts(student, x, sigma, cond)]) / schedule.sigma_data
-    time = (sigma / schedule.sigma_min).log() / torch.tensor(schedule.sigma_max / schedule.sigma_min).log()
-    return torch.cat([scaled, clean], 1).float(), (time * (TIMES - 1)).float(), cond
-
-
-def _in_parts(f: Generate, *columns: torch.Tensor) -> Iterator[torch.Tensor]:
-    for part in zip(*(column.split(4096) for column in columns), strict=True):
-        yield f(*part)
+def _between(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Values (n,) at 0..n − 1, linear between them, at `at` (B,) in 0..n − 1."""
+    below = at.long().clamp(max=len(values) - 2)
+    return torch.lerp(values[below], values[below + 1], (at - below).to(values))

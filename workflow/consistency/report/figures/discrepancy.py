@@ -1,4 +1,4 @@
-"""What separates consistency training (CT) from distillation (CD), as the grid gets finer."""
+"""What separates consistency training (CT) of independent pairs from distillation (CD), as the grid gets finer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...files.storage import read_table
 from ..tables import summarise
 from . import style
 
-_SHOWN = {name: look for name, look in style.COUPLINGS.items() if name != "exact"}
+_LOOK = {key: value for key, value in style.COUPLINGS["independent"].items() if key != "label"}
 _LOW, _HIGH = -1, 3  # of the gradients' panel
 _TITLES = (
     "loss / Δσ²\nsolid: CT, dashed: CD",
@@ -39,18 +39,14 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
     for line, method in zip(panels, methods, strict=True):
         of_method = summary[summary.method == method]
         ratios = _ratios(table[table.run.isin([run["run"] for run in runs if run["method"] == method])])
-        for name, look in _SHOWN.items():
-            for reference, dash in ((f"ct {name}", "-"), ("cd" if name == "independent" else f"cd {name}", "--")):
-                _curve(line[0], of_method, "loss", reference, look, dash)
-            _curve(line[1], of_method, "velocity_gap", name, look, "-")
-            for distance, dash, shift in (("pseudo-Huber", "-", 1.07), ("mse", ":", 0.93)):
-                chosen = ratios[(ratios.distance == distance) & (ratios.coupling == name)]
-                main = {"color": look["color"], "alpha": 1 if name == "independent" else 0.4}
-                line[2].plot(chosen.groupby("steps").value.median(), dash, linewidth=1.2, **main)
-                if name == "independent":
-                    face = "white" if distance == "mse" else look["color"]
-                    main |= {"markersize": 3, "markerfacecolor": face, "clip_on": False, "zorder": 3}
-                    line[2].plot(chosen.steps * shift, chosen.value.clip(_LOW, _HIGH), "o", **main)
+        _curve(line[0], of_method, "loss", "ct independent", "-")
+        _curve(line[0], of_method, "loss", "cd", "--")
+        _curve(line[1], of_method, "velocity_gap", "independent", "-")
+        for distance, dash, shift in (("pseudo-Huber", "-", 1.07), ("mse", ":", 0.93)):
+            chosen, colour = ratios[ratios.distance == distance], _LOOK["color"]
+            line[2].plot(chosen.groupby("steps").value.median(), dash, linewidth=1.2, color=colour)
+            points = {"markersize": 3, "markerfacecolor": "white" if distance == "mse" else colour, "clip_on": False}
+            line[2].plot(chosen.steps * shift, chosen.value.clip(_LOW, _HIGH), "o", color=colour, zorder=3, **points)
         line[0].plot([], [], color="0.4", linewidth=2, label="limit N → ∞")
         line[2].axhline(1, color="0.5", linewidth=1, zorder=0)
         line[2].set_ylim(_LOW, _HIGH)
@@ -69,22 +65,22 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
 
 
 def _ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """⟨E g_CT, E g_CD⟩ / ⟨E g_CD, E g_CD⟩ as `value` of every run, steps, distance and coupling."""
-    parts = table.reference.str.extract(r"^(?P<distance>\S+) (?P<velocity>ct|cd) (?P<coupling>\S+)$")
+    """⟨E g_CT, E g_CD⟩ / ⟨E g_CD, E g_CD⟩ as `value` of every run, steps and distance."""
+    parts = table.reference.str.extract(r"^(?P<distance>\S+) (?P<velocity>ct|cd) independent$")
     steps = table.metric.str.extract(r"^gradient@steps=(?P<steps>\d+)$")
     products = table.join(parts).join(steps).dropna(subset=["velocity", "steps"]).astype({"steps": int})
-    keys = ["run", "steps", "distance", "coupling"]
+    keys = ["run", "steps", "distance"]
     ct, cd = (products[products.velocity == velocity].set_index(keys).value for velocity in ("ct", "cd"))
     return (ct / cd).reset_index()
 
 
-def _curve(axes: Axes, summary: pd.DataFrame, base: str, reference: str, look: dict[str, Any], dash: str) -> None:
+def _curve(axes: Axes, summary: pd.DataFrame, base: str, reference: str, dash: str) -> None:
     """Mean and band over N, and the limit as a bar at the right."""
     means = summary[(summary.base == base) & (summary.reference == reference)]
     limit, chosen = means[means.steps == "limit"], means[means.steps != "limit"].sort_values("steps", key=pd.to_numeric)
     steps = chosen.steps.astype(int)
-    axes.plot(steps, chosen["mean"], markersize=3, linewidth=1.2, linestyle=dash, **look)
+    axes.plot(steps, chosen["mean"], markersize=3, linewidth=1.2, linestyle=dash, **_LOOK)
     if (chosen.n_seeds > 1).all():
         low = chosen.ci_low.clip(lower=chosen["mean"] * 0.2)
-        axes.fill_between(steps, low, chosen.ci_high, color=look["color"], alpha=0.1, linewidth=0)
-    axes.hlines(limit["mean"], 1.4 * steps.max(), 2.8 * steps.max(), look["color"], dash, linewidth=2)
+        axes.fill_between(steps, low, chosen.ci_high, color=_LOOK["color"], alpha=0.1, linewidth=0)
+    axes.hlines(limit["mean"], 1.4 * steps.max(), 2.8 * steps.max(), _LOOK["color"], dash, linewidth=2)
