@@ -20,7 +20,8 @@ open_streams()
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 FORMAT = "%(asctime)s %(message)s"
-NO_SETTINGS = {"identity"}  # params that say what a cached result depends on, not what the job is to do
+# Params that say what a cached result depends on, or what a job warns of, not what it is to do.
+NO_SETTINGS = {"identity", "warned_of"}
 # In the path of an input that is one of the workflow's own files: Snakemake's copy for this run.
 CODE = "snakemake-runtime-cache"
 

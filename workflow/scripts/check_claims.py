@@ -4,4 +4,11 @@ with job(snakemake):
     from consistency.report.verdicts import check
 
     params = snakemake.params
-    check(dict(snakemake.output.items()), params.experiment, snakemake.input[0], params.runs, params.claims)
+    check(
+        dict(snakemake.output.items()),
+        params.experiment,
+        snakemake.input[0],
+        params.runs,
+        params.claims,
+        gates=params.gates,
+    )

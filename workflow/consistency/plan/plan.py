@@ -286,6 +286,12 @@ class Plan:
         """All that a student's samples depend on, besides files (`jobs.SamplingJob`)."""
         return jobs.sampling_job(self.experiment, self.runs[run_id]).model_dump()
 
+    @cached_property
+    def gates(self) -> Row:
+        """What has to be sound before a claim is decided, with the `deviation` of a mixture."""
+        data = self.experiment.data
+        return self.experiment.gates.model_dump() | {"deviation": getattr(data, "deviation", None)}
+
     # Tables, figures, pages: what they show, and their rows.
 
     @cached_property
