@@ -4,10 +4,11 @@ import logging
 
 import pandas as pd
 import pytest
+from consistency.config.claims import Comparison
 from consistency.config.gates import Gates
 from consistency.config.resolve import load_experiment
 from consistency.files.storage import write_json
-from consistency.report import soundness
+from consistency.report import soundness, verdicts
 
 COLUMNS = ("run", "method", "seed", "guidance", "metric", "extractor", "reference", "sampling_steps", "value")
 HALVES = soundness.HALVES
@@ -193,3 +194,65 @@ def test_a_bad_teacher_is_said_at_once(tmp_path, caplog):
         f"{bad}: teacher recognised at 0.25, needs 0.63: {end}",
         f"{yardstick}: classifier right on 0.7 of held-out images, needs 0.8: {end}",
     ]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_an_untrained_network_is_unsound(spread):
+    """Also one whose last layer does not start at zero; measured as the pipeline measures a run of the two modes."""
+    import torch
+    from consistency.data.mixtures import draw, parameters
+    from consistency.evaluate.distances import FeatureSet
+    from consistency.evaluate.measure import _row, compare
+    from consistency.flow.schedules import VESchedule
+    from consistency.networks.mlp import ResidualMLP
+    from consistency.students.maps import FlowMap
+
+    torch.manual_seed(0)
+    mixture, schedule = load_experiment("gaussians-modes").data, VESchedule(sigma_min=0.001, sigma_max=5)
+    network, cond = ResidualMLP([2], 1, 1000, 64, 2), torch.zeros(512, dtype=torch.long)
+    torch.nn.init.normal_(network.outward.weight, std=spread / 8)
+    with torch.no_grad():
+        samples = FlowMap(network, schedule)(5 * torch.randn(512, 2), torch.full((512,), 5.0), cond).double().numpy()
+    described = parameters(mixture.dimension, [c.model_dump() for c in mixture.components])
+    reference, others = (FeatureSet(draw(**described, count=512, seed=seed), neighbours=3) for seed in (0, 1))
+
+    def of_run(run, method, compared_with, features):
+        def row(metric, value, n):
+            return _row(metric, value, n, "coordinates", compared_with, 1)
+
+        measured = compare(features, reference, row, brief=True)
+        keys = ("metric", "extractor", "reference", "sampling_steps", "value")
+        return rows(run, method, 0, *([one[key] for key in keys] for one in measured))
+
+    exact = of_run("data", "data", HALVES, others)
+    table = frame(exact, of_run("cd-s0", "cd", "data", FeatureSet(samples, neighbours=3)))
+    reasons = soundness.unsound(table, runs("cd-s0", solver=None, n_steps=None, guidance=None), of_points())
+    assert "of the data's deviation away from it" in reasons["cd-s0"]
+
+
+@pytest.mark.parametrize(
+    ("half", "end", "verdict", "reason"),
+    [
+        (0.8, 0.5, "reproduced", "interval"),
+        (1.2, 0.5, "unsound", "not settled: 1.2 at 0.5 of the training, 0.5 at its end"),
+        (0.8, 2.0, "unsound", "not settled: 0.8 at 0.5 of the training, 2 at its end"),
+        (None, 0.5, "reproduced", "interval"),  # not measured then
+        (1.2, 1.0, "no difference", "interval"),
+    ],
+)
+def test_a_ratio_that_has_not_settled(half, end, verdict, reason):
+    claim = Comparison(ours="ct-gc", other="ct-ic", metric="frechet_distance", reference="data", direction="below")
+    table, names = [], []
+    for seed, noise in enumerate((0.99, 1.0, 1.01)):
+        for method, share in (("ct-gc", 1.0), ("ct-ic", 0.0)):
+            run = f"{method}-s{seed}"
+            names.append({"run": run, "method": method, "seed": seed, "group": "scratch"})
+            for name, ratio in (("", end), ("@budget=0.5", half)):
+                value = 3.0 * (ratio * noise if share else 1.0) if ratio else None
+                table.append((run, f"frechet_distance{name}", "net", "data", 1, value))
+    columns = ["run", "metric", "extractor", "reference", "sampling_steps", "value"]
+    metrics, runs = pd.DataFrame(table, columns=columns).dropna(), pd.DataFrame(names)
+    condition, overall = verdicts.decide([claim], "x", metrics, runs, settled=0.5)
+    assert condition["verdict"] == overall["verdict"] == verdict
+    assert reason in condition["reason"]
+    assert verdicts.decide([claim], "x", metrics, runs)[0]["verdict"] != "unsound", "a gate that is off"
