@@ -25,7 +25,7 @@ ENVIRONMENTS = {
     ),
     "paper": (
         "Claims, tables, figures.",
-        "numpy scipy pandas safetensors matplotlib seaborn plotly pillow tabulate jinja2 pydantic pyyaml",
+        "numpy scipy statsmodels pandas safetensors matplotlib seaborn plotly pillow tabulate jinja2 pydantic pyyaml",
     ),
     "report": (
         "The HTML report, which a second Snakemake makes; enough to start the workflow with, too.",

@@ -17,6 +17,7 @@ rule check_claims:
         experiment=lambda w: w.experiment,
         runs=lambda w: plan_of(w).rows,
         claims=lambda w: [dump(claim) for claim in preset(w).claims],
+        margin=lambda w: preset(w).margin,
         gates=lambda w: plan_of(w).gates,
     script:
         "../scripts/check_claims.py"

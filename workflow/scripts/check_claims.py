@@ -10,5 +10,6 @@ with job(snakemake):
         snakemake.input[0],
         params.runs,
         params.claims,
+        margin=params.margin,
         gates=params.gates,
     )

@@ -174,6 +174,7 @@ def test_table_of_claims(tmp_path, text):
     name = carried(text)
     row = {"claim": "mine", "paper": "", "experiment": name, "condition": f"pooled (1) ({name})", "effect": 0.5}
     row |= {"ci_low": 0.25, "ci_high": 1.0, "n_seeds": 3, "verdict": "inconclusive", "quantity": f"Fréchet ({name})"}
+    row |= {"reason": f"{name}: 2 seeds"}
     table, definitions = pd.DataFrame([row, row | {"condition": name}])[verdicts.COLUMNS], tmp_path / "x/claims.json"
     write_table(tmp_path / "claims.csv", table)
     definitions.parent.mkdir()
@@ -184,14 +185,13 @@ def test_table_of_claims(tmp_path, text):
     page = Page(paths["html"].read_text(encoding="utf-8"))
     without_handlers(page)
     shown = [f"Fréchet ({words(name)})", "0.5 [0.25, 1]", f"pooled (1) ({words(name)})", words(name), "3"]
+    shown.append(f"{words(name)}: 2 seeds")
     assert page.of("h2") == [f"mine: {words(name)[:1000]}"]
-    assert page.of("td")[:6] == ["inconclusive", *shown]
-    assert page.of("td")[-3:] == [words(name), words(name), "3"]
+    assert page.of("td")[:7] == ["inconclusive", *shown]
+    assert page.of("td")[-4:] == [words(name), words(name), "3", shown[-1]]
     first, row = tex_rows(paths["tex"])
-    assert row == [
-        in_tex(cell) for cell in ["mine", "inconclusive", f"Fréchet ({name})", shown[1], *row_end(name), "3"]
-    ]
-    assert len(first) == len(row) == 7
+    assert row == [in_tex(cell) for cell in ["mine", "inconclusive", f"Fréchet ({name})", shown[1], *row_end(name)]]
+    assert len(first) == len(row) == 8
     text = Page(common_mark(paths["md"].read_text(encoding="utf-8")))
     assert text.of("td") == ["mine", "inconclusive", *shown]
     assert text.of("li") == [f"mine: {words(name)[:1000]}"]
@@ -199,12 +199,12 @@ def test_table_of_claims(tmp_path, text):
         tmp_path / "claims.csv", table.assign(experiment="x")
     )  # that of an experiment is checked before any job
     summary = verdicts.summary(tmp_path / "claims.csv").split("\n")
-    assert len(summary) == 2, f"lines for the terminal: {summary}"
+    assert len(summary) == 3, f"lines for the terminal: {summary}"
     assert not UNSEEN.search("".join(summary))
 
 
 def row_end(name):
-    return [f"pooled (1) ({name})", name]
+    return [f"pooled (1) ({name})", name, "3", f"{name}: 2 seeds"]
 
 
 def test_a_long_cell_is_whole_in_html(tmp_path):

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -28,7 +29,7 @@ class Metric(NamedTuple):
     Attributes:
         words: its name in sentences.
         references: what it compares with.
-        points: the points X of `metric@X=number` that are measured too.
+        points: the points X of `metric@X=number` that are measured too, and `limit` of `metric@limit`.
     """
 
     words: str
@@ -47,14 +48,19 @@ METRICS = {
     "recognised": Metric("Share recognised", ("labels",)),
     "clip_score": Metric("CLIP score", ("prompts",)),
     "aesthetic_score": Metric("Aesthetic score", ("none",)),
-    "loss": Metric("Squared loss", _LOSSES, ("steps",)),
-    "velocity_gap": Metric("Velocity gap", COUPLINGS, ("steps",)),
+    "loss": Metric("Squared loss", _LOSSES, ("steps", "limit")),
+    "velocity_gap": Metric("Velocity gap", COUPLINGS, ("steps", "limit")),
     "transport_cost": Metric("Transport cost", (*COUPLINGS, "exact optimal transport")),
 }
 OF_FEATURES = ("frechet_distance", "kernel_distance", "precision", "recall")  # each extractor has its own
 OF_COUPLINGS = ("loss", "velocity_gap", "transport_cost")
-_POINTS = {"budget": "at {:.3g} of training", "steps": "at {:,.0f} steps", "s": "at s = {:g}"}
+_POINTS = {"budget": "{:.3g} of training", "steps": "{:,.0f} steps", "s": "s = {:g}"}
 Reference = Annotated[str, Field(pattern=r"^\w[\w .-]*$", max_length=100)]
+
+
+MetricName = Annotated[str, Field(pattern=r"^\w+(@(\w+=\d+(\.\d+)?(e-?\d+)?|limit))?$", max_length=100)]
+# Direction → how a label writes it, before the bound.
+_SIGNS = {"below": "<", "above": ">", "equal": "≈"}
 
 
 class References(Strict):
@@ -64,27 +70,19 @@ class References(Strict):
     other: Reference = Field(description="of the second side")
 
 
-class Quantity(Strict):
-    """One ratio: a metric of one method over that of another."""
+class Metrics(Strict):
+    """The metric of each side, where the two differ."""
 
-    ours: str = Field(description="the method whose metric is the numerator")
-    other: str = Field(description="the method whose metric is the denominator")
-    metric: str = Field(
-        pattern=r"^\w+(@\w+=\d+(\.\d+)?(e-?\d+)?)?$",
-        max_length=100,
-        description="as in metrics.csv, such as frechet_distance, or wasserstein@budget=0.25",
-    )
-    reference: Reference | References = Field(
-        description="as in metrics.csv, such as data or teacher; {ours, other} where the sides have different ones"
-    )
-    direction: Literal["below", "above"] = Field(description="the claimed side of 1")
-    extractor: str | None = Field(None, description="the one whose features count; by default each has a verdict")
+    ours: MetricName = Field(description="of the first side")
+    other: MetricName = Field(description="of the second side")
 
-    @model_validator(mode="after")
-    def _two_sides(self) -> Quantity:
-        if self.sides[0] == self.sides[1]:
-            raise ValueError("allowed: two methods, or one with two references")
-        return self
+
+class Side(NamedTuple):
+    """One side of a ratio: a metric of a method, against a reference."""
+
+    method: str
+    metric: str
+    reference: str
 
     @property
     def base(self) -> str:
@@ -92,35 +90,79 @@ class Quantity(Strict):
         return self.metric.partition("@")[0]
 
     @property
-    def point(self) -> tuple[str, float] | None:
-        """The point of the training or grid that the metric is measured at, such as ("budget", 0.25)."""
+    def point(self) -> tuple[str, float]:
+        """The point of the training or grid that the metric is measured at, such as ("budget", 0.25) or
+        ("limit", inf); ("", nan) without one."""
         kind, _, number = self.metric.partition("@")[2].partition("=")
-        return (kind, float(number)) if kind else None
+        return kind, float(number or ("inf" if kind else "nan"))
 
     @property
-    def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
-        """Method and reference of ours, and of the other."""
-        both = self.reference
-        ours, other = (both, both) if isinstance(both, str) else (both.ours, both.other)
-        return (self.ours, ours), (self.other, other)
+    def point_words(self) -> str:
+        """The point in words, such as `1,280 steps`; empty without one."""
+        kind, number = self.point
+        return _POINTS.get(kind, f"{kind} = {{:g}}").format(number) if number < float("inf") else kind
+
+
+class Quantity(Strict):
+    """One ratio: a metric of one method over that of another."""
+
+    ours: str = Field(description="the method whose metric is the numerator")
+    other: str = Field(description="the method whose metric is the denominator")
+    metric: MetricName | Metrics = Field(
+        description="as in metrics.csv, such as frechet_distance, or wasserstein@budget=0.25; {ours, other} where the "
+        "sides have different ones",
+    )
+    reference: Reference | References = Field(
+        description="as in metrics.csv, such as data or teacher; {ours, other} where the sides have different ones"
+    )
+    direction: Literal["below", "above", "equal"] = Field(
+        description="the claimed side of the bound; equal: within the margin of it"
+    )
+    bound: float = Field(1.0, gt=0, le=1e6, description="what the ratio is compared with")
+    margin: Annotated[float, Field(ge=0, le=10)] | None = Field(
+        None, description="share of the bound within which a difference from it does not matter; the experiment's"
+    )
+    extractor: str | None = Field(None, description="the one whose features count; by default each has a verdict")
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> Quantity:
+        if self.sides[0] == self.sides[1]:
+            raise ValueError("allowed: two methods, or one with two references or metrics")
+        return self
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Ours and the other."""
+        ours, other = (
+            [value, value] if isinstance(value, str) else [value.ours, value.other]
+            for value in (self.metric, self.reference)
+        )
+        (first, second), (reference, against) = ours, other
+        return Side(self.ours, first, reference), Side(self.other, second, against)
 
     @property
     def names(self) -> tuple[str, str]:
-        """What tells the two sides apart: their methods, else their references."""
-        (ours, first), (other, second) = self.sides
-        return (ours, other) if ours != other else (first, second)
+        """What tells the two sides apart: their methods, else their references, else their metrics."""
+        ours, other = self.sides
+        if ours.method != other.method:
+            return ours.method, other.method
+        if ours.reference != other.reference:
+            return ours.reference, other.reference
+        return ours.point_words or ours.metric, other.point_words or other.metric
 
     @property
     def label(self) -> str:
         """The ratio in words, such as `Fréchet distance to data, direct/cm > 1`."""
-        words = METRICS[self.base].words if self.base in METRICS else self.base
+        first, second = self.sides
+        words = METRICS[first.base].words if first.base in METRICS else first.base
         if self.reference in (*_SETS, "truth"):
             words += f" to {self.reference}"
-        if self.point is not None:
-            kind, number = self.point
-            words += f" {_POINTS.get(kind, f'at {kind} = {{:g}}').format(number)}"
-        ours, other = (name.replace("_", " ") if self.ours == self.other else name for name in self.names)
-        return f"{words}, {ours}/{other} {'<' if self.direction == 'below' else '>'} 1"
+        elif self.reference in COUPLINGS:
+            words += f" ({self.reference})"
+        if first.point_words and first.metric == second.metric:
+            words += f" at {first.point_words}"
+        ours, other = self.names if self.ours != self.other else (name.replace("_", " ") for name in self.names)
+        return f"{words}, {ours}/{other} {_SIGNS[self.direction]} {self.bound:g}"
 
 
 class _About(Strict):
@@ -153,8 +195,8 @@ def _of_quantity(words: Callable[[Quantity], str]) -> Callable[[dict[str, Any]],
 
 
 def _name(quantity: Quantity) -> str:
-    (ours, first), (other, second) = quantity.sides
-    return "-".join(dict.fromkeys([ours, other, quantity.metric, first, second])).replace(" ", "_")
+    parts = [part for both in zip(*quantity.sides, strict=True) for part in both]
+    return re.sub(r"[@=]", "-", "-".join(dict.fromkeys(parts)).replace(" ", "_"))
 
 
 class Comparison(Quantity, _About):
@@ -219,7 +261,7 @@ def check(name: str, experiment: Experiment, runs: list[Run], extra_metrics: Seq
     """
     methods = {run.method for run in runs}
     for number, claim in enumerate(experiment.claims):
-        where, sides = f"{name}: claims.{number}", [{method for method, _ in q.sides} for q in claim.quantities]
+        where, sides = f"{name}: claims.{number}", [{side.method for side in q.sides} for q in claim.quantities]
         if claim == CLAIMS.get(claim.name):
             where = f"{name}: claims: {claim.name}"
             if not any(both <= set(experiment.methods) for both in sides):
@@ -249,18 +291,21 @@ def check(name: str, experiment: Experiment, runs: list[Run], extra_metrics: Seq
 
 def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_metrics: Sequence[str]) -> None:
     """Methods, metric, references and extractor of a quantity are ones that there are."""
-    data, base = experiment.data.kind, quantity.base
+    data, of_features = experiment.data.kind, quantity.sides[0].base in OF_FEATURES
     extractors = [experiment.classifier.name if e.kind == "classifier" else e.kind for e in experiment.extractors]
     words = [("ours", quantity.ours, list(experiment.methods)), ("other", quantity.other, list(experiment.methods))]
-    words.append(("metric", base, [*METRICS, *extra_metrics]))
-    if base in METRICS:
-        words += [("reference", reference, METRICS[base].references) for _, reference in quantity.sides]
-        if quantity.point is not None:
-            allowed = [f"{base}@{point}=…" for point in METRICS[base].points]
-            words.append(("metric", f"{base}@{quantity.point[0]}=…", [base, *allowed]))
+    for side in quantity.sides:
+        words.append(("metric", side.base, [*METRICS, *extra_metrics]))
+        if side.base in METRICS:
+            words.append(("reference", side.reference, METRICS[side.base].references))
+            if kind := side.point[0]:
+                allowed = [f"{side.base}@{point}{'=…' * (point != 'limit')}" for point in METRICS[side.base].points]
+                words.append(("metric", f"{side.base}@{kind}{'=…' * (kind != 'limit')}", [side.base, *allowed]))
     if quantity.extractor is not None:
-        if base in METRICS and base not in OF_FEATURES:
-            raise ConfigError(f"{where}.extractor: {base} has none; allowed with {', '.join(OF_FEATURES)}")
+        if quantity.sides[0].base in METRICS and not of_features:
+            raise ConfigError(
+                f"{where}.extractor: {quantity.sides[0].base} has none; allowed with {', '.join(OF_FEATURES)}"
+            )
         words.append(("extractor", quantity.extractor, ["coordinates"] if data == "mixture" else extractors))
     for key, word, allowed in words:
         if word not in allowed:
@@ -269,25 +314,27 @@ def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_m
 
 def _check_measured(where: str, experiment: Experiment, quantity: Quantity, runs: list[Run]) -> None:
     """A built-in metric of a quantity whose methods have these runs is one that the experiment measures."""
-    exact, base = experiment.teacher.source == "analytic", quantity.base
-    references, point = {reference for _, reference in quantity.sides}, (quantity.point or ("",))[0]
+    exact = experiment.teacher.source == "analytic"
     extractors = {extractor.kind: extractor for extractor in experiment.extractors}
+    aesthetic = getattr(extractors.get("clip"), "aesthetic", None)
     pairs, targets = all(run.from_pairs for run in runs), not any(run.from_pairs for run in runs)
     analysed = {run.method for run in runs} <= set(experiment.analysis.coupling_methods)
-    for asked, there, needs in (
-        ("truth" in references, exact, "teacher.source analytic"),
-        ("teacher" in references, targets, "methods that learn from targets"),
-        (point == "budget", pairs, "methods that learn from pairs"),
-        (point == "s", targets, "methods that learn from targets"),
-        (base == "wasserstein", experiment.data.kind == "mixture", "data.kind mixture"),
-        (base == "recognised", "classifier" in extractors, "the extractor classifier"),
-        (base in ("clip_score", "aesthetic_score"), "clip" in extractors, "the extractor clip"),
-        (base == "aesthetic_score", getattr(extractors.get("clip"), "aesthetic", None), "aesthetic of extractor clip"),
-        (base in ("loss", "velocity_gap"), exact, "teacher.source analytic"),
-        (base in OF_COUPLINGS, analysed, "methods of analysis.coupling_methods"),
-    ):
-        if asked and not there and base in METRICS:
-            raise ConfigError(f"{where}.metric: {quantity.metric} is not measured here; allowed with {needs}")
+    for side in quantity.sides:
+        kind = side.point[0]
+        for asked, there, needs in (
+            (side.reference == "truth", exact, "teacher.source analytic"),
+            (side.reference == "teacher", targets, "methods that learn from targets"),
+            (kind == "budget", pairs, "methods that learn from pairs"),
+            (kind == "s", targets, "methods that learn from targets"),
+            (side.base == "wasserstein", experiment.data.kind == "mixture", "data.kind mixture"),
+            (side.base == "recognised", "classifier" in extractors, "the extractor classifier"),
+            (side.base in ("clip_score", "aesthetic_score"), "clip" in extractors, "the extractor clip"),
+            (side.base == "aesthetic_score", aesthetic, "aesthetic of extractor clip"),
+            (side.base in ("loss", "velocity_gap"), exact, "teacher.source analytic"),
+            (side.base in OF_COUPLINGS, analysed, "methods of analysis.coupling_methods"),
+        ):
+            if asked and not there and side.base in METRICS:
+                raise ConfigError(f"{where}.metric: {side.metric} is not measured here; allowed with {needs}")
 
 
 def _check_paired(where: str, experiment: Experiment, claim: Claim | Comparison, sides: list[list[Run]]) -> None:
@@ -306,15 +353,17 @@ def _check_paired(where: str, experiment: Experiment, claim: Claim | Comparison,
 
 def _check_point(where: str, experiment: Experiment, quantity: Quantity) -> None:
     """The grid or share of training that a quantity names is measured."""
-    kind, number = quantity.point or ("", 0.0)
     analysis, budgets = experiment.analysis, experiment.consistency_training.budgets
-    if kind == "steps" and (quantity.ours not in analysis.coupling_methods or number not in analysis.steps):
-        raise ConfigError(
-            f"{where} needs {quantity.ours} in analysis.coupling_methods and {number:g} in analysis.steps; they are "
-            f"{analysis.coupling_methods} and {analysis.steps}"
-        )
-    if kind == "budget" and number not in budgets:
-        raise ConfigError(f"{where} needs {number:g} in consistency_training.budgets; they are {budgets}")
+    for side in quantity.sides:
+        kind, number = side.point
+        analysed = side.method in analysis.coupling_methods and number in (*analysis.steps, float("inf"))
+        if kind in ("steps", "limit") and not analysed:
+            raise ConfigError(
+                f"{where} needs {side.method} in analysis.coupling_methods and {number:g} in analysis.steps; they are "
+                f"{analysis.coupling_methods} and {analysis.steps}"
+            )
+        if kind == "budget" and number not in budgets:
+            raise ConfigError(f"{where} needs {number:g} in consistency_training.budgets; they are {budgets}")
 
 
 def check_shared(experiments: dict[str, Experiment]) -> None:

@@ -15,11 +15,11 @@ def message(name: str, error: ValidationError) -> str:
     """The first of pydantic's errors in one line: key, what was given, what is allowed."""
     # A misspelt key is unknown, and the one that was meant is missing: the first of the two says more.
     errors = sorted(error.errors(), key=lambda e: e["type"] == "missing")
-    # Of the ways to write a generator or a VAE, a mapping was meant where one was given.
-    mapping = [e for e in errors if {"Frozen", "Hub", "References"} & set(e["loc"])]
+    # Of the ways to write a generator, a VAE or a metric, a mapping was meant where one was given.
+    mapping = [e for e in errors if {"Frozen", "Hub", "References", "Metrics"} & set(e["loc"])]
     first = next((e for e in mapping if isinstance(errors[0]["input"], dict)), errors[0])
     kinds = {"mlp", "unet", "mse", "pseudo_huber", "pseudo_huber_norm", "Frozen", "Hub"}
-    kinds |= {"Name", "Comparison", "Claim", "References", "constrained-str"}
+    kinds |= {"Name", "Comparison", "Claim", "References", "Metrics", "constrained-str"}
     data = {"digits", "mixture", "fashion", "cifar10", "imagenet32", "images", "captions"}
     tags = kinds | data | {"classifier", "efficientnet-lite0", "inception-v3", "dinov2", "clip"}
     # pydantic puts the variant of a union into the path: where a mapping's kind says it, no key of the user's.

@@ -291,6 +291,9 @@ class Experiment(Strict):
     )
     gates: Gates = Field(Gates(), description="what has to be sound before a claim is decided")
     claims: list[AnyClaim] = Field([], description="claims decided on this experiment: names, or claims of your own")
+    margin: float = Field(
+        0.05, ge=0, le=10, description="of claims: a ratio within this share of its bound is no practical difference"
+    )
     figures: list[OwnFigure] = Field([], description="your own figures besides, functions of the files in plugins")
 
     _registry: Registry = PrivateAttr(BUILT_INS)

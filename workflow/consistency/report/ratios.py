@@ -26,9 +26,9 @@ def log_ratios(metrics: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) ->
     import numpy as np
 
     keys, sides = ["group", "sampling_steps", "seed"], []
-    for method, reference in quantity.sides:
-        chosen = metrics[(metrics.metric == quantity.metric) & (metrics.reference == reference)]
-        table = chosen[["run", "sampling_steps", "value"]].merge(runs[runs.method == method], on="run")
+    for side in quantity.sides:
+        chosen = metrics[(metrics.metric == side.metric) & (metrics.reference == side.reference)]
+        table = chosen[["run", "sampling_steps", "value"]].merge(runs[runs.method == side.method], on="run")
         sides.append(table.set_index(keys).value)
     both = sides[0].to_frame("ours").join(sides[1].to_frame("other"), how="outer")
     positive = (both["ours"] > 0) & (both["other"] > 0)
@@ -42,23 +42,23 @@ def seeds_of(pairs: pd.DataFrame) -> str:
     return f"seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
-def left_out(pairs: pd.DataFrame, quantity: Quantity) -> list[str]:
-    """What a condition's ratios leave out: seeds that one side lacks, and those without a ratio."""
-    notes = []
-    for column, name in zip(("ours", "other"), quantity.names, strict=True):
-        absent = pairs[pairs[column].isna()]
-        if len(absent) == len(pairs):
-            return [f"{name} has no values"]
-        if len(absent):
-            notes.append(f"{name} lacks {seeds_of(absent)}")
-    if len(without := without_ratio(pairs)):
-        notes.append(f"no ratio for {seeds_of(without)}, where a value is not above 0")
-    return notes
+def lacking(pairs: pd.DataFrame, quantity: Quantity) -> list[str]:
+    """Which seeds of a condition one side lacks; empty where it lacks them all (`problem`)."""
+    absent = {name: pairs[pairs[column].isna()] for column, name in _columns(quantity)}
+    return [f"{name} lacks {seeds_of(rows)}" for name, rows in absent.items() if 0 < len(rows) < len(pairs)]
 
 
-def without_ratio(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The pairs of values that have no ratio."""
-    return pairs[pairs.ours.notna() & pairs.other.notna() & pairs.log_ratio.isna()]
+def problem(pairs: pd.DataFrame, quantity: Quantity) -> str:
+    """Why a condition cannot be decided: a side has no values, or a pair no ratio; else empty."""
+    for column, name in _columns(quantity):
+        if pairs[column].isna().all():
+            return f"{name} has no values"
+    without = pairs[pairs.ours.notna() & pairs.other.notna() & pairs.log_ratio.isna()]
+    return f"no ratio for {seeds_of(without)}, where a value is not above 0" if len(without) else ""
+
+
+def _columns(quantity: Quantity) -> list[tuple[str, str]]:
+    return list(zip(("ours", "other"), quantity.names, strict=True))
 
 
 def check_finite(experiment: str, metrics: pd.DataFrame) -> None:

@@ -12,7 +12,9 @@ import pandas as pd
 
 from .. import escape
 from ..files.storage import atomic, read_table, write_table, write_text
-from .verdicts import AS_TEXT, DISTANCES, defined, is_overall, shown, t_interval
+from .decisions import VERDICTS
+from .statistics import t_interval
+from .verdicts import AS_TEXT, DISTANCES, defined, is_overall, shown
 
 METHOD_LABELS = {
     "cm": "CM",
@@ -44,7 +46,15 @@ _MAIN = {
     ("aesthetic_score", "none", 1): "Aesthetic score, 1 step",
 }
 
-_WORDS = ("Claim", "Verdict", "Quantity", "Condition", "Experiment", "Method")  # headings of columns without numbers
+_WORDS = (
+    "Claim",
+    "Verdict",
+    "Quantity",
+    "Condition",
+    "Experiment",
+    "Method",
+    "Reason",
+)  # headings of columns without numbers
 
 _STYLE = """<style>
 body{font:14px/1.45 system-ui,sans-serif;margin:1rem;color:#1b1f24;background:#fff}
@@ -52,7 +62,8 @@ table{border-collapse:collapse}th,td{padding:.35rem .7rem;border-bottom:1px soli
 h1{font-size:1.35rem}h2{font-size:1.05rem;margin:1.4rem 0 .3rem}p,ul{max-width:52rem}
 th{background:#f3f5f7;vertical-align:bottom}td{min-width:7rem;text-wrap:balance}td.number{min-width:0;white-space:nowrap}summary{font-size:1.05rem;font-weight:600}
 .reproduced{color:#00664a;font-weight:600}.contradicted{color:#b3261e;font-weight:600}
-.inconclusive{color:#5b6470;font-weight:600}.scroll{overflow-x:auto}
+.inconclusive,.no-difference,.unsound{color:#5b6470;font-weight:600}.mixed{color:#8a5a00;font-weight:600}
+.scroll{overflow-x:auto}
 </style>"""
 
 
@@ -277,11 +288,12 @@ def claims(paths: dict[str, str], claims_path: str | Path, definitions: list[str
     overall, details = table[chosen], table[~chosen]
     note = (
         "Effect: geometric mean over seeds of the ratio that the quantity names, with its 95 % t interval, paired by "
-        "seed. "
-        "reproduced / contradicted: the whole interval lies on the claimed / on the other side of 1; inconclusive: it "
-        "covers 1, or a pair has no ratio because a value is not above 0. A claim about every condition shows the "
-        "condition that decided; there, unless "
-        "reproduced, interval and verdict are after Bonferroni's correction. "
+        "seed; of several conditions, taken as a sample of all such (random effects). "
+        "reproduced / contradicted: the interval lies on the claimed / on the other side of the bound, by more than "
+        "the margin that makes no practical difference; no difference: it lies within the margin; mixed: conditions "
+        "disagree; inconclusive: none of these; unsound: a run is no fair example of its method. Pooled rows are "
+        "decided together, by Holm's correction: their reason names the interval that decided. A claim about every "
+        "condition shows the least favourable one. "
         "Distances are in the features that the quantity or the main table names; FID is Inception-v3 alone."
     )
     sentences = "\n".join(
@@ -304,9 +316,12 @@ def claims(paths: dict[str, str], claims_path: str | Path, definitions: list[str
 
 _VERDICTS = (
     "Each row compares two methods by a ratio, such as the ODE error of Direct CM over that of CM; the claim says on "
-    'which side of 1 it lies (&lt; 1 or &gt; 1). <span class="reproduced">reproduced</span>: it lies there, with its '
-    'whole 95 % interval. <span class="contradicted">contradicted</span>: the whole interval lies on the other side. '
-    '<span class="inconclusive">inconclusive</span>: the interval covers 1, so these seeds do not decide. '
+    'which side of a bound it lies (&lt; 1, say). <span class="reproduced">reproduced</span>: it lies there, with its '
+    'whole interval. <span class="contradicted">contradicted</span>: the whole interval lies on the other side. '
+    '<span class="mixed">mixed</span>: some conditions say the one, some the other. '
+    '<span class="no-difference">no difference</span>: the interval lies too close to the bound to matter. '
+    '<span class="inconclusive">inconclusive</span>: these seeds do not decide. '
+    '<span class="unsound">unsound</span>: a run failed its checks, so nothing is concluded from it. '
     "<i>pooled (n)</i>: over all n conditions of the experiment. All of this is about the experiments named here, not "
     "about the papers' own."
 )
@@ -322,6 +337,7 @@ def _claims_frame(table: pd.DataFrame) -> pd.DataFrame:
             "Condition": table.condition,
             "Experiment": table.experiment,
             "Seeds": table.n_seeds,
+            "Reason": table.reason,
         }
     )
 
@@ -354,8 +370,8 @@ def _table(frame: pd.DataFrame) -> str:
     with pd.option_context("display.max_colwidth", None):  # by default pandas cuts cells off at 50 characters
         page = _escaped(frame, escape.html).to_html(index=False, border=0, escape=False)
     page = re.sub(r"<td>(?=[-–]?\d)", '<td class="number">', page)
-    for verdict in ("reproduced", "contradicted", "inconclusive"):
-        page = page.replace(f"<td>{verdict}</td>", f'<td class="{verdict}">{verdict}</td>')
+    for verdict in VERDICTS:
+        page = page.replace(f"<td>{verdict}</td>", f'<td class="{verdict.replace(" ", "-")}">{verdict}</td>')
     return f'<div class="scroll" role="region" aria-label="Table" tabindex="0">{page}</div>'
 
 

@@ -1,36 +1,20 @@
-"""The rule that decides claims.
-
-A claim is a direction: one measured quantity over another (of Direct CM over that of CM, of one
-coupling over another), below or above 1. For each condition (and pooled over all conditions) the
-effect is the ratio of the two, paired by seed: the mean over seeds of the difference of logarithms,
-with Student's t interval at 95 %, both put back through exp. The verdict follows from the interval
-alone:
-
-    reproduced    the whole interval lies on the claimed side of 1
-    contradicted  the whole interval lies on the other side
-    inconclusive  it covers 1, there are fewer than three seeds, or a pair has no ratio (a value that is not above 0)
-
-A universal claim ("holds in every condition") is judged on its least favourable condition: it is
-reproduced when every condition is, contradicted when one condition is at 95 % after Bonferroni's
-correction for their number, inconclusive otherwise. Its row shows the condition that decided, with
-the corrected interval unless it is reproduced.
-
-Nothing is left out in silence: seeds that one side lacks, pairs without a ratio and conditions that
-one side was not run in are named behind the row's condition. A metric that is not a finite number is
-an error.
-"""
+"""Verdicts on the claims of an experiment: from its metrics to the table; and the table in words."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MismatchError
 from ..escape import line
-from .ratios import check_finite, left_out, log_ratios, seeds_of, without_ratio
+from . import soundness
+from .decisions import MINIMUM_SEEDS, Condition, Criterion, Overall
+from .ratios import check_finite, lacking, log_ratios, problem
+from .statistics import LEVEL, Estimate, estimate, holm, pooled, ratio
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,37 +23,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MINIMUM_SEEDS = 3
-CONFIDENCE = 0.95
-COLUMNS = ["claim", "paper", "experiment", "condition", "quantity", "effect", "ci_low", "ci_high", "n_seeds", "verdict"]
+COLUMNS = [
+    *("claim", "paper", "experiment", "condition", "quantity", "effect", "ci_low", "ci_high", "n_seeds"),
+    *("verdict", "reason"),
+]
 # For `read_table`: an experiment called 1e3 or NA keeps its name.
-AS_TEXT = dict.fromkeys(("claim", "paper", "experiment", "condition", "quantity", "verdict"), str)
-
-
-def t_interval(values: list[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """Mean and Student's t interval; the interval is infinite for one value, and all is NaN for none."""
-    from scipy.special import stdtrit
-
-    n = len(values)
-    if n == 0:
-        return math.nan, math.nan, math.nan
-    mean = math.fsum(values) / n
-    if n < 2:
-        return mean, -math.inf, math.inf
-    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * deviation / math.sqrt(n)
-    return mean, mean - half, mean + half
-
-
-def verdict(low: float, high: float, seeds: int, direction: str) -> str:
-    """The rule of this module for an interval of log-ratios."""
-    if seeds < MINIMUM_SEEDS:
-        return "inconclusive"
-    if high < 0:
-        return "reproduced" if direction == "below" else "contradicted"
-    if low > 0:
-        return "reproduced" if direction == "above" else "contradicted"
-    return "inconclusive"
+AS_TEXT = dict.fromkeys(("claim", "paper", "experiment", "condition", "quantity", "verdict", "reason"), str)
 
 
 DISTANCES = {"inception-v3": "FID", "dinov2": "FD-DINOv2"}  # names of Fréchet distances that have one of their own
@@ -78,7 +37,7 @@ DISTANCES = {"inception-v3": "FID", "dinov2": "FD-DINOv2"}  # names of Fréchet 
 def by_extractor(metrics: pd.DataFrame, quantity: Quantity) -> list[tuple[str, pd.DataFrame]]:
     """A label for each extractor that measured a quantity, with its rows of metrics.csv; the Fréchet distance in
     Inception-v3 features is called FID there, and nowhere else."""
-    rows = metrics[(metrics.metric == quantity.metric) & (metrics.reference == quantity.sides[0][1])]
+    rows = metrics[(metrics.metric == quantity.sides[0].metric) & (metrics.reference == quantity.sides[0].reference)]
     extractors, labelled = list(dict.fromkeys(rows.extractor)), []
     for extractor in extractors:
         label = quantity.label
@@ -94,138 +53,153 @@ def by_extractor(metrics: pd.DataFrame, quantity: Quantity) -> list[tuple[str, p
 
 
 @dataclass(frozen=True)
-class Condition:
-    """One condition of a quantity.
+class Decided:
+    """A quantity's rows: its conditions, and all of them together.
 
     Attributes:
-        group, sampling_steps: which one.
-        interval: mean of the log-ratios with its 95 % interval.
-        corrected: the same interval after Bonferroni's correction.
-        seeds: how many have a ratio.
-        verdict, corrected_verdict: what the two intervals say.
-        notes: what the condition lacks.
-        sound: every pair has a ratio.
-        paired: both sides have values.
+        conditions: all that one side at least was run in.
     """
 
-    group: str
-    sampling_steps: int
-    interval: tuple[float, float, float]
-    corrected: tuple[float, float, float]
-    seeds: int
-    verdict: str
-    corrected_verdict: str
-    notes: list[str]
-    sound: bool
-    paired: bool
+    claim: Claim | Comparison
+    label: str
+    conditions: list[Condition]
+    overall: Overall
 
 
-def _paired(pairs: pd.DataFrame) -> bool:
-    return not (pairs.ours.isna().all() or pairs.other.isna().all())
+def _condition(rows: pd.DataFrame, quantity: Quantity, criterion: Criterion, unsound: list[str]) -> Condition:
+    """One condition of a quantity, from the pairs of its seeds."""
+    ratios = rows.dropna(subset=["log_ratio"]).set_index("seed").log_ratio.to_dict()
+    reason = problem(rows, quantity)
+    if not reason and len(ratios) < MINIMUM_SEEDS:
+        reason = f"{len(ratios)} seed{'s' * (len(ratios) != 1)}, needs {MINIMUM_SEEDS}"
+    return Condition(
+        group=rows.group.iloc[0],
+        sampling_steps=int(rows.sampling_steps.iloc[0]),
+        criterion=criterion,
+        estimate=estimate(list(ratios.values())),
+        ratios=ratios,
+        problem=reason,
+        unsound=unsound[0] if unsound else "",
+        notes=tuple(lacking(rows, quantity)),
+        paired=not (rows.ours.isna().all() or rows.other.isna().all()),
+    )
 
 
-def _conditions(pairs: pd.DataFrame, quantity: Quantity) -> list[Condition]:
-    """Every condition of a quantity, judged by itself; one with a pair that has no ratio stays inconclusive."""
-    groups = list(pairs.groupby(["group", "sampling_steps"], sort=False))
-    confidence = 1 - (1 - CONFIDENCE) / max(1, sum(_paired(rows) for _, rows in groups))
-    conditions = []
-    for (group, steps), rows in groups:
-        values, sound = rows.log_ratio.dropna().tolist(), not len(without_ratio(rows))
-        interval, corrected = t_interval(values), t_interval(values, confidence)
-        seeds = len(values) if sound else 0
-        conditions.append(
-            Condition(
-                group=group,
-                sampling_steps=int(steps),
-                interval=interval,
-                corrected=corrected,
-                seeds=len(values),
-                verdict=verdict(*interval[1:], seeds, quantity.direction),
-                corrected_verdict=verdict(*corrected[1:], seeds, quantity.direction),
-                notes=left_out(rows, quantity),
-                sound=sound,
-                paired=_paired(rows),
-            )
-        )
-    return conditions
+def _overall(every: list[Condition], quantity: Quantity, criterion: Criterion, universal: bool) -> Overall:
+    """The conditions together: those that both sides have, without those that are not sound."""
+    import numpy as np
+
+    paired = [condition for condition in every if condition.paired]
+    conditions = [condition for condition in paired if not condition.unsound] or paired
+    seeds = sorted(set().union(*(condition.ratios for condition in conditions)))
+    complete = [seed for seed in seeds if all(seed in condition.ratios for condition in conditions)]
+    table = np.array([[condition.ratios[seed] for seed in complete] for condition in conditions])
+    notes, reason = [], ""
+    if not universal and len(complete) < len(seeds):
+        left = ", ".join(str(seed) for seed in seeds if seed not in complete)
+        notes.append(f"seeds that not every condition has are left out: {left}")
+    if alone := len(every) - len(paired):
+        notes.append(f"{alone} more without {' or '.join(quantity.names)}")
+    if unsound := len(paired) - len(conditions):
+        notes.append(f"{unsound} more unsound")
+    if without := sum("no ratio" in condition.problem for condition in conditions):
+        reason = f"pairs without a ratio in {without}"
+    elif len(complete) < MINIMUM_SEEDS:
+        reason = f"{len(complete)} seeds that every condition has, needs {MINIMUM_SEEDS}"
+    return Overall(conditions, criterion, pooled(table), universal, reason, notes)
 
 
-Outcome = tuple[tuple[float, float, float], int, str]  # interval of log-ratios, seeds, verdict
-
-
-def _every(conditions: list[Condition], direction: str) -> Outcome:
-    """The outcome of a universal claim, of the condition that decided: the clearest contradiction, else the weakest
-    support."""
-    below, measured = direction == "below", [c for c in conditions if c.seeds]
-    if against := [c for c in measured if c.corrected_verdict == "contradicted"]:
-        decisive = max(against, key=lambda c: c.corrected[1] if below else -c.corrected[2])
-        return decisive.corrected, decisive.seeds, "contradicted"
-    if not measured:
-        return t_interval([]), 0, "inconclusive"
-    decisive = max(measured, key=lambda c: c.interval[0] if below else -c.interval[0])
-    if {c.verdict for c in conditions} == {"reproduced"}:
-        return decisive.interval, decisive.seeds, "reproduced"
-    return decisive.corrected, decisive.seeds, "inconclusive"
-
-
-def _pooled(pairs: pd.DataFrame, conditions: list[Condition], direction: str) -> tuple[Outcome, list[str]]:
-    """The outcome over all conditions: their mean for each seed that every condition has, then the interval over
-    seeds. And a note that names the other seeds."""
-    by_seed = pairs.dropna(subset=["ours", "other"]).groupby("seed").log_ratio
-    complete = by_seed.count() == len(conditions)
-    rest, means = complete[~complete].index, by_seed.mean()[complete].tolist()
-    notes = [f"left out: {seeds_of(rest.to_frame())}, which not every condition has"] if len(rest) else []
-    interval, sound = t_interval(means), all(condition.sound for condition in conditions)
-    return (interval, len(means), verdict(*interval[1:], len(means) if sound else 0, direction)), notes
-
-
-def decide(claim: Claim | Comparison, experiment: str, metrics: pd.DataFrame, runs: pd.DataFrame) -> list[dict]:
-    """All rows of one claim on one experiment: a row per condition, then the overall row.
+def decisions(
+    claims: Sequence[Claim | Comparison],
+    metrics: pd.DataFrame,
+    runs: pd.DataFrame,
+    margin: float,
+    unsound: Mapping[str, str],
+    settled: float | None,
+) -> list[Decided]:
+    """The conditions of every quantity of these claims that was measured; arguments as of `decide`.
 
     Conditions are the groups of `runs` at the claim's numbers of sampling steps, by default at one step; a universal
-    claim takes every number of sampling steps as conditions of their own. The overall row of a plain claim pools
-    conditions: the mean over conditions for each seed, then the interval over seeds. What a row leaves out stands in
-    brackets behind its condition.
+    claim takes every number of sampling steps as conditions of their own.
+    """
+    decided = []
+    for claim in claims:
+        for quantity in claim.quantities:
+            own = quantity.margin
+            criterion = Criterion(quantity.direction, quantity.bound, margin if own is None else own)
+            methods = {side.method for side in quantity.sides}
+            bad = runs[runs.method.isin(methods) & runs.run.isin(unsound)]
+            reasons = {group: [unsound[run] for run in rows.run] for group, rows in bad.groupby("group")}
+            for label, measured in by_extractor(metrics, quantity):
+                pairs = log_ratios(measured, runs, quantity)
+                if claim.sampling_steps or not claim.universal:
+                    pairs = pairs[pairs.sampling_steps.isin(claim.sampling_steps or [1])]
+                every = [
+                    _condition(rows, quantity, criterion, reasons.get(group, []))
+                    for (group, _), rows in pairs.groupby(["group", "sampling_steps"], sort=False)
+                ]
+                every = soundness.settled(every, quantity, measured, runs, settled)
+                if any(condition.paired for condition in every):  # else not both are methods of this experiment
+                    overall = _overall(every, quantity, criterion, claim.universal)
+                    decided.append(Decided(claim, label, every, overall))
+    return decided
+
+
+def decide(
+    claims: Sequence[Claim | Comparison],
+    experiment: str,
+    metrics: pd.DataFrame,
+    runs: pd.DataFrame,
+    *,
+    margin: float = 0.05,
+    unsound: Mapping[str, str] | None = None,
+    settled: float | None = None,
+) -> list[dict[str, Any]]:
+    """All rows of an experiment's claims: of each quantity a row per condition, then the overall row.
+
+    Overall rows are tested together (Holm); the intervals shown are at 95 % all the same. What a row leaves out stands
+    in its reason.
 
     Args:
         metrics: rows of metrics.csv.
         runs: run, method, seed and `group` (all of a run's settings but method and seed).
+        margin: of no practical difference, where a quantity has none of its own.
+        unsound: id of each run that is not sound → reason.
+        settled: the share of training at which ratios have to be on the same side (`soundness.settled`); None: none.
 
     Raises:
         MismatchError: a metric that is not finite; names its run.
     """
     check_finite(experiment, metrics)
-    rows = []
+    return [row for row, _ in _rows(decisions(claims, metrics, runs, margin, unsound or {}, settled), experiment)]
 
-    def add(condition: str, label: str, outcome: Outcome, notes: list[str]) -> None:
-        interval, seeds, decision = outcome
-        condition += f" ({'; '.join(notes)})" * bool(notes)
-        effects = (math.exp(value) for value in interval)
-        values = (claim.name, claim.paper, experiment, condition, label, *effects, seeds, decision)
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
 
-    for quantity in claim.quantities:
-        for label, measured in by_extractor(metrics, quantity):
-            pairs = log_ratios(measured, runs, quantity)
-            if claim.sampling_steps or not claim.universal:
-                pairs = pairs[pairs.sampling_steps.isin(claim.sampling_steps or [1])]
-            if not _paired(pairs):
-                continue  # not both are methods of this experiment
-            every = _conditions(pairs, quantity)
-            for c in every:
-                add(f"{c.group}, {c.sampling_steps}-step", label, (c.interval, c.seeds, c.verdict), c.notes)
-            conditions = [condition for condition in every if condition.paired]
-            notes = []
-            if alone := len(every) - len(conditions):
-                notes.append(f"{alone} more without {' or '.join(quantity.names)}")
-            if unsound := sum(not condition.sound for condition in conditions):
-                notes.append(f"pairs without a ratio in {unsound}")
-            if claim.universal:
-                add(f"every condition ({len(conditions)})", label, _every(conditions, quantity.direction), notes)
-            else:
-                outcome, left = _pooled(pairs, conditions, quantity.direction)
-                add(f"pooled ({len(conditions)})", label, outcome, notes + left)
-    return rows
+def _rows(decided: list[Decided], experiment: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each row, and its evidence: what the forest plot shows besides."""
+    tested = [one.overall for one in decided if not one.overall.unsound]
+    levels = iter(holm(tested, lambda overall, at: overall.decide(at)[0] != "inconclusive"))
+    for one in decided:
+        first, overall = (one.claim.name, one.claim.paper, experiment), one.overall
+        for c in one.conditions:
+            row = _row((*first, c.name, one.label), c.estimate, (c.verdict(), c.reason()))
+            yield row, {"ratios": [ratio(value) for value in c.ratios.values()]}
+        verdict, reason, shown = overall.decide(LEVEL if overall.unsound else next(levels))
+        name = f"{'every condition' if one.claim.universal else 'pooled'} ({len(overall.conditions)})"
+        several = len(overall.conditions) > 1 and not one.claim.universal
+        low, high = overall.pooled.prediction
+        yield (
+            _row((*first, name, one.label), shown, (verdict, reason)),
+            {
+                "tau": overall.pooled.tau if several else None,
+                "i2": overall.pooled.i2 if several else None,
+                "prediction": [ratio(low), ratio(high)] if several and math.isfinite(high) else None,
+            },
+        )
+
+
+def _row(names: tuple[str, ...], shown: Estimate, last: tuple[str, str]) -> dict[str, Any]:
+    effects = (ratio(value) for value in shown.interval())
+    return dict(zip(COLUMNS, (*names, *effects, shown.count, *last), strict=True))
 
 
 def check(
@@ -234,29 +208,39 @@ def check(
     metrics: str | Path,
     runs: list[dict[str, Any]],
     claims: list[dict[str, Any]],
+    *,
+    margin: float = 0.05,
+    gates: soundness.Gates | None = None,
 ) -> None:
     """Decide claims on one experiment's metrics.
 
     Args:
-        paths: `table`, of the verdicts; `definitions`, of the claims that it names.
-        claims: as in a checked preset.
+        paths: `table`, of the verdicts; `definitions`, of the claims that it names, with what the forest plot shows of
+            each row besides.
+        claims: as in a checked preset; margin as of `decide`.
+        gates: what has to be sound (`soundness.unsound`); by default nothing.
     """
     import pandas as pd
 
     from ..files.storage import read_table, write_json, write_table
 
     table = pd.DataFrame(runs)[["run", "method", "seed", "group"]]
-    measured, rows = read_table(metrics), []
-    for claim in _claims(claims):
-        decided = decide(claim, experiment, measured, table)
-        methods = {method for quantity in claim.quantities for method, _ in quantity.sides}
-        if not decided and methods <= set(table.method):
+    defined = _claims(claims)
+    measured = read_table(metrics)
+    check_finite(experiment, measured)
+    unsound, settled = {}, None
+    if gates:
+        unsound, settled = soundness.unsound(measured, runs, gates), gates["student"]["settled"]
+    rows = list(_rows(decisions(defined, measured, table, margin, unsound, settled), experiment))
+    decided = {row["claim"] for row, _ in rows}
+    for claim in defined:
+        methods = {side.method for quantity in claim.quantities for side in quantity.sides}
+        if claim.name not in decided and methods <= set(table.method):
             log.warning(
                 "%s: claims: %s: not decided: metrics.csv does not have what it compares", experiment, claim.name
             )
-        rows += decided
-    write_table(paths["table"], pd.DataFrame(rows, columns=COLUMNS))
-    write_json(paths["definitions"], {"claims": claims})
+    write_table(paths["table"], pd.DataFrame([row for row, _ in rows], columns=COLUMNS))
+    write_json(paths["definitions"], {"claims": claims, "evidence": [evidence for _, evidence in rows]})
 
 
 def _claims(definitions: list[dict[str, Any]]) -> list[Claim | Comparison]:
@@ -309,4 +293,6 @@ def summary(path: str | Path) -> str:
                 interval = shown(row.effect, row.ci_low, row.ci_high)
                 words = f"    {row.verdict:<13} {row.quantity:<46} {interval:<26} {row.condition}, {row.n_seeds} seeds"
                 lines.append(line(words))
+                if row.verdict != "reproduced":
+                    lines.append(line(f"    {'':<13} {row.reason}"))
     return "\n".join(lines)

@@ -13,8 +13,8 @@ from plotly.offline import get_plotlyjs
 
 from ...files.storage import read_table
 from ..figures import style
+from ..statistics import t_interval
 from ..tables import condition_label, distance_label, method_label, unit_of
-from ..verdicts import t_interval
 from . import shell
 
 _SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "P": "cross", "X": "x", "h": "hexagon"} | {
