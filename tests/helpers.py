@@ -93,7 +93,7 @@ SMALL_EXACT = {
     "evaluation": {"count": 64, "sampling_steps": [1, 2]},
     "analysis": {
         "coupling_methods": ["cd"],
-        "steps": [10, 1280],
+        "steps": [10, 320, 1280],
         "count": 64,
         "batch_size": 32,
         "gradient_budget": 0.25,

@@ -33,7 +33,7 @@ class TeacherGates(Strict):
 
 
 class StudentGates(Strict):
-    """Of one-step samples of a student; null is off."""
+    """Of a student's samples in one step, or in the fewest that its method begins with; null is off."""
 
     recognised: Share = Field(
         0.8, description="smallest share recognised, in units of its teacher's, or without one of the classifier's"
