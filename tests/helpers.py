@@ -74,6 +74,7 @@ SMALL = {
     },
     "evaluation": {"count": 100, "sampling_steps": [1, 2]},
     "runs": [{"solver": "ddim", "n_steps": 5, "guidance": [1, 4], "seed": [0, 1]}],
+    "replicates": "students",
 }
 
 
@@ -103,6 +104,7 @@ SMALL_EXACT = {
         {"method": ["cm", "direct"], "n_steps": 5, "seed": [0, 1]},
         {"method": ["cd", "ct-ic", "ct-ot", "ct-gc", "ct-gc-frozen"], "seed": [0, 1]},
     ],
+    "replicates": "students",
     "claims": ["A1", "A2", "B1", "B2", "B3", "B4"],
 }
 

@@ -33,12 +33,13 @@ import _surroundings
 from _job import shared
 from consistency import config as settings
 from consistency import addresses, escape
-from consistency.config import strict
+from consistency.config import gates, strict
 from consistency.errors import ConsistencyError
 from consistency.files.locks import hold, hold_for
 from consistency.files.storage import check_writable, explain
 from consistency.plan import estimates, preflight
-from consistency.plan.plan import Plan, megabytes, paper, pattern, row_of
+from consistency.plan.outputs import paper, pattern
+from consistency.plan.plan import Plan, megabytes, row_of
 from consistency.runtime import provenance
 from consistency.runtime.progress import Board
 
@@ -191,6 +192,11 @@ def code_of(kind, name):
 def dump(value):
     """A part of the configuration as plain data."""
     return value.model_dump()
+
+
+def gates_of(wildcards):
+    """What has to be sound before claims of a job's experiment are decided."""
+    return gates.asked(preset(wildcards))
 
 
 def memory(wildcards):

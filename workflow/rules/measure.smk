@@ -29,7 +29,7 @@ rule measure_data:
         own=lambda w: plan_of(w).own_metrics,
         code=REGISTRY.built_in_code("metric"),
         settings=lambda w: {"data": dump(preset(w).data)},
-        warned_of=lambda w, input: plan_of(w).gates,
+        warned_of=lambda w, input: gates_of(w),
     script:
         "../scripts/measure_data.py"
 
@@ -66,7 +66,7 @@ rule measure_teacher:
         own=lambda w: plan_of(w).own_metrics,
         code=REGISTRY.built_in_code("metric"),
         settings=lambda w: {"evaluation": dump(preset(w).evaluation), "schedule": dump(preset(w).schedule)},
-        warned_of=lambda w, input: plan_of(w).gates,
+        warned_of=lambda w, input: gates_of(w),
     script:
         "../scripts/measure_teacher.py"
 

@@ -109,7 +109,11 @@ def training(experiment, run):
 
 
 def test_how_a_student_is_sampled():
-    changes = {"evaluation": {"sampling_steps": [1, 2, 4, 8], "count": 50, "seed": 9}, "runs": [{"n_steps": 5}]}
+    changes = {
+        "evaluation": {"sampling_steps": [1, 2, 4, 8], "count": 50, "seed": 9},
+        "runs": [{"n_steps": 5}],
+        "replicates": "students",
+    }
     method = {"objective": "direct", "sampler": "ddim", "least_steps": 2}
     experiment, runs = runs_of("digits", changes | {"methods": {"mine": method}})
     job = jobs.sampling_job(experiment, first(runs, "mine"))

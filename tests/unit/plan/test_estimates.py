@@ -112,6 +112,7 @@ MADE_UP = {
     "consistency_training": {"training": {"steps": 30, "batch_size": 4, "precision": "fp16"}, "budgets": [0.25, 0.5]},
     "evaluation": {"count": 50, "sampling_steps": [1, 2], "start_times": 3, "precision": "bf16"},
     "analysis": {"coupling_methods": []},
+    "replicates": "students",
     "claims": [],
 }
 SAMPLE = 4 * 8 * 8  # bytes of one
@@ -122,6 +123,14 @@ def check(row, passes, flops, rate, stored):
     assert row["flops"] == pytest.approx(flops)
     assert row["hours"] == pytest.approx(flops / rate / 3600)
     assert row["bytes"] == pytest.approx(stored)
+
+
+def test_a_replicate_has_a_teacher_and_targets_of_its_own():
+    overrides = MADE_UP | {"runs": [{"n_steps": 4, "seed": [0, 1, 2]}]}
+    shared, redrawn = stages_of("digits", overrides), stages_of("digits", overrides | {"replicates": "all"})
+    for stage in ("teacher", "teacher samples", "targets"):
+        assert redrawn[stage]["passes"] == 3 * shared[stage]["passes"], stage
+    assert redrawn["students"] == shared["students"]
 
 
 def test_students_of_targets_by_hand(monkeypatch, tmp_path):

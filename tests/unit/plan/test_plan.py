@@ -9,7 +9,8 @@ import pytest
 from consistency.config import load_experiment
 from consistency.config.settings import Experiment
 from consistency.errors import ConfigError
-from consistency.plan.plan import Plan, megabytes, paper, pattern, row_of
+from consistency.plan.outputs import paper, pattern
+from consistency.plan.plan import Plan, megabytes, row_of
 from helpers import ROOT, registry_of
 
 MIXTURE = {
@@ -58,6 +59,7 @@ def small(results="out", job_results=None, **changes):
         "data": {"kind": "digits"},
         "methods": TARGETS,
         "runs": [{"n_steps": [5, 10], "guidance": 4, "seed": [3, 4]}],
+        "replicates": "students",
     }
     return Plan("small", Experiment.model_validate(settings | changes), results, job_results)
 
@@ -162,13 +164,14 @@ def test_true_ends():
 
 def test_inputs_of_a_teacher_that_is_a_network(digits):
     assert not digits.exact
-    assert (digits.initial, digits.truth) == ("results/digits/teacher", [])
+    assert (digits.initial("-s1"), digits.truth("-s1")) == ("results/digits/teacher-s1", [])
 
 
 def test_inputs_of_a_closed_form(modes):
     assert modes.exact
-    assert modes.initial == "results/gaussians-modes/initial"
-    assert modes.truth == "results/gaussians-modes/truth.safetensors"
+    assert modes.teacher("-s1") == "results/gaussians-modes/teacher"
+    assert modes.initial("-s1") == "results/gaussians-modes/initial-s1"
+    assert modes.truth("-s1") == "results/gaussians-modes/truth-s1.safetensors"
 
 
 def test_inputs_of_images(digits):
@@ -200,12 +203,64 @@ def test_teachers_of_runs():
     ]
 
 
+REDRAWN = {"replicates": "all", "runs": [{"n_steps": 5, "seed": [3, 4]}]}
+
+
+def test_a_seed_redraws_all():
+    """Teacher, targets, noise: each seed has its own, with seeds of their own, which are the preset's where students
+    alone are redrawn."""
+    plan, folder = small(**REDRAWN), "out/small"
+    assert plan.replicates == {"-s3": 3, "-s4": 4}
+    assert plan.sources[:3] == ["data", "teacher-ddim-n5-w1-s3", "teacher-ddim-n5-w1-s4"]
+    assert plan.lessons("cm-ddim-n5-w1-s4") == {
+        "manifest": f"{folder}/targets/paper-ddim-n5-w1-s4/manifest.json",
+        "shards": plan.shards("paper-ddim-n5-w1-s4"),
+        "teacher": f"{folder}/teacher-s4",
+        "initial": f"{folder}/teacher-s4",
+        "prompts": [],
+    }
+    assert plan.sampled_from("cm-ddim-n5-w1-s4") == {
+        "noise": f"{folder}/noise-s4.safetensors",
+        "initial": f"{folder}/teacher-s4",
+        "prompts": [],
+        "teacher_samples": f"{folder}/samples/teacher-ddim-n5-w1-s4.safetensors",
+    }
+    assert plan.teacher_row("ddim-n5-w1", "-s4")["seed"] == 4
+    drawn = [
+        (plan.teacher_training(end)["seed"], plan.targets(end)["seed"], plan.sampling(f"cm-ddim-n5-w1{end}")["seed"])
+        for end in plan.replicates
+    ]
+    assert len(set(sum(drawn, ()))) == 6, drawn
+    shared = small(**REDRAWN | {"replicates": "students"})
+    assert shared.replicates == {"": 3}
+    assert (shared.teacher_training("")["seed"], shared.targets("")["seed"]) == (0, 1)
+    assert "seed" not in shared.teacher_row("ddim-n5-w1", "")
+
+
+def test_what_is_shown_is_of_one_replicate():
+    """The one with most runs."""
+    plan = small(replicates="all", runs=[{"n_steps": 5, "seed": [3, 4]}, {"n_steps": 10, "seed": 4}])
+    assert plan.shown == "-s4"
+    assert {row["source"] for row in plan.compared} == {
+        *("teacher-ddim-n5-w1-s4", "teacher-ddim-n10-w1-s4"),
+        *(f"{method}-ddim-n{n}-w1-s4" for method in ("cm", "direct") for n in (5, 10)),
+    }
+    assert plan.pictured == ["cm-ddim-n5-w1-s4", "direct-ddim-n5-w1-s4"]
+
+
+def test_a_teacher_that_another_preset_trains():
+    plan = preset("digits-paper")
+    assert plan.teacher("-s1") == "results/digits/teacher-s1"
+    assert plan.noise("-s1") == "results/digits-paper/noise-s1.safetensors"
+    assert plan.teacher_training("-s1") == preset("digits").teacher_training("-s1")
+
+
 def test_stats():
     assert small().stats(["a", "b"]) == ["out/small/stats/a.jsonl", "out/small/stats/b.jsonl"]
 
 
 def test_training_from_targets(cifar10):
-    folder = "results/cifar10/targets/paper-heun-n50-w1"
+    folder = "results/cifar10/targets/paper-heun-n50-w1-s2"
     assert cifar10.lessons("direct-heun-n50-w1-s2") == {
         "manifest": f"{folder}/manifest.json",
         "shards": [f"{folder}/shard-{shard}.safetensors" for shard in range(8)],
@@ -321,8 +376,9 @@ def test_space(digits, modes, sdxl):
 def test_how_a_teacher_is_called_is_not_how_it_is_trained(digits):
     called = preset("digits", teacher={"timestep_offset": 0, "precision": "bf16"})
     trained = preset("digits", teacher={"training": {"steps": 9}})
-    assert called.teacher == digits.teacher != trained.teacher
-    assert digits.teacher["training"]["steps"] == 3500
+    how = [plan.teacher_training("-s0") for plan in (called, digits, trained)]
+    assert how[0] == how[1] != how[2]
+    assert how[1]["training"]["steps"] == 3500
 
 
 def test_a_modules_prefix_is_in_params_alone():

@@ -5,7 +5,7 @@ import logging
 import pandas as pd
 import pytest
 from consistency.config.claims import Comparison
-from consistency.config.gates import Gates
+from consistency.config.gates import Gates, asked
 from consistency.config.resolve import load_experiment
 from consistency.files.storage import write_json
 from consistency.report import soundness, verdicts
@@ -136,7 +136,7 @@ def points(run, method, frechet, stratified):
 
 
 def of_points(preset="gaussians-modes"):
-    return gates() | {"deviation": load_experiment(preset).data.deviation}
+    return asked(load_experiment(preset))
 
 
 @pytest.mark.parametrize(

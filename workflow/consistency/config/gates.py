@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from .sources import Strict
+
+if TYPE_CHECKING:
+    from .settings import Experiment
 
 Share = Annotated[float, Field(gt=0, le=1)] | None
 Times = Annotated[float, Field(gt=0, le=1e6)] | None
@@ -57,3 +60,8 @@ class Gates(Strict):
     features: FeatureGates = Field(FeatureGates(), description="of features that are learned here")
     teacher: TeacherGates = Field(TeacherGates(), description="of the teacher")
     student: StudentGates = Field(StudentGates(), description="of each student")
+
+
+def asked(experiment: Experiment) -> dict[str, Any]:
+    """The gates of an experiment as plain data, with the `deviation` of a mixture; of other data it is None."""
+    return experiment.gates.model_dump() | {"deviation": getattr(experiment.data, "deviation", None)}

@@ -5,9 +5,7 @@ Paths are as rules write them, below the folder of results. Nothing is read from
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +17,6 @@ from .preflight import weights
 
 CALLING = {"timestep_offset", "precision", "compile", "hub", "subfolder", "of"}  # keys of a teacher
 PAGE_SEEDS = 3  # most seeds of a method on the page of samples
-TABLE = ("csv", "md", "tex", "html")
 GROUPING = ("method", "seed", "group", "solver", "n_steps", "guidance", "targets", "parameters")
 
 Row = dict[str, Any]
@@ -98,7 +95,7 @@ class Plan:
         return max(self.replicates, key=ends.count)
 
     def redrawn(self, seed: int, replicate: str) -> int:
-        """One of the preset's seeds as a replicate has it, which may be one of an experiment that borrows the teacher."""
+        """One of the preset's seeds as a replicate has it, which may be one of a preset that borrows the teacher."""
         return self.experiment.redrawn(seed, int(replicate.removeprefix("-s") or 0))
 
     def teacher(self, replicate: str) -> str:
@@ -286,12 +283,6 @@ class Plan:
         """All that a student's samples depend on, besides files (`jobs.SamplingJob`)."""
         return jobs.sampling_job(self.experiment, self.runs[run_id]).model_dump()
 
-    @cached_property
-    def gates(self) -> Row:
-        """What has to be sound before a claim is decided, with the `deviation` of a mixture."""
-        data = self.experiment.data
-        return self.experiment.gates.model_dump() | {"deviation": getattr(data, "deviation", None)}
-
     # Tables, figures, pages: what they show, and their rows.
 
     @cached_property
@@ -364,11 +355,8 @@ class Plan:
     @cached_property
     def own_figures(self) -> dict[str, Row]:
         """The user's own figures: the name of each file → what its job calls (`registry.Function.call`)."""
-        registry = self.experiment.registry
-        return {
-            use.name.replace("_", "-"): registry.get("figure", use.name).call(use.params)
-            for use in self.experiment.figures
-        }
+        get, uses = self.experiment.registry.get, self.experiment.figures
+        return {use.name.replace("_", "-"): get("figure", use.name).call(use.params) for use in uses}
 
     @cached_property
     def figures(self) -> list[str]:
@@ -408,39 +396,3 @@ def _share(run: Run) -> float | None:
 def megabytes(source: Hub | Url | None) -> int:
     """Size of a download, as the configuration states it. 0: it states none."""
     return round(1000 * (getattr(source, "gigabytes", None) or 0))
-
-
-def paper(plans: Iterable[Plan], results: str) -> list[str]:
-    """Metrics, claims, tables, figures and pages of all experiments."""
-    plans = list(plans)
-    outputs = [f"{results}/metrics.csv", f"{results}/claims.csv", *_files(f"{results}/tables/claims", TABLE[1:])]
-    for plan in plans:
-        outputs += _files(f"{results}/tables/{plan.name}-main", TABLE)
-        for figure in plan.figures:
-            outputs += _files(f"{results}/figures/{plan.name}-{figure}", ("pdf", "png"))
-        if plan.from_pairs:
-            outputs += _files(f"{results}/tables/{plan.name}-couplings", TABLE)
-        outputs.append(f"{results}/pages/{plan.name}-samples.html")
-    return outputs + [f"{results}/pages/tradeoff.html"] * any(plan.from_targets or plan.exact for plan in plans)
-
-
-def _files(stem: str, kinds: Iterable[str]) -> Iterator[str]:
-    return (f"{stem}.{kind}" for kind in kinds)
-
-
-def pattern(names: Iterable[str]) -> str:
-    """A regular expression that matches these names and no others (of no name: matches nothing)."""
-    return _branches(sorted(set(names))) or "(?!)"
-
-
-def _branches(names: list[str]) -> str:
-    """An expression for sorted names that tries a common beginning once: one of a thousand runs is matched quickly."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(name[:1], []).append(name)
-    parts = []
-    for letter, group in groups.items():
-        start = os.path.commonprefix(group)  # noqa: RUF071 (by characters, as is meant)
-        rest = [name[len(start) :] for name in group]
-        parts.append(re.escape(start) + (f"(?:{_branches(rest)})" if letter and len(group) > 1 else ""))
-    return "|".join(parts)
