@@ -101,6 +101,7 @@ def see_page(page, file):
 def test_claims_read_as_text(finished, opened):
     """Every verdict stands beside its claim's sentence with its numbers, and what the words mean above them."""
     from consistency.config.claims import CLAIMS
+    from consistency.report.decisions import VERDICTS
     from consistency.report.verdicts import is_overall
 
     claims = pd.read_csv(finished.folder / "results/claims.csv")
@@ -118,7 +119,7 @@ def test_claims_read_as_text(finished, opened):
             assert [row[2] for row in cells] == [
                 f"{r.effect:.3g} [{r.ci_low:.3g}, {r.ci_high:.3g}]" for r in rows.itertuples()
             ]
-        for verdict in ("reproduced", "contradicted", "inconclusive"):
+        for verdict in VERDICTS:
             assert frame.locator("p span", has_text=verdict).is_visible()
 
 

@@ -9,7 +9,17 @@ import pytest
 
 def test_everything_is_there(exact):
     results = exact.folder / "results"
-    names = ["points", "convergence", "discrepancy", "transport", "trajectories", "orders", "share", "tradeoff"]
+    names = [
+        "points",
+        "convergence",
+        "discrepancy",
+        "transport",
+        "trajectories",
+        "orders",
+        "share",
+        "tradeoff",
+        "forest",
+    ]
     for name in names:
         for kind, magic in (("pdf", b"%PDF"), ("png", b"\x89PNG")):  # what they show: tests/unit/report/test_figures.py
             assert (results / "figures" / f"gaussians-modes-{name}.{kind}").read_bytes().startswith(magic)
@@ -63,7 +73,7 @@ def test_a_frozen_generator_is_the_other_methods_snapshot(exact):
             {"train_student": 4, "sample_student": 4},
         ),
         ({"student": {"training": {"learning_rate": 1e-4}}}, {"train_student": 4, "measure_student": 4}),
-        ({"analysis": {"steps": [10, 20, 1280]}}, {"measure_couplings": 2}),
+        ({"analysis": {"steps": [10, 20, 320, 1280]}}, {"measure_couplings": 2}),
         (
             {"consistency_training": {"edm": {"sigma_max": 4.0}}},
             {"solve_truth": 1, "train_student": 10, "measure_student": 14},

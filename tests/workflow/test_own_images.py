@@ -81,7 +81,7 @@ def test_a_teacher_of_noise_ends_unsound(project):
         }
     )
     said = project.snakemake(cores="1").stderr.splitlines()
-    place = "measure_teacher: results/digits/metrics/teacher-ddim-n5-w1-s0.json: "
+    place = "measure_teacher: results/digits/metrics/teacher-ddim-n5-w1.json: "
     (warning,) = [line for line in said if line.startswith(place)]
     reason = re.fullmatch(
         r"(teacher recognised at 0\.\d+, needs 0\.\d+): every verdict .* will be unsound", warning[len(place) :]

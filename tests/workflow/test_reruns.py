@@ -8,6 +8,7 @@ RUNS, CONDITIONS = 8, 2  # of the small experiment
 PAPER = {
     "check_claims": 1,
     "collect_metrics": 1,
+    "figure_forest": 1,
     "figure_samples": 1,
     "figure_sampling_steps": 1,
     "figure_start_times": 1,
@@ -107,13 +108,13 @@ def test_number_of_evaluation_samples(project):
 
 def test_claims(project):
     project.configure({"claims": ["A1"]})
-    assert project.jobs() == {"check_claims": 1, "join_tables": 1, "table_claims": 1, "report": 1}
+    assert project.jobs() == {"check_claims": 1, "figure_forest": 1, "join_tables": 1, "table_claims": 1, "report": 1}
 
 
 def test_gates(project):
     """They are only warned of where data and teacher are measured, so nothing is measured again."""
     project.configure({"gates": {"teacher": {"recognised": 0.5}}})
-    assert project.jobs() == {"check_claims": 1, "join_tables": 1, "table_claims": 1, "report": 1}
+    assert project.jobs() == {"check_claims": 1, "figure_forest": 1, "join_tables": 1, "table_claims": 1, "report": 1}
 
 
 def test_teacher(project):

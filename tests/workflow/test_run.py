@@ -30,7 +30,7 @@ def test_outputs_are_the_contracts(finished):
     assert {row["method"] for row in metrics} == {"cm", "direct", "teacher", "data"}
     assert {row["extractor"] for row in metrics} == {"digits-classifier", "pixels"}
     assert {row["verdict"] for row in claims} == {"unsound"}  # the teacher has hardly been trained
-    for name in ("tradeoff", "samples", "start-times", "sampling-steps", "training"):
+    for name in ("forest", "tradeoff", "samples", "start-times", "sampling-steps", "training"):
         for kind, magic in (("pdf", b"%PDF"), ("png", b"\x89PNG")):
             assert (results / "figures" / f"digits-{name}.{kind}").read_bytes().startswith(magic)
     for table in ("digits-main", "claims"):

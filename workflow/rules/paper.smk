@@ -119,6 +119,12 @@ rule table_claims:
 # input: when it changes, that figure is drawn again and nothing else.
 # Name: item and category in the report; the rows that it shows, and its inputs, both of the experiment's plan.
 FIGURES = {
+    "forest": (
+        "every condition of every claim",
+        "2. Results",
+        lambda plan: plan.rows,
+        lambda plan: {"table": f"{plan.folder}/claims.csv", "definitions": f"{plan.folder}/claims.json"},
+    ),
     "tradeoff": (
         "ODE error against sample quality",
         "2. Results",

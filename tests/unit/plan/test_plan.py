@@ -511,11 +511,11 @@ def test_three_seeds_of_each_method_are_compared():
 @pytest.mark.parametrize(
     "name, figures",
     [
-        ("digits", "tradeoff training start-times sampling-steps samples convergence share transport"),
-        ("gaussians-modes", "convergence share transport discrepancy trajectories"),
-        ("gaussians-skewed", "tradeoff training points orders"),
-        ("sdxl", "tradeoff training start-times sampling-steps samples"),
-        ("celeba64", "convergence share"),
+        ("digits", "forest tradeoff training start-times sampling-steps samples convergence share transport"),
+        ("gaussians-modes", "forest convergence share transport discrepancy trajectories"),
+        ("gaussians-skewed", "forest tradeoff training points orders"),
+        ("sdxl", "forest tradeoff training start-times sampling-steps samples"),
+        ("celeba64", "forest convergence share"),
     ],
 )
 def test_figures(name, figures):
@@ -559,6 +559,7 @@ def test_pattern():
     matched = [name for name in (*names, "cm-s", "cm-s2", "directox", "dd", "") if re.fullmatch(pattern(names), name)]
     assert matched == names
     assert not re.search(pattern([]), "anything")
+    assert re.fullmatch(pattern([""]), "")
 
 
 def test_pattern_of_presets_runs(digits):

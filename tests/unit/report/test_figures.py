@@ -10,6 +10,7 @@ from consistency.files.storage import save_tensors, write_records
 from consistency.report.figures import (
     convergence,
     discrepancy,
+    forest,
     orders,
     own,
     points,
@@ -409,3 +410,39 @@ def test_own(tmp_path, monkeypatch):
         own.draw(**paths, runs=TARGETS[:3], metrics=metrics.path, own=call)
     with pytest.raises(PluginError, match=r"mine.py:16: nothing: ZeroDivisionError"):
         own.draw(**paths, runs=TARGETS, metrics=metrics.path, own=call)
+
+
+def test_forest(tmp_path, drawn):
+    """A line per condition with its interval and replicates, and the verdict of the table beside it."""
+    from consistency.config import load_experiment
+    from consistency.report import verdicts
+
+    cells = [("ode_error", "pixels", "teacher", 1), ("frechet_distance", "features", "data", 1)]
+    metrics = Metrics(tmp_path / "m.csv", [*TARGETS, *PAIRS], cells)
+    paths = {"table": tmp_path / "claims.csv", "definitions": tmp_path / "claims.json"}
+    claims = [claim.model_dump() for claim in load_experiment("digits", {"claims": ["A1", "B4"]}).claims]
+    runs = [*TARGETS, *PAIRS]
+    verdicts.check(paths, "x", metrics.path, runs, claims, unsound={"cm-ddim-n5-w4-s1": "not finite"})
+    figure = drawn(forest, runs=runs, **paths)
+    assert [axes.get_title() for axes in figure.axes] == ["Claim A1", "Claim B4"]
+    a1, b4 = figure.axes
+    assert [label.get_text() for label in a1.get_yticklabels()] == [
+        *("DDIM, N = 10, w = 1, 1-step", "DDIM, N = 5, w = 1, 1-step", "DDIM, N = 5, w = 4, 1-step"),
+        "Mean of conditions (2)",
+    ]
+    rows = pd.read_csv(paths["table"])
+    words = [text.get_text() for text in a1.texts]
+    assert words[0] == "ODE error to teacher, direct/cm < 1"
+    assert [text.partition(";")[0] for text in words[1:]] == rows.verdict[rows.claim == "A1"].tolist()
+    assert "unsound" in words and "τ = " in words[-1]
+    for line in rows[rows.claim == "A1"].itertuples():
+        ends = [shown.get_xdata() for shown in a1.lines if len(shown.get_xdata()) == 2 and shown.get_linewidth() == 1.3]
+        low, high = a1.get_xlim()
+        assert any(x == pytest.approx([max(low, line.ci_low), min(high, line.ci_high)]) for x in ends)
+    dots = [shown.get_xdata() for shown in a1.lines if shown.get_markersize() == 1.6 and len(shown.get_xdata())]
+    pairs = [metrics.values("ode_error", "teacher", method, "ddim-n10-w1") for method in ("direct", "cm")]
+    assert sorted(dots[0]) == pytest.approx(sorted(pairs[0] / pairs[1]))
+    only, *_ = [text.get_text() for text in b4.texts[1::2]]
+    assert only == rows.verdict[(rows.claim == "B4") & rows.condition.map(verdicts.is_overall)].iloc[0]
+    verdicts.check(paths, "x", metrics.path, runs, [])  # no claim is decided
+    assert not drawn(forest, runs=runs, **paths).axes[0].texts

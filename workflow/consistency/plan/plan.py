@@ -361,7 +361,7 @@ class Plan:
     @cached_property
     def figures(self) -> list[str]:
         """The figures that have something to show."""
-        names = []
+        names = ["forest"] * bool(self.experiment.claims)
         if self.from_targets:
             names += ["tradeoff", "training"]
             names += ["points"] if self.exact else ["start-times", "sampling-steps", "samples"]

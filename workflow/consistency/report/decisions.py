@@ -15,13 +15,15 @@ contradicts it. A condition of which one run is unsound is `unsound`, whatever i
 The overall row of a claim is decided
 
  1. by its conditions, where each by itself says the same;
- 2. as `mixed`, where one condition says reproduced and another (or the mean) contradicted, after Holm's correction
-    over the conditions;
+ 2. as `mixed`, where one condition says reproduced and another (or the mean) contradicted, conditions at 5 % after
+    Holm's correction over them;
  3. by the interval of their mean, conditions taken as a sample of all such (`statistics.pooled`);
  4. as `mixed`, where one shows no difference and another (or the mean) does; else it is inconclusive.
 
-A claim of every condition is reproduced by 1 alone, and contradicted by one condition after Holm's correction; its row
-shows the least favourable condition. Overall rows of an experiment are tested together, by Holm's correction.
+A claim of every condition is reproduced by 1 alone, contradicted by one condition after Holm's correction over them,
+and mixed where they say different things; its row shows the least favourable condition. Overall rows of an experiment
+are tested together, by Holm's correction: 1, 3 and a contradicted claim of every condition take the level that it
+leaves.
 
 No single replicate decides: to leave one out moves a mean by at most s/√n, and the mean of a decided condition is
 t s/√n > s/√n away from the edge of its zone.
@@ -187,7 +189,7 @@ class Overall:
 
     def _together(self, level: float) -> tuple[str, list[str], Estimate]:
         """By agreement, else by the mean and what contradicts it."""
-        shown, said = self.pooled.estimate, self._corrected(level)
+        shown, said = self.pooled.estimate, self._corrected(LEVEL)
         low, high = (ratio(value) for value in self.pooled.prediction)
         further = [f"a further condition: [{low:.3g}, {high:.3g}]"] if math.isfinite(high) else []
         interval = shown.interval(level)
@@ -220,8 +222,10 @@ class Overall:
         if agreed := self._agreed(level):
             reason, shown = decisive([(condition, level) for condition in self.conditions])
             return agreed, [f"least favourable: {reason}"], shown
-        if {"reproduced", "no difference"} <= {*said}:
-            return "mixed", self._mixed(said), decisive(said["no difference"])[1]
+        each = self._corrected(LEVEL)
+        if len({*each} - {"inconclusive"}) > 1:
+            worse = each.get("contradicted") or each["no difference"]
+            return "mixed", self._mixed(each), decisive(worse)[1]
         undecided = said["inconclusive"]
         reason, shown = decisive([(c, at) for c, at in undecided if c.verdict(level) != "reproduced"] or undecided)
         return "inconclusive", [reason], shown

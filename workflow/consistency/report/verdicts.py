@@ -177,19 +177,21 @@ def decide(
 def _rows(decided: list[Decided], experiment: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Each row, and its evidence: what the forest plot shows besides."""
     tested = [one.overall for one in decided if not one.overall.unsound]
-    levels = iter(holm(tested, lambda overall, at: overall.decide(at)[0] != "inconclusive"))
+    levels = iter(holm(tested, lambda overall, at: overall.decide(at)[0] not in ("inconclusive", "mixed")))
     for one in decided:
         first, overall = (one.claim.name, one.claim.paper, experiment), one.overall
+        zone = {"bound": overall.criterion.bound, "margin": overall.criterion.margin}
         for c in one.conditions:
             row = _row((*first, c.name, one.label), c.estimate, (c.verdict(), c.reason()))
-            yield row, {"ratios": [ratio(value) for value in c.ratios.values()]}
+            yield row, zone | {"ratios": [ratio(value) for value in c.ratios.values()]}
         verdict, reason, shown = overall.decide(LEVEL if overall.unsound else next(levels))
         name = f"{'every condition' if one.claim.universal else 'pooled'} ({len(overall.conditions)})"
         several = len(overall.conditions) > 1 and not one.claim.universal
         low, high = overall.pooled.prediction
         yield (
             _row((*first, name, one.label), shown, (verdict, reason)),
-            {
+            zone
+            | {
                 "tau": overall.pooled.tau if several else None,
                 "i2": overall.pooled.i2 if several else None,
                 "prediction": [ratio(low), ratio(high)] if several and math.isfinite(high) else None,
