@@ -1,7 +1,12 @@
 """A user's own images through the real workflow: what is passed over is seen on the terminal, in the log and in the
 protocol; data that cannot carry the experiment stop before anything is trained."""
 
+import re
+import subprocess
+import sys
+
 import numpy as np
+import pandas as pd
 import pytest
 from consistency.files.storage import load_tensors, read_json
 from helpers import Project
@@ -56,3 +61,39 @@ def test_data_that_cannot_carry_the_experiment(project):
     assert "data/mine: too few images to train on, 3: " in lines[0]
     assert "unexpected error" not in done.stderr
     assert not (project.folder / "results/digits/teacher").exists()
+
+
+def test_a_teacher_of_noise_ends_unsound(project):
+    """An MLP narrower than the images learns noise: it is said before any student is trained, and nothing is decided."""
+    for number in range(100):
+        kind, random = number % 4, np.random.default_rng(number)
+        pixels = random.integers(0, 80, (16, 16, 3), np.uint8)
+        pixels[8 * (kind // 2) :, 8 * (kind % 2) :][:8, :8] += 150
+        (folder := project.folder / f"data/mine/{kind}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    project.configure(
+        {
+            "data": DATA | {"side": 16},
+            "network": {"width": 128, "depth": 1},
+            "classifier": {"channels": 8, "training": {"steps": 60, "batch_size": 32}},
+            "runs": [{"solver": "ddim", "n_steps": 5, "seed": 0}],
+            "claims": ["A1", "A2"],
+        }
+    )
+    said = project.snakemake(cores="1").stderr.splitlines()
+    place = "measure_teacher: results/digits/metrics/teacher-ddim-n5-w1.json: "
+    (warning,) = [line for line in said if line.startswith(place)]
+    reason = re.fullmatch(
+        r"(teacher recognised at 0\.\d+, needs 0\.\d+): every verdict .* will be unsound", warning[len(place) :]
+    )[1]
+    assert said.index(warning) < min(n for n, line in enumerate(said) if "rule train_student" in line)
+    results = project.folder / "results"
+    claims = pd.read_csv(results / "claims.csv")
+    assert set(claims.verdict) == {"unsound"}
+    assert set(claims.reason) == {reason}
+    summary = [sys.executable, "workflow/scripts/summary.py", "results"]
+    shown = subprocess.run(summary, cwd=project.folder, check=True, capture_output=True, text=True).stdout
+    for text in (shown, *((results / f"tables/claims.{kind}").read_text() for kind in ("md", "tex", "html"))):
+        assert "unsound" in text
+        assert reason in text
+    assert "unsound" in (results / "report.html").read_text()

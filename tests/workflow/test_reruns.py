@@ -111,6 +111,12 @@ def test_claims(project):
     assert project.jobs() == {"check_claims": 1, "figure_forest": 1, "join_tables": 1, "table_claims": 1, "report": 1}
 
 
+def test_gates(project):
+    """They are only warned of where data and teacher are measured, so nothing is measured again."""
+    project.configure({"gates": {"teacher": {"recognised": 0.5}}})
+    assert project.jobs() == {"check_claims": 1, "figure_forest": 1, "join_tables": 1, "table_claims": 1, "report": 1}
+
+
 def test_teacher(project):
     project.configure({"teacher": {"training": {"steps": 130}}})
     jobs = project.jobs()

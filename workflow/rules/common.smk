@@ -33,7 +33,7 @@ import _surroundings
 from _job import shared
 from consistency import config as settings
 from consistency import addresses, escape
-from consistency.config import strict
+from consistency.config import gates, strict
 from consistency.errors import ConsistencyError
 from consistency.files.locks import hold, hold_for
 from consistency.files.storage import check_writable, explain
@@ -192,6 +192,11 @@ def code_of(kind, name):
 def dump(value):
     """A part of the configuration as plain data."""
     return value.model_dump()
+
+
+def gates_of(wildcards):
+    """What has to be sound before claims of a job's experiment are decided."""
+    return gates.asked(preset(wildcards))
 
 
 def memory(wildcards):

@@ -1,4 +1,5 @@
-# Features → statistics → rows, one job a source; then all rows in one table.
+# Features → statistics → rows, one job a source; then all rows in one table. Data and teacher come first, since an unsound
+# teacher is to be seen before students are trained.
 
 
 rule measure_data:
@@ -12,6 +13,7 @@ rule measure_data:
         metrics=f"{RESULTS}/{{experiment}}/metrics/data.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_data.log",
+    priority: 10
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -28,6 +30,7 @@ rule measure_data:
         own=lambda w: plan_of(w).own_metrics,
         code=REGISTRY.built_in_code("metric"),
         settings=lambda w: {"data": dump(preset(w).data)},
+        warned_of=lambda w, input: gates_of(w),
     script:
         "../scripts/measure_data.py"
 
@@ -37,6 +40,7 @@ rule measure_teacher:
         unpack(lambda w: plan_of(w).own_inputs),
         samples=f"{RESULTS}/{{experiment}}/samples/teacher-{{condition}}{{replicate}}.safetensors",
         data_features=f"{RESULTS}/{{experiment}}/features/data.safetensors",
+        yardstick=f"{RESULTS}/{{experiment}}/metrics/data.json",
         noise=f"{RESULTS}/{{experiment}}/noise{{replicate}}.safetensors",
         weights=weights_of,
         captions=lambda w: plan_of(w).captions,
@@ -46,6 +50,7 @@ rule measure_teacher:
         metrics=f"{RESULTS}/{{experiment}}/metrics/teacher-{{condition}}{{replicate}}.json",
     log:
         f"{RESULTS}/logs/{{experiment}}/measure_teacher-{{condition}}{{replicate}}.log",
+    priority: 10
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -62,6 +67,7 @@ rule measure_teacher:
         own=lambda w: plan_of(w).own_metrics,
         code=REGISTRY.built_in_code("metric"),
         settings=lambda w: {"evaluation": dump(preset(w).evaluation), "schedule": dump(preset(w).schedule)},
+        warned_of=lambda w, input: gates_of(w),
     script:
         "../scripts/measure_teacher.py"
 

@@ -18,6 +18,7 @@ rule check_claims:
         runs=lambda w: plan_of(w).rows,
         claims=lambda w: [dump(claim) for claim in preset(w).claims],
         margin=lambda w: preset(w).margin,
+        gates=lambda w: gates_of(w),
     script:
         "../scripts/check_claims.py"
 

@@ -9,6 +9,7 @@ rule draw_noise:
     log:
         f"{RESULTS}/logs/{{experiment}}/draw_noise{{replicate}}.log",
     cache: CACHED
+    priority: 10
     conda:
         "../../envs/train.yaml"
     params:
@@ -31,6 +32,7 @@ rule teacher_samples:
     log:
         f"{RESULTS}/logs/{{experiment}}/teacher_samples-{{condition}}{{replicate}}.log",
     cache: CACHED
+    priority: 10
     conda:
         "../../envs/train.yaml"
     threads: 1

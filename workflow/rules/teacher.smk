@@ -29,6 +29,7 @@ rule train_classifier:
     log:
         f"{RESULTS}/logs/{{experiment}}/train_classifier.log",
     cache: CACHED
+    priority: 10
     conda:
         "../../envs/train.yaml"
     threads: lambda w: preset(w).classifier.training.threads

@@ -19,7 +19,8 @@ from _surroundings import open_streams, say
 open_streams()
 
 FORMAT = "%(asctime)s %(message)s"
-NO_SETTINGS = {"identity"}  # params that say what a cached result depends on, not what the job is to do
+# Params that say what a cached result depends on, or what a job warns of, not what it is to do.
+NO_SETTINGS = {"identity", "warned_of"}
 # In the path of an input that is one of the workflow's own files: Snakemake's copy for this run.
 CODE = "snakemake-runtime-cache"
 

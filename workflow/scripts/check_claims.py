@@ -11,4 +11,5 @@ with job(snakemake):
         params.runs,
         params.claims,
         margin=params.margin,
+        gates=params.gates,
     )

@@ -3,6 +3,7 @@ from _job import job
 with job(snakemake):
     from consistency.evaluate import features, yardstick
     from consistency.evaluate.own import OwnMetrics
+    from consistency.report.soundness import warn
 
     inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
     captions = inputs.captions or None
@@ -20,3 +21,4 @@ with job(snakemake):
         labels=params.labels,
         own=OwnMetrics(**params.own, data=inputs.get("data"), images=inputs.get("pixels")),
     )
+    warn(outputs.metrics, outputs.metrics, params.warned_of)

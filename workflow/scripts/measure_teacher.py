@@ -3,6 +3,7 @@ from _job import job
 with job(snakemake):
     from consistency.evaluate import features, measure
     from consistency.evaluate.own import OwnMetrics
+    from consistency.report.soundness import warn
 
     inputs, outputs, params = snakemake.input, snakemake.output, snakemake.params
     cards = features.extract(
@@ -28,3 +29,4 @@ with job(snakemake):
         space=params.space,
         own=OwnMetrics(**params.own, data=inputs.get("data"), images=inputs.get("pixels")),
     )
+    warn(outputs.metrics, inputs.yardstick, params.warned_of)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from consistency import config
-from consistency.config import claims, components, functions, settings, sources, strict
+from consistency.config import claims, components, functions, gates, settings, sources, strict
 from consistency.config.registry import BUILT_INS
 from consistency.errors import ConfigError
 from consistency.flow import solvers
@@ -81,7 +81,7 @@ def test_schemas_have_not_drifted():
 
 MODELS = [
     model
-    for module in (claims, components, functions, settings, sources)
+    for module in (claims, components, functions, gates, settings, sources)
     for model in vars(module).values()
     if isinstance(model, type)
     and issubclass(model, BaseModel)

@@ -60,6 +60,14 @@ def warnings(name, overrides):
         ("gaussians-ring", {"classifier": {"channels": 8}}, "classifier.channels", "extractors has no classifier"),
         ("gaussians-modes", {"teacher": {"training": {"steps": 9}}}, "teacher.training.steps", "no run has a teacher"),
         ("gaussians-ring", {"teacher": {"precision": "bf16"}}, "teacher.precision", "float64"),
+        ("gaussians-ring", {"gates": {"student": {"recognised": 0.5}}}, "gates.student.recognised", "no classifier"),
+        ("gaussians-modes", {"gates": {"teacher": {"recognised": 0.5}}}, "gates.teacher.recognised", "learns from"),
+        (
+            "digits",
+            {"gates": {"student": {"distance_in_deviations": 1}}},
+            "gates.student.distance_in_deviations",
+            "not mixture",
+        ),
     ],
 )
 def test_an_override_that_reaches_nothing(name, overrides, key, why):
@@ -182,3 +190,11 @@ def test_what_narrowed_runs_leave_over():
         "digits: analysis.coupling_methods: ct-gc: not measured, because there are no runs of it",
     ]
     assert warnings("digits", {"runs": TARGETS, "claims": ["A1"], "analysis": {"coupling_methods": []}}) == []
+
+
+def test_a_gate_at_a_share_of_the_training_that_is_not_measured():
+    (line,) = warnings("gaussians-modes", {"gates": {"student": {"settled": 0.3}}})
+    assert line == "gaussians-modes: gates.student.settled: 0.3 is not checked, because it is not in " + (
+        "[0.0625, 0.125, 0.25, 0.5], the budgets"
+    )
+    assert warnings("gaussians-modes", {"gates": {"student": {"settled": None}}}) == []

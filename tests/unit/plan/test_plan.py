@@ -562,6 +562,7 @@ def test_pattern():
     matched = [name for name in (*names, "cm-s", "cm-s2", "directox", "dd", "") if re.fullmatch(pattern(names), name)]
     assert matched == names
     assert not re.search(pattern([]), "anything")
+    assert re.fullmatch(pattern([""]), "")
 
 
 def test_pattern_of_presets_runs(digits):

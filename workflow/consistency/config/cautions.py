@@ -73,4 +73,7 @@ def _missing(experiment: Experiment, runs: list[Run]) -> list[str]:
     absent = [method for method in experiment.analysis.coupling_methods if method not in methods]
     if absent:
         lines.append(f"analysis.coupling_methods: {', '.join(absent)}: not measured, because there are no runs of it")
+    half, budgets = experiment.gates.student.settled, experiment.consistency_training.budgets
+    if half not in (None, *budgets) and any(run.from_pairs for run in runs):
+        lines.append(f"gates.student.settled: {half:g} is not checked, because it is not in {budgets}, the budgets")
     return lines

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, model_
 from .claims import AnyClaim
 from .components import EDM, MLP, Curriculum, Loss, Mse, Network, PseudoHuberNorm, Schedule
 from .functions import CouplingKind, Objective, OwnFigure, OwnMetric, Sampler, Solver
+from .gates import Gates
 from .registry import BUILT_INS, Registry
 from .sources import NAME, Count, Data, Extractor, Folder, Hub, OneLine, OwnPath, Seed, Strict, TrainedClassifier
 
@@ -308,6 +309,7 @@ class Experiment(Strict):
         description="minutes after which a cluster ends a job on a network; a second attempt has twice as many, "
         "a third three times, and training continues from its checkpoint",
     )
+    gates: Gates = Field(Gates(), description="what has to be sound before a claim is decided")
     claims: list[AnyClaim] = Field([], description="claims decided on this experiment: names, or claims of your own")
     margin: float = Field(
         0.05, ge=0, le=10, description="of claims: a ratio within this share of its bound is no practical difference"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -108,6 +110,17 @@ class Mixture(Strict):
     train_count: Count = Field(4096, description="draws to learn from")
     test_count: Count = Field(2048, description="draws to measure against")
     seed: Seed = Field(0, description="of the draws")
+
+    @property
+    def deviation(self) -> float:
+        """Root mean square distance of a point to the mixture's mean."""
+        square = 0.0
+        for part in self.components:
+            own = [row[i] for i, row in enumerate(part.covariance or [])] or [part.deviation**2] * self.dimension
+            square += part.weight * sum([*own, *(x**2 for x in part.mean)])
+        for column in zip_longest(*(part.mean for part in self.components), fillvalue=0.0):
+            square -= sum(part.weight * x for part, x in zip(self.components, column, strict=True)) ** 2
+        return math.sqrt(square)
 
 
 class Labelled(Strict):

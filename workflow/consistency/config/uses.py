@@ -74,6 +74,7 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
     """Path of a section or key that no job of the experiment reads → why."""
     needed, teacher, analysis = uses(experiment, runs), experiment.teacher, experiment.analysis
     exact, captions = teacher.source == "analytic", experiment.data.kind == "captions"
+    mixture = experiment.data.kind == "mixture"
     no_targets, no_pairs = "no run learns from targets", "no run learns from pairs"
     methods = {run.method for run in runs}
     of_targets = [experiment.methods[run.method].loss for run in runs if not run.from_pairs]
@@ -92,7 +93,7 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
         "evaluation.start_times": not needed.targets and no_targets,
         "schedule": not (needed.targets or needed.asked or analysis.order_steps) and no_targets,
         "classifier": not needed.classifier and "extractors has no classifier",
-        "extractors": experiment.data.kind == "mixture" and "the features of a mixture are its coordinates",
+        "extractors": mixture and "the features of a mixture are its coordinates",
         "data.download": captions and bool(experiment.data.source) and "data.source takes its place",
         "teacher.path": teacher.source != "path" and source,
         "teacher.hub": teacher.source != "hub" and source,
@@ -102,6 +103,16 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
     parts |= {f"methods.{m}": m not in methods and "no row of runs names it" for m in experiment.methods}
     if not (needed.targets or needed.asked):
         parts |= {f"teacher.{key}": "no run has a teacher" for key in TeacherConfig.model_fields if key != "source"}
+    gates = {
+        "features": not needed.classifier and "extractors has no classifier",
+        "teacher": not needed.targets and no_targets,
+        "student.settled": not needed.pairs and no_pairs,
+    }
+    for who in ("teacher", "student"):
+        gates[f"{who}.recognised"] = not needed.classifier and "extractors has no classifier"
+        gates[f"{who}.distance_in_halves"] = mixture and "samples are points, not images"
+        gates[f"{who}.distance_in_deviations"] = not mixture and "data.kind is not mixture"
+    parts |= {f"gates.{key}": why for key, why in gates.items()}
     for key in ("steps", "count", "gradient_budget", "batch_size", "velocity"):
         parts[f"analysis.{key}"] = not needed.analysed and "analysis.coupling_methods names no method with runs"
     return {path: why for path, why in parts.items() if why}

@@ -30,8 +30,9 @@ def _files(stem: str, kinds: Iterable[str]) -> Iterator[str]:
 
 
 def pattern(names: Iterable[str]) -> str:
-    """A regular expression that matches these names and no others (of no name: matches nothing)."""
-    return _branches(sorted(set(names))) or "(?!)"
+    """A regular expression that matches these names, of which one may be empty, and no others; without any, nothing."""
+    chosen = sorted(set(names))
+    return _branches(chosen) or ("(?:)" if chosen else "(?!)")
 
 
 def _branches(names: list[str]) -> str:

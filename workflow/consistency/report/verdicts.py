@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MismatchError
 from ..escape import line
+from . import soundness
 from .decisions import MINIMUM_SEEDS, Condition, Criterion, Overall
 from .ratios import check_finite, lacking, log_ratios, problem
 from .statistics import LEVEL, Estimate, estimate, holm, pooled, ratio
@@ -114,6 +115,7 @@ def decisions(
     runs: pd.DataFrame,
     margin: float,
     unsound: Mapping[str, str],
+    settled: float | None,
 ) -> list[Decided]:
     """The conditions of every quantity of these claims that was measured; arguments as of `decide`.
 
@@ -136,6 +138,7 @@ def decisions(
                     _condition(rows, quantity, criterion, reasons.get(group, []))
                     for (group, _), rows in pairs.groupby(["group", "sampling_steps"], sort=False)
                 ]
+                every = soundness.settled(every, quantity, measured, runs, settled)
                 if any(condition.paired for condition in every):  # else not both are methods of this experiment
                     overall = _overall(every, quantity, criterion, claim.universal)
                     decided.append(Decided(claim, label, every, overall))
@@ -150,6 +153,7 @@ def decide(
     *,
     margin: float = 0.05,
     unsound: Mapping[str, str] | None = None,
+    settled: float | None = None,
 ) -> list[dict[str, Any]]:
     """All rows of an experiment's claims: of each quantity a row per condition, then the overall row.
 
@@ -161,12 +165,13 @@ def decide(
         runs: run, method, seed and `group` (all of a run's settings but method and seed).
         margin: of no practical difference, where a quantity has none of its own.
         unsound: id of each run that is not sound → reason.
+        settled: the share of training at which ratios have to be on the same side (`soundness.settled`); None: none.
 
     Raises:
         MismatchError: a metric that is not finite; names its run.
     """
     check_finite(experiment, metrics)
-    return [row for row, _ in _rows(decisions(claims, metrics, runs, margin, unsound or {}), experiment)]
+    return [row for row, _ in _rows(decisions(claims, metrics, runs, margin, unsound or {}, settled), experiment)]
 
 
 def _rows(decided: list[Decided], experiment: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -210,14 +215,15 @@ def check(
     claims: list[dict[str, Any]],
     *,
     margin: float = 0.05,
-    unsound: Mapping[str, str] | None = None,
+    gates: soundness.Gates | None = None,
 ) -> None:
     """Decide claims on one experiment's metrics.
 
     Args:
         paths: `table`, of the verdicts; `definitions`, of the claims that it names, with what the forest plot shows of
             each row besides.
-        claims: as in a checked preset; margin and unsound as of `decide`.
+        claims: as in a checked preset; margin as of `decide`.
+        gates: what has to be sound (`soundness.unsound`); by default nothing.
     """
     import pandas as pd
 
@@ -227,7 +233,10 @@ def check(
     defined = _claims(claims)
     measured = read_table(metrics)
     check_finite(experiment, measured)
-    rows = list(_rows(decisions(defined, measured, table, margin, unsound or {}), experiment))
+    unsound, settled = {}, None
+    if gates:
+        unsound, settled = soundness.unsound(measured, runs, gates), gates["student"]["settled"]
+    rows = list(_rows(decisions(defined, measured, table, margin, unsound, settled), experiment))
     decided = {row["claim"] for row, _ in rows}
     for claim in defined:
         methods = {side.method for quantity in claim.quantities for side in quantity.sides}
