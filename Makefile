@@ -6,6 +6,7 @@
 # make bench       what precomputed targets buy, and the overheads of every stage (nine minutes); results/benchmark.md
 # make soak        kill -9, full disk, fuzz, and random changes at length; writes benchmarks/soak.md and changes.md
 # make verify      compare the last run's results with the hashes that they carry (RESULTS=FOLDER: of others)
+# make compare A=results B=other/results  which verdicts differ and why, which numbers moved; a page (OUT=compare.html)
 # make try METHOD=cm  a method on small batches, in seconds, before anything is trained (EXPERIMENT=NAME)
 # make lint        ruff, snakefmt, snakemake --lint
 # make schemas     write the JSON schemas after a new key, method or solver
@@ -34,7 +35,7 @@ HASHED := requirements-pip.lock requirements.lock requirements-kubernetes.lock r
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile
 INSTALL_HASHED = $(INSTALL) --no-deps --require-hashes
 
-.PHONY: help install reproduce resume test try bench soak verify lint schemas lock envs status clean
+.PHONY: help install reproduce resume test try bench soak verify compare lint schemas lock envs status clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -77,6 +78,9 @@ soak: $(TESTING)
 
 verify: $(STAMP)
 	@$(BIN)/python workflow/scripts/verify.py $(RESULTS)
+
+compare: $(STAMP)
+	@$(BIN)/python workflow/scripts/compare.py "$(A)" "$(B)" "$(OUT)"
 
 try: $(STAMP)
 	@$(BIN)/python workflow/scripts/try.py $(METHOD) $(EXPERIMENT)

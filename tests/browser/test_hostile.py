@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from consistency.files.storage import save_tensors, write_json, write_table
+from consistency.report import comparison
 from consistency.report.pages import samples, tradeoff
 from helpers import ROOT
 from hostile import TEXTS
@@ -156,3 +157,22 @@ def test_names_and_captions_beside_samples(tmp_path, opened, points):
             assert page.locator("#prompts li").all_text_contents() == [caption] * 4
             assert page.locator("thead th[title]").first.get_attribute("title") == caption
             assert any(text.startswith(method) for text in page.locator("tbody th").all_text_contents())
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_comparison_of_two_folders(opened, tmp_path, width):
+    """Its tables scroll by themselves: the page is as wide as the screen."""
+    claim = {"experiment": TITLE, "claim": TITLE, "condition": TITLE, "quantity": TITLE, "reason": TITLE}
+    claim |= {"effect": 1.0, "ci_low": 0.5, "ci_high": 2.0, "n_seeds": 3}
+    for folder, verdict in (("a", "reproduced"), ("b", "inconclusive")):
+        (tmp_path / folder).mkdir()
+        write_table(tmp_path / folder / "claims.csv", pd.DataFrame([claim | {"verdict": verdict}]))
+        names = {"experiment": TITLE, "run": TITLE, "metric": TITLE, "extractor": TITLE, "reference": TITLE}
+        numbers = [names | {"sampling_steps": 1, "seed": seed, "value": len(verdict) + seed} for seed in (0.0, 0.1)]
+        write_table(tmp_path / folder / "metrics.csv", pd.DataFrame(numbers))
+    comparison.write(tmp_path / "page.html", comparison.compare(tmp_path / "a", tmp_path / "b"))
+    with opened(tmp_path / "page.html", width) as page:
+        quiet(page, "Two folders of results")
+        assert as_written(TITLE) in text_of(page, "td")
+        assert page.locator("td.reproduced, td.inconclusive").count() == 2
+        assert page.evaluate("document.documentElement.scrollWidth") <= width

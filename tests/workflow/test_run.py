@@ -53,6 +53,8 @@ def test_every_metric_can_be_traced(finished):
         assert student["settings"]["training"]["steps"] == 40
         assert len(student["inputs"]["teacher_sha256"]) == 64
         assert "torch" in student["environment"]["packages"]
+        for environment in (student["environment"], measured["environment"]):
+            assert environment["cpu"] and environment["instruction_set"] and "cpu_variables" in environment
         assert 0 < measured["wall_time_s"] < 3600
 
 

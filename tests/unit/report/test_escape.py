@@ -208,7 +208,7 @@ def row_end(name):
 
 
 def test_a_long_cell_is_whole_in_html(tmp_path):
-    page = Page(tables._table(pd.DataFrame({"Condition": ["word " * 40 + "end"]})))
+    page = Page(tables.html_table(pd.DataFrame({"Condition": ["word " * 40 + "end"]})))
     assert page.of("td") == ["word " * 40 + "end"]
 
 

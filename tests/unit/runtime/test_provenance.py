@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from consistency.runtime import provenance
 from helpers import ROOT
 
 ASK = "import sys; sys.path.insert(0, 'workflow'); from consistency.runtime import provenance; print(provenance.git_commit())"
@@ -91,3 +93,64 @@ def test_another_owner_of_the_checkout(repository):
 def test_without_git(repository, tmp_path):
     commit(repository, repository.folder.parent)
     assert repository.traced_commit(PATH=str(tmp_path)) == "None"
+
+
+SKYLAKE = "fpu avx avx2 fma avx512f avx512dq avx512bw avx512vl"
+
+
+@pytest.mark.parametrize("chosen", ["avx2", "default", "no such", None])
+def test_without_torch_the_instruction_set_is_what_torch_says(chosen):
+    """And torch is not imported to learn it. Told to use AVX-512, torch does so where the processor has none."""
+    ask = (
+        "import sys; sys.path.insert(0, 'workflow'); from consistency.runtime.provenance import environment as of; "
+        "before = of(); assert 'torch' not in sys.modules; import torch; after = of(); assert before == after, after; "
+        "print(after['cpu'], after['instruction_set'], torch.backends.cpu.get_cpu_capability(), sep='|')"
+    )
+    surroundings = {key: value for key, value in os.environ.items() if key not in provenance._CPU_VARIABLES}
+    surroundings |= {"ATEN_CPU_CAPABILITY": chosen} if chosen else {}
+    if "flags" not in provenance._processor():
+        pytest.skip("without torch it is known of x86 alone")
+    done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, env=surroundings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    model, said, by_torch = done.stdout.strip().split("|")
+    assert model
+    assert said == by_torch
+    assert said == {"avx2": "AVX2", "default": "DEFAULT"}.get(chosen, said)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "model", "instruction_set"),
+    [
+        (
+            f"processor : 0\nmodel name\t: Xeon: Gold\nflags\t\t: {SKYLAKE}\n\nmodel name : other\n",
+            "Xeon: Gold",
+            "AVX512",
+        ),
+        (f"model name : Xeon\nflags : {SKYLAKE.replace('avx512vl', '')}\n", "Xeon", "AVX2"),
+        ("model name : Core\nflags : fpu avx avx2\n", "Core", "DEFAULT"),
+        ("processor : 0\nFeatures : fp asimd sve\n", "some machine", None),  # ARM
+        ("\xff", "some machine", None),
+        (None, "Apple M9", None),
+    ],
+)
+def test_processors_of_other_machines(tmp_path, monkeypatch, cpuinfo, model, instruction_set):
+    monkeypatch.setattr(provenance, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(provenance.platform, "machine", lambda: "some machine")
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "sysctl").write_text("#!/bin/sh\necho Apple M9\n")
+    (tmp_path / "sysctl").chmod(0o755)
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo, encoding="latin-1")
+    said = provenance.environment()
+    assert (said["cpu"], said["instruction_set"]) == (model, instruction_set)
+    assert said["cpu_variables"] == {"MKL_CBWR": "AVX2"}
+    (tmp_path / "sysctl").write_text("#!/bin/sh\nexit 1\n")
+    if cpuinfo is None:
+        assert provenance.environment()["cpu"] == "some machine"
+
+
+def test_the_instruction_set_of_a_job_that_computes_is_torchs_own():
+    assert provenance.environment()["instruction_set"] == torch.backends.cpu.get_cpu_capability()

@@ -65,7 +65,7 @@ _WORDS = (
 _STYLE = """<style>
 body{font:14px/1.45 system-ui,sans-serif;margin:1rem;color:#1b1f24;background:#fff}
 table{border-collapse:collapse}th,td{padding:.35rem .7rem;border-bottom:1px solid #d0d7de;text-align:left}
-h1{font-size:1.35rem}h2{font-size:1.05rem;margin:1.4rem 0 .3rem}p,ul{max-width:52rem}
+h1{font-size:1.35rem}h2{font-size:1.05rem;margin:1.4rem 0 .3rem}h1,h2,p{overflow-wrap:anywhere}p,ul{max-width:52rem}
 th{background:#f3f5f7;vertical-align:bottom}td{min-width:7rem;text-wrap:balance}td.number{min-width:0;white-space:nowrap}summary{font-size:1.05rem;font-weight:600}
 .reproduced{color:#00664a;font-weight:600}.contradicted{color:#b3261e;font-weight:600}
 .inconclusive,.no-difference,.unsound{color:#5b6470;font-weight:600}.mixed{color:#8a5a00;font-weight:600}
@@ -319,11 +319,11 @@ def claims(paths: dict[str, str], claims_path: str | Path, definitions: list[str
     for name, claim in claimed.items():
         rows = _claims_frame(overall[overall.claim == name]).drop(columns="Claim")
         heading = escape.html(f"{name}{f', paper {claim.paper}' * bool(claim.paper)}: {claim.sentence}")
-        body += f"<h2>{heading}</h2>{_table(rows)}"
+        body += f"<h2>{heading}</h2>{html_table(rows)}"
     if not len(overall):
-        body += _table(first)
-    body += f"<details><summary>Every condition by itself</summary>{_table(_claims_frame(details))}</details>"
-    write_text(paths["html"], _page("Do the claims hold in these runs?", body, note))
+        body += html_table(first)
+    body += f"<details><summary>Every condition by itself</summary>{html_table(_claims_frame(details))}</details>"
+    write_text(paths["html"], page("Do the claims hold in these runs?", body, note))
 
 
 _VERDICTS = (
@@ -358,7 +358,7 @@ def _write(paths: dict[str, str], frame: pd.DataFrame, title: str, note: str) ->
     """A table as Markdown, TeX and HTML, with its note below."""
     write_text(paths["md"], f"{_markdown(frame)}\n\n{escape.markdown(note)}\n")
     write_text(paths["tex"], _latex(frame, note))
-    write_text(paths["html"], _page(title, _table(frame), note))
+    write_text(paths["html"], page(title, html_table(frame), note))
 
 
 def _escaped(frame: pd.DataFrame, function: Callable[[str], str]) -> pd.DataFrame:
@@ -378,7 +378,8 @@ def _latex(frame: pd.DataFrame, note: str) -> str:
     return f"% needs booktabs\n{body}% {escape.tex_comment(note)}\n"
 
 
-def _table(frame: pd.DataFrame) -> str:
+def html_table(frame: pd.DataFrame) -> str:
+    """A table as HTML; its cells and headings are text, and verdicts have their colours."""
     with pd.option_context("display.max_colwidth", None):  # by default pandas cuts cells off at 50 characters
         page = _escaped(frame, escape.html).to_html(index=False, border=0, escape=False)
     page = re.sub(r"<td>(?=[-–]?\d)", '<td class="number">', page)
@@ -387,7 +388,7 @@ def _table(frame: pd.DataFrame) -> str:
     return f'<div class="scroll" role="region" aria-label="Table" tabindex="0">{page}</div>'
 
 
-def _page(title: str, body: str, note: str) -> str:
+def page(title: str, body: str, note: str) -> str:
     """A page; its body is HTML, title and note are text."""
     title, note = escape.html(title), escape.html(note)
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'

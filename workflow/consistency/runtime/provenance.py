@@ -1,4 +1,4 @@
-"""What a number was made with: versions, device, commit, code."""
+"""What a number was made with: versions, processor, device, commit, code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from glob import glob
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from ..errors import ConfigError
 from ..files import bounds
 
 _LIBRARY = Path(__file__).parents[1]
+_CPUINFO = Path("/proc/cpuinfo")
+_CPU_VARIABLES = ("ATEN_CPU_CAPABILITY", "MKL_CBWR")  # with which torch and MKL are told to use other instructions
 _PACKAGES = ("torch", "diffusers", "accelerate", "peft", "safetensors", "numpy", "scipy", "scikit-learn", "clean-fid")
 
 
@@ -61,14 +64,48 @@ def versions() -> dict[str, str]:
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """Package versions, Python, platform, device and git commit."""
+    """Package versions, Python, platform, processor, device and git commit.
+
+    The last bits of results depend on `instruction_set`, which is the one that torch computes with on the CPU, in
+    torch's words ("AVX512", "AVX2", "DEFAULT", …); None where only torch could say, which is not imported for it.
+    """
+    cpu = _processor()
     return {
         "packages": versions(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
+        "cpu": cpu.get("model name") or platform.machine(),
+        "instruction_set": _instruction_set(set(cpu.get("flags", "").split())),
+        "cpu_variables": {name: os.environ[name] for name in _CPU_VARIABLES if name in os.environ},
         "device": device,
         "git_commit": git_commit(),
     }
+
+
+def _processor() -> dict[str, str]:
+    """What Linux says of the first processor; of a Mac, its model alone. Nothing where neither is to be had."""
+    with suppress(OSError), open(_CPUINFO, encoding="utf-8", errors="replace") as file:
+        lines = (line.partition(":") for line in takewhile(str.strip, file))
+        return {key.strip(): value.strip() for key, _, value in lines}
+    with suppress(OSError, subprocess.CalledProcessError):
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return {"model name": subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()}
+    return {}
+
+
+def _instruction_set(flags: set[str]) -> str | None:
+    """What torch says, where it is loaded; else what it would choose on a processor with these flags."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return torch.backends.cpu.get_cpu_capability()
+    named = {"avx512": "AVX512", "avx2": "AVX2", "default": "DEFAULT"}
+    if not flags:  # no x86
+        return None
+    if (chosen := os.environ.get("ATEN_CPU_CAPABILITY")) in named:
+        return named[chosen]
+    if flags >= {"avx512vl", "avx512bw", "avx512dq", "fma"}:
+        return "AVX512"
+    return "AVX2" if flags >= {"avx2", "fma"} else "DEFAULT"
 
 
 @cache
