@@ -19,8 +19,9 @@ from .. import escape
 from ..errors import MismatchError
 from ..files.storage import AGAIN, read_json, read_table, write_text
 from .ratios import check_finite
+from .statistics import t_interval
 from .tables import html_table, page
-from .verdicts import COLUMNS, is_overall, shown, t_interval
+from .verdicts import COLUMNS, is_overall, shown
 
 ROW = ["experiment", "claim", "condition", "quantity", "copy"]  # names a row of claims.csv
 NUMBER = ["experiment", "run", "sampling_steps", "metric", "extractor", "reference"]  # the run without its seed
