@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from consistency import escape
 from consistency.config.limits import check_names
-from consistency.config.resolve import load_experiment
+from consistency.config.resolve import _refuse, load_experiment
 from consistency.config.settings import ClassifierConfig
 from consistency.config.sources import Captions, Images
 from consistency.errors import ConfigError
@@ -310,8 +310,10 @@ def test_no_cell_of_a_csv_is_a_formula():
     """Of texts, CSVs hold names alone: of experiments and methods, of data and of extractors."""
     digits = load_experiment("digits")
     takers = {
-        "experiment": lambda name: check_names(name, digits),
-        "method": lambda name: check_names("x", digits.model_copy(update={"methods": {name: digits.methods["cm"]}})),
+        "experiment": lambda name: _refuse(name, check_names(name, digits)),
+        "method": lambda name: _refuse(
+            "x", check_names("x", digits.model_copy(update={"methods": {name: digits.methods["cm"]}}))
+        ),
         "extractor": lambda name: ClassifierConfig(name=name),
         "images": lambda name: Images(kind="images", name=name, source="x"),
         "captions": lambda name: Captions(kind="captions", name=name, source="x", vae="x"),
