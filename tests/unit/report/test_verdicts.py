@@ -430,3 +430,13 @@ def test_the_margin_is_the_presets_or_the_quantitys_own():
     assert verdicts.decide([own], "x", frame, runs, margin=0.2)[0]["verdict"] == "reproduced"
     with pytest.raises(ConfigError, match=r"digits: margin: -1 is not allowed"):
         config.load_experiment("digits", {"margin": -1})
+
+
+def test_a_reason_names_three_conditions_and_counts_the_others():
+    ratios = {f"c{i}": FIVE for i in range(5)} | {"other": [2.0, 2.1, 1.9, 2.0, 2.0]}
+    row = overall("A1", *table(ratios))
+    assert row["reason"].startswith(
+        "reproduced in c0, c1, c2 and 2 more; contradicted in other; a further condition: ["
+    )
+    few = table(ratios, steps=(1, 4))
+    assert overall("A3", *few)["reason"].startswith("other (1-step): ")

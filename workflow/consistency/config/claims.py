@@ -285,7 +285,7 @@ def check(experiment: Experiment, runs: list[Run], extra_metrics: Sequence[str] 
 
 def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_metrics: Sequence[str]) -> Iterator[str]:
     """Methods, metric, references and extractor of a quantity are ones that there are."""
-    data, of_features = experiment.data.kind, quantity.sides[0].base in OF_FEATURES
+    data, base = experiment.data.kind, quantity.sides[0].base
     extractors = [experiment.classifier.name if e.kind == "classifier" else e.kind for e in experiment.extractors]
     words = [("ours", quantity.ours, list(experiment.methods)), ("other", quantity.other, list(experiment.methods))]
     for side in quantity.sides:
@@ -296,8 +296,8 @@ def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_m
                 allowed = [f"{side.base}@{point}{'=…' * (point != 'limit')}" for point in METRICS[side.base].points]
                 words.append(("metric", f"{side.base}@{kind}{'=…' * (kind != 'limit')}", [side.base, *allowed]))
     if quantity.extractor is not None:
-        if quantity.sides[0].base in METRICS and not of_features:
-            yield (f"{where}.extractor: {quantity.sides[0].base} has none; allowed with {', '.join(OF_FEATURES)}")
+        if base in METRICS and base not in OF_FEATURES:
+            yield f"{where}.extractor: {base} has none; allowed with {', '.join(OF_FEATURES)}"
         words.append(("extractor", quantity.extractor, ["coordinates"] if data == "mixture" else extractors))
     for key, word, allowed in words:
         if word not in allowed:
@@ -350,8 +350,9 @@ def _check_point(where: str, experiment: Experiment, quantity: Quantity) -> Iter
     analysis, budgets = experiment.analysis, experiment.consistency_training.budgets
     for side in quantity.sides:
         kind, number = side.point
-        analysed = side.method in analysis.coupling_methods and number in (*analysis.steps, float("inf"))
-        if kind in ("steps", "limit") and not analysed:
+        if kind == "limit" and side.method not in analysis.coupling_methods:
+            yield f"{where} needs {side.method} in analysis.coupling_methods; they are {analysis.coupling_methods}"
+        if kind == "steps" and (side.method not in analysis.coupling_methods or number not in analysis.steps):
             yield (
                 f"{where} needs {side.method} in analysis.coupling_methods and {number:g} in analysis.steps; they are "
                 f"{analysis.coupling_methods} and {analysis.steps}"

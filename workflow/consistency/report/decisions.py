@@ -174,9 +174,9 @@ class Overall:
 
     def _names(self, conditions: list[Condition]) -> str:
         alike = len({condition.sampling_steps for condition in self.conditions}) == 1
-        names = [condition.group if alike else condition.name for condition in conditions]
-        more = len(names) - NAMED
-        return " and ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+        names = [c.group if alike else f"{c.group} ({c.sampling_steps}-step)" for c in conditions]
+        last = f"{len(names) - NAMED} more" if len(names) > NAMED else names.pop()
+        return " and ".join([", ".join(names[:NAMED]), last] if names else [last])
 
     def _mixed(self, said: dict[str, list[tuple[Condition, float]]], mean: str = "") -> list[str]:
         """Which condition decides what."""

@@ -90,14 +90,15 @@ def pooled(values: np.ndarray) -> Pooled:
     Args:
         values: (conditions, replicates), all finite.
     """
-    import numpy as np
-    from scipy.special import stdtrit
-    from statsmodels.stats.meta_analysis import combine_effects
-
     conditions, replicates = values.shape
     mean = estimate(values.mean(0).tolist())
     if conditions < 2 or replicates < 2:
         return Pooled(mean)
+
+    import numpy as np
+    from scipy.special import stdtrit
+    from statsmodels.stats.meta_analysis import combine_effects
+
     effects = values.mean(1)
     error = values - effects[:, None] - values.mean(0) + values.mean()
     variance = (error**2).sum() / ((conditions - 1) * (replicates - 1)) / replicates

@@ -176,15 +176,17 @@ def decide(
 
 def _rows(decided: list[Decided], experiment: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Each row, and its evidence: what the forest plot shows besides."""
-    tested = [one.overall for one in decided if not one.overall.unsound]
-    levels = iter(holm(tested, lambda overall, at: overall.decide(at)[0] not in ("inconclusive", "mixed")))
+    rows = [one.overall for one in decided if not one.overall.unsound]
+    levels = iter(holm(rows, lambda overall, at: overall.decide(at)[0] not in ("inconclusive", "mixed")))
     for one in decided:
         first, overall = (one.claim.name, one.claim.paper, experiment), one.overall
         zone = {"bound": overall.criterion.bound, "margin": overall.criterion.margin}
         for c in one.conditions:
             row = _row((*first, c.name, one.label), c.estimate, (c.verdict(), c.reason()))
             yield row, zone | {"ratios": [ratio(value) for value in c.ratios.values()]}
-        verdict, reason, shown = overall.decide(LEVEL if overall.unsound else next(levels))
+        level = LEVEL if overall.unsound else next(levels)
+        verdict, reason, shown = overall.decide(level)
+        tested = [ratio(end) for end in shown.interval(level)[1:]]
         name = f"{'every condition' if one.claim.universal else 'pooled'} ({len(overall.conditions)})"
         several = len(overall.conditions) > 1 and not one.claim.universal
         low, high = overall.pooled.prediction
@@ -192,6 +194,7 @@ def _rows(decided: list[Decided], experiment: str) -> Iterator[tuple[dict[str, A
             _row((*first, name, one.label), shown, (verdict, reason)),
             zone
             | {
+                "tested": None if one.claim.universal or overall.unsound or not shown.count else tested,
                 "tau": overall.pooled.tau if several else None,
                 "i2": overall.pooled.i2 if several else None,
                 "prediction": [ratio(low), ratio(high)] if several and math.isfinite(high) else None,
@@ -295,6 +298,6 @@ def summary(path: str | Path) -> str:
                 interval = shown(row.effect, row.ci_low, row.ci_high)
                 words = f"    {row.verdict:<13} {row.quantity:<46} {interval:<26} {row.condition}, {row.n_seeds} seeds"
                 lines.append(line(words))
-                if row.verdict != "reproduced":
+                if row.verdict != "reproduced" or "interval" not in row.reason:  # else the line says it
                     lines.append(line(f"    {'':<13} {row.reason}"))
     return "\n".join(lines)

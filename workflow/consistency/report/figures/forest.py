@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ...escape import mathtext
 from ...files.storage import read_json, read_table
@@ -26,8 +27,8 @@ _COLOURS = {
     "unsound": "0.6",
 }
 _NOTE = (
-    "line: 95 % interval; dots: replicates; diamond: mean over conditions, dashed: a further one; "
-    "shaded: no practical difference"
+    "line: 95 % interval, thin: after Holm's correction; dots: replicates; diamond: mean over conditions,\n"
+    "dashed: a further condition; shaded: no practical difference"
 )
 
 
@@ -71,7 +72,8 @@ def _block(quantity: str, rows: pd.DataFrame) -> pd.DataFrame:
     """What is drawn of a quantity: its only condition with the overall verdict, or its conditions and all together."""
     conditions, overall = rows[~rows.overall], rows[rows.overall]
     if len(conditions) == 1:
-        return conditions.assign(verdict=overall.verdict.iloc[0])
+        both = conditions.evidence.iloc[0] | {"tested": overall.evidence.iloc[0]["tested"]}
+        return conditions.assign(verdict=overall.verdict.iloc[0], evidence=[both])
     if len(conditions) > SHOWN:
         heading = f"{quantity}; {SHOWN} of {len(conditions)} conditions"
         conditions = conditions.iloc[[i * len(conditions) // SHOWN for i in range(SHOWN)]].assign(quantity=heading)
@@ -101,6 +103,8 @@ def _panel(axes: Axes, claim: str, blocks: list[pd.DataFrame]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     style.plain_log(axes.xaxis)
+    if high < 4 * low:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
 
 
 _HEADING = {"fontsize": "x-small", "fontweight": "bold", "va": "center"}
@@ -119,6 +123,8 @@ def _line(axes: Axes, y: float, row: Any, limits: tuple[float, float]) -> None:
     colour, evidence, (low, high) = _COLOURS[row.verdict], row.evidence, limits
     if prediction := evidence.get("prediction"):
         axes.plot([max(low, prediction[0]), min(high, prediction[1])], [y, y], "--", color=colour, linewidth=0.7)
+    if tested := evidence.get("tested"):
+        axes.plot([max(low, tested[0]), min(high, tested[1])], [y, y], color=colour, linewidth=0.5)
     if row.effect == row.effect:  # of no ratio there is none
         ends = [max(low, row.ci_low), min(high, row.ci_high)]
         axes.plot(ends, [y, y], color=colour, linewidth=1.3, solid_capstyle="butt")
