@@ -457,14 +457,20 @@ def test_own(tmp_path, monkeypatch):
 def test_forest(tmp_path, drawn):
     """A line per condition with its interval and replicates, and the verdict of the table beside it."""
     from consistency.config import load_experiment
+    from consistency.config.gates import asked
     from consistency.report import verdicts
 
     cells = [("ode_error", "pixels", "teacher", 1), ("frechet_distance", "features", "data", 1)]
-    metrics = Metrics(tmp_path / "m.csv", [*TARGETS, *PAIRS], cells)
+    labels = {"extractor": "features", "reference": "labels"}
+    extra = [
+        labels | {"run": "data", "method": "data", "metric": "held_out_accuracy", "value": 0.99},
+        labels | {"run": "cm-ddim-n5-w4-s1", "method": "cm", "metric": "recognised", "sampling_steps": 1, "value": 0.1},
+    ]
+    metrics = Metrics(tmp_path / "m.csv", [*TARGETS, *PAIRS], cells, extra)
     paths = {"table": tmp_path / "claims.csv", "definitions": tmp_path / "claims.json"}
     claims = [claim.model_dump() for claim in load_experiment("digits", {"claims": ["A1", "B4"]}).claims]
     runs = [*TARGETS, *PAIRS]
-    verdicts.check(paths, "x", metrics.path, runs, claims, unsound={"cm-ddim-n5-w4-s1": "not finite"})
+    verdicts.check(paths, "x", metrics.path, runs, claims, gates=asked(load_experiment("digits")))
     figure = drawn(forest, runs=runs, **paths)
     assert [axes.get_title() for axes in figure.axes] == ["Claim A1", "Claim B4"]
     a1, b4 = figure.axes
