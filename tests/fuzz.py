@@ -223,7 +223,7 @@ def users_readers(folder: Path) -> dict[str, Callable[[random.Random], Any]]:
     def read_archive(content: bytes, name: str) -> None:
         path = folder / f"a.{name}"
         path.write_bytes(content)
-        read = datasets.captions(str(path)) if name != "zip" else list(archives.members(path, lambda name: True))
+        read = datasets.captioned(str(path), 4) if name != "zip" else archives.members(path, lambda name: True)
         assert all(isinstance(entry, tuple) for entry in read)
 
     def mutated_archive(rng: random.Random) -> None:
@@ -249,7 +249,7 @@ def users_readers(folder: Path) -> dict[str, Callable[[random.Random], Any]]:
             path.unlink()
         name, content = rng.choice((("metadata.csv", table), ("metadata.jsonl", lines)))
         (place / name).write_bytes(mutate(content, rng))
-        assert len(datasets.captions(str(place))) <= 2
+        assert len(list(datasets.captioned(str(place), 4))) <= 2
 
     def read_sums(rng: random.Random) -> None:
         name = rng.choice(("../../etc/hostname", "/etc/hostname", "a/../../x", "config.json", "x\0", "\x1b[2J", "."))

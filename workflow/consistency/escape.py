@@ -41,8 +41,7 @@ _MARKDOWN = re.compile(
 
 
 def line(text: str) -> str:
-    """The text as one line of visible characters: line ends, other control characters, marks that reverse the direction
-    of the text behind them and lone surrogates become a space each."""
+    """The text as one line of visible characters: each of `_INVISIBLE` becomes a space."""
     return re.sub(f"[{_INVISIBLE}]", " ", text)
 
 

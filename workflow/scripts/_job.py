@@ -14,10 +14,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from _surroundings import open_streams
+from _surroundings import open_streams, say
 
 open_streams()
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 FORMAT = "%(asctime)s %(message)s"
 NO_SETTINGS = {"identity"}  # params that say what a cached result depends on, not what the job is to do
@@ -53,9 +52,9 @@ def record(snakemake: Any) -> Any:
     )
 
 
-def inputs(snakemake: Any) -> dict[str, Any]:
-    """A job's named inputs; those that its rule leaves empty are not there."""
-    return {name: value for name, value in snakemake.input.items() if value}
+def inputs(snakemake: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A job's named inputs; those that its rule leaves empty, and those `without`, are not there."""
+    return {name: value for name, value in snakemake.input.items() if value and name not in without}
 
 
 def decoded(params: Any) -> dict[str, Any]:
@@ -147,8 +146,7 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
     def fail(line: str) -> None:
         if not parallel.is_worker():
             logging.error(line)
-            with suppress(OSError):  # nobody may read it any more
-                print(f"\n{snakemake.rule}: {line}", file=sys.stderr, flush=True)
+            say(f"\n{snakemake.rule}: {line}", sys.stderr)
             leave(1)
         parallel.report(line)
         os._exit(1)
@@ -166,8 +164,7 @@ def job(snakemake: Any, network: bool = False, training: bool = False) -> Iterat
         logging.error(trace := public(traceback.format_exc()))
         if parallel.is_worker():
             os._exit(1)  # the parent says where to look
-        with suppress(OSError):
-            print(trace, file=sys.stderr)
+        say(trace, sys.stderr)
         fail(f"unexpected error, see {log}")
     if not parallel.is_worker():
         release(lock)

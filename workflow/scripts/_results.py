@@ -6,6 +6,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import _surroundings  # noqa: F401 (the library's path)
 from consistency.config.resolve import results_folder
 from consistency.errors import ConsistencyError
 

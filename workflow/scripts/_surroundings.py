@@ -8,7 +8,10 @@ import os
 import re
 import shlex
 import sys
+from pathlib import Path
 from typing import IO
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for scripts, which begin with this module: the library
 
 CACHES = ".snakemake/caches"
 # glibc reads them when a process starts. Blocks of up to 32 MB, its own limit, then come from its heap, and up to 1 GB

@@ -1,11 +1,9 @@
-from _job import decoded, job
+from _job import decoded, inputs, job
 
 with job(snakemake):
     import importlib
     from pathlib import Path
 
     page = importlib.import_module(f"consistency.report.pages.{Path(snakemake.input.code).stem}")
-    inputs = {
-        name: value for name, value in snakemake.input.items() if name not in ("code", "shell", "style") and value
-    }
-    page.draw(snakemake.output[0], **inputs, **decoded(snakemake.params))
+    files = inputs(snakemake, without=("code", "shell", "style"))
+    page.draw(snakemake.output[0], **files, **decoded(snakemake.params))

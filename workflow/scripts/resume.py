@@ -11,9 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from _surroundings import give_caches, give_name, open_streams, say
 from consistency.errors import LockedError
 from consistency.files.locks import hold
@@ -48,8 +45,7 @@ def scripts_left() -> dict[psutil.Process, str]:
 
 def end_what_is_left() -> None:
     """Cancel jobs, end scripts (training writes a checkpoint), and wait until they are gone."""
-    jobs = jobs_left()
-    if jobs:
+    if jobs := jobs_left():
         say(f"resume: cancels {len(jobs)} SLURM jobs of an earlier snakemake: {' '.join(jobs)}")
         subprocess.run(["scancel", *jobs], check=False)
     end = time.monotonic() + SECONDS

@@ -1,11 +1,8 @@
 """Print what is being trained and what is finished: `python workflow/scripts/status.py [results] [--watch]`."""
 
 import argparse
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from contextlib import suppress
 
 from _results import chosen
 from _surroundings import open_streams, say
@@ -18,12 +15,10 @@ parser.add_argument("results", nargs="?", help="folder of all outputs; by defaul
 parser.add_argument("--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="again and again, every 5 s")
 options = parser.parse_args()
 results = chosen(options.results)
-try:
+with suppress(KeyboardInterrupt):
     while True:
         text = f"{printable(results)}:\n\n{status.table(results)}"
         say(f"\033[2J\033[H{time.strftime('%H:%M:%S')}\n{text}" if options.watch else text)
         if not options.watch:
             break
         time.sleep(options.watch)
-except KeyboardInterrupt:
-    pass

@@ -1,9 +1,6 @@
 """Print the claims table and where everything is: `python workflow/scripts/summary.py [results]`."""
 
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _results import chosen
 from _surroundings import open_streams, say

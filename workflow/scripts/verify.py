@@ -1,9 +1,6 @@
 """Compare every file of a folder of results with the sha256 that it carries: `… verify.py [results]`."""
 
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _results import chosen
 from _surroundings import open_streams, say

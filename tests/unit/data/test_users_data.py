@@ -319,7 +319,7 @@ def test_classes_without_an_image_to_test_on_and_small_images_are_told(tmp_path,
 def captions_of(place, files):
     """The captions, and the account."""
     account = Account("mine")
-    return [caption for _, caption in datasets.captions(str(write(place, files)), account)], account
+    return [caption for _, _, caption in datasets.captioned(str(write(place, files)), 12, account)], account
 
 
 def test_encodings_of_captions(tmp_path):

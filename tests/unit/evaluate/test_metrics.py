@@ -262,7 +262,7 @@ def test_files_that_are_not_finite_are_not_measured(tmp_path, monkeypatch, measu
     key = next(iter(tensors))
     tensors[key].flat[5] = np.nan
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_check_finite", lambda *_: None)
+        patch.setattr(storage, "check_rows", lambda *_: None)
         storage.save_tensors(tmp_path / name, tensors)
     with pytest.raises(MismatchError) as caught:
         measure(tmp_path, "bad.json")

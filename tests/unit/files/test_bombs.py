@@ -65,6 +65,10 @@ def images(source):
     return datasets.images(str(source), 12, None, None, 0.5, 0)
 
 
+def captions(source):
+    return [caption for _, _, caption in datasets.captioned(source, 12)]
+
+
 def made(path, content):
     path.write_bytes(content)
     return path
@@ -168,11 +172,11 @@ def test_labels_and_captions_beside_images(tmp_path, monkeypatch):
     image = encoded(noise(0))
     for kind in ("cls", "txt", "json"):
         source = write(tmp_path / "a.tar", {"a.png": image, f"a.{kind}": b"1" * 2_000_000})
-        read = datasets.captions if kind != "cls" else lambda path: datasets.images(path, 12, None, "folder", 0.5, 0)
+        read = captions if kind != "cls" else lambda path: datasets.images(path, 12, None, "folder", 0.5, 0)
         refused(rf"a\.tar: a\.{kind}: 2\.0 MB, allowed: at most 1\.0 MB", read, str(source))
     monkeypatch.setattr(bounds, "LABELS", 500_000)
     files = {f"{k}.{kind}": content for k in range(4) for kind, content in (("png", image), ("txt", b"x" * 200_000))}
-    refused("more than 0.5 MB of labels and captions", datasets.captions, str(write(tmp_path / "b.tar", files)))
+    refused("more than 0.5 MB of labels and captions", captions, str(write(tmp_path / "b.tar", files)))
 
 
 def test_metadata(tmp_path):
@@ -182,15 +186,15 @@ def test_metadata(tmp_path):
     table = place / "metadata.csv"
     with open(table, "wb") as file:
         file.truncate(10**12)
-    refused(r"metadata\.csv: 1,000,000 MB, allowed: at most 128 MB", datasets.captions, str(place))
+    refused(r"metadata\.csv: 1,000,000 MB, allowed: at most 128 MB", captions, str(place))
     table.write_bytes(b"file_name,text\na.png," + b"x" * 2_000_000)
     refused(
         r"metadata\.csv: cannot be read \(line 2: 2,000,006 characters, allowed: at most 1,000,000",
-        datasets.captions,
+        captions,
         str(place),
     )
     table.write_bytes(b"file_name,text\n" + b"a.png,x\n" * 10**6)  # read line by line
-    refused("a.png has two captions", datasets.captions, str(place), megabytes=40)
+    refused("a.png has two captions", captions, str(place), megabytes=40)
     table.unlink()
     for content, pattern in (
         (b"[]," * 10**6, r"line 1: 3,000,000 characters"),
@@ -198,7 +202,7 @@ def test_metadata(tmp_path):
         (b"9" * 5000, "4300 digits"),
     ):
         (place / "metadata.jsonl").write_bytes(content)
-        refused(pattern, datasets.captions, str(place))
+        refused(pattern, captions, str(place))
 
 
 # Images
@@ -501,7 +505,7 @@ def test_files_that_would_be_waited_for(teacher, name, kind):
 
 def test_fifos_elsewhere(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for read in (hashes.sha256, hashes.read_bytes, storage.read_json, storage.read_sealed, storage.check_tensors):
+    for read in (hashes.sha256, bounds.read, storage.read_json, storage.read_sealed, storage.check_tensors):
         refused("pipe: a FIFO, a device or a socket", read, tmp_path / "pipe")
     for name in ("a.zip", "a.tar", "a.tar.gz"):
         os.mkfifo(tmp_path / name)

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_the_light_modules_import_no_torch():
     assert done.stdout.strip() == "[]"
 
 
-def test_missing_data_file(monkeypatch):
+def test_missing_data_file(tmp_path, monkeypatch):
     import sklearn.datasets
 
     def missing():
@@ -138,7 +139,7 @@ def test_missing_data_file(monkeypatch):
 
     monkeypatch.setattr(sklearn.datasets, "load_digits", missing)
     with pytest.raises(StorageError, match="digits.csv.gz"):
-        prepare.digits()
+        prepare.prepare(tmp_path / "data", {"kind": "digits", "test_share": 0.2, "seed": 0})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -168,9 +169,12 @@ def test_json_holds_finite_numbers_only(tmp_path, bad):
 
 
 def test_nan_in_data(tmp_path, monkeypatch):
-    images = np.zeros((20, 1, 8, 8), np.float32)
-    images[7, 0, 3, 3] = np.nan
-    monkeypatch.setattr(prepare, "digits", lambda: (images, np.arange(20) % 10))
+    import sklearn.datasets
+
+    images = np.zeros((20, 8, 8), np.float32)
+    images[7, 3, 3] = np.nan
+    bunch = SimpleNamespace(images=images, target=np.arange(20) % 10)
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: bunch)
     with pytest.raises(MismatchError, match=r"data: not written: (test|train)_images is not finite in 1 of \d+ rows"):
         prepare.prepare(tmp_path / "data", {"kind": "digits", "test_share": 0.2, "seed": 0})
 

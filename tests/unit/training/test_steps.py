@@ -180,7 +180,7 @@ def test_parts_see_their_rows_and_all_of_the_progress():
     assert torch.equal(torch.cat([part["x"] for part in seen]), batch["x"])
     assert [part["progress"].item() for part in seen] == [batch["progress"].item()] * 3
     assert (loss, parts_norm) == pytest.approx((whole, norm), rel=1e-5)
-    shares = [feed.rows_of(batch, rank, 2) for rank in (0, 1)]
+    shares = feed.parts_of(batch, 2)
     assert [feed.size_of(share) for share in shares] == [4, 4]
     assert all(torch.equal(share["progress"], batch["progress"]) for share in shares)
 

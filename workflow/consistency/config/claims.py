@@ -3,7 +3,7 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -185,11 +185,7 @@ class Comparison(Quantity, _About):
         return [self]
 
 
-def _read() -> dict[str, Claim]:
-    return {name: Claim(name=name, **value) for name, value in strict.read(Path(__file__).with_suffix(".yaml")).items()}
-
-
-CLAIMS = _read()
+CLAIMS = {name: Claim(name=name, **value) for name, value in strict.read(Path(__file__).with_suffix(".yaml")).items()}
 
 
 def _built_in(name: Any) -> Claim:
@@ -213,7 +209,7 @@ AnyClaim = Annotated[
 ]
 
 
-def check(name: str, experiment: Experiment, runs: list[Run], extra_metrics: Sequence[str] = ()) -> None:
+def check(experiment: Experiment, runs: list[Run], extra_metrics: Sequence[str] = ()) -> Iterator[str]:
     """Check that claims compare what is measured, where their methods have runs.
 
     A built-in claim has quantities for all presets; one of them at least is of methods of this one. A claim of the
@@ -222,40 +218,38 @@ def check(name: str, experiment: Experiment, runs: list[Run], extra_metrics: Seq
     Args:
         extra_metrics: names of metrics beside the built-in ones.
 
-    Raises:
-        ConfigError: one line with the key's path, what was given, what is allowed.
+    Yields:
+        Problems: one line with the key's path, what was given, what is allowed.
     """
     methods = {run.method for run in runs}
     for number, claim in enumerate(experiment.claims):
-        where, sides = f"{name}: claims.{number}", [{method for method, _ in q.sides} for q in claim.quantities]
+        where, sides = f"claims.{number}", [{method for method, _ in q.sides} for q in claim.quantities]
         if claim == CLAIMS.get(claim.name):
-            where = f"{name}: claims: {claim.name}"
+            where = f"claims: {claim.name}"
             if not any(both <= set(experiment.methods) for both in sides):
-                raise ConfigError(
-                    f"{where} compares {', '.join(sorted(set().union(*sides)))}; methods has {list(experiment.methods)}"
-                )
+                compared = ", ".join(sorted(set().union(*sides)))
+                yield f"{where} compares {compared}; methods has {list(experiment.methods)}"
         elif claim.name in CLAIMS:
-            raise ConfigError(f"{where}.name: {claim.name!r} is a built-in claim's; choose another")
+            yield f"{where}.name: {claim.name!r} is a built-in claim's; choose another"
         for position, (quantity, both) in enumerate(zip(claim.quantities, sides, strict=True)):
             if claim.name not in CLAIMS:
                 part = where if quantity is claim else f"{where}.quantities.{position}"
-                _check_words(part, experiment, quantity, extra_metrics)
+                yield from _check_words(part, experiment, quantity, extra_metrics)
                 if both <= methods:
-                    _check_measured(part, experiment, quantity, [run for run in runs if run.method in both])
-                    _check_paired(
-                        part, experiment, claim, [[r for r in runs if r.method == method] for method in sorted(both)]
-                    )
+                    compared = [run for run in runs if run.method in both]
+                    yield from _check_measured(part, experiment, quantity, compared)
+                    yield from _check_paired(part, experiment, claim, compared)
             if both <= methods:
-                _check_point(where, experiment, quantity)
+                yield from _check_point(where, experiment, quantity)
         for steps in claim.sampling_steps or ():
             if steps not in experiment.evaluation.sampling_steps:
-                raise ConfigError(
+                yield (
                     f"{where}.sampling_steps: {steps}; allowed: of evaluation.sampling_steps, "
                     f"{experiment.evaluation.sampling_steps}"
                 )
 
 
-def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_metrics: Sequence[str]) -> None:
+def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_metrics: Sequence[str]) -> Iterator[str]:
     """Methods, metric, references and extractor of a quantity are ones that there are."""
     data, base = experiment.data.kind, quantity.base
     extractors = [experiment.classifier.name if e.kind == "classifier" else e.kind for e in experiment.extractors]
@@ -268,14 +262,14 @@ def _check_words(where: str, experiment: Experiment, quantity: Quantity, extra_m
             words.append(("metric", f"{base}@{quantity.point[0]}=…", [base, *allowed]))
     if quantity.extractor is not None:
         if base in METRICS and base not in OF_FEATURES:
-            raise ConfigError(f"{where}.extractor: {base} has none; allowed with {', '.join(OF_FEATURES)}")
+            yield f"{where}.extractor: {base} has none; allowed with {', '.join(OF_FEATURES)}"
         words.append(("extractor", quantity.extractor, ["coordinates"] if data == "mixture" else extractors))
     for key, word, allowed in words:
         if word not in allowed:
-            raise ConfigError(f"{where}.{key}: unknown {word!r}; allowed: {', '.join(allowed)}{nearest(word, allowed)}")
+            yield f"{where}.{key}: unknown {word!r}; allowed: {', '.join(allowed)}{nearest(word, allowed)}"
 
 
-def _check_measured(where: str, experiment: Experiment, quantity: Quantity, runs: list[Run]) -> None:
+def _check_measured(where: str, experiment: Experiment, quantity: Quantity, runs: list[Run]) -> Iterator[str]:
     """A built-in metric of a quantity whose methods have these runs is one that the experiment measures."""
     exact, base = experiment.teacher.source == "analytic", quantity.base
     references, point = {reference for _, reference in quantity.sides}, (quantity.point or ("",))[0]
@@ -295,34 +289,36 @@ def _check_measured(where: str, experiment: Experiment, quantity: Quantity, runs
         (base in OF_COUPLINGS, analysed, "methods of analysis.coupling_methods"),
     ):
         if asked and not there and base in METRICS:
-            raise ConfigError(f"{where}.metric: {quantity.metric} is not measured here; allowed with {needs}")
+            yield f"{where}.metric: {quantity.metric} is not measured here; allowed with {needs}"
 
 
-def _check_paired(where: str, experiment: Experiment, claim: Claim | Comparison, sides: list[list[Run]]) -> None:
+def _check_paired(where: str, experiment: Experiment, claim: Claim | Comparison, runs: list[Run]) -> Iterator[str]:
     """The methods of a quantity, of which these are the runs, share a condition and a number of sampling steps."""
     configured = experiment.evaluation.sampling_steps
     wanted = claim.sampling_steps or (configured if claim.universal else [1])
-    groups = set.intersection(*({run.group for run in runs} for runs in sides))
-    steps = set.intersection(*({n for run in runs for n in run.sampling_steps(configured)} for runs in sides))
-    methods = " and ".join(runs[0].method for runs in sides)
+    methods = sorted({run.method for run in runs})
+    both = " and ".join(methods)
+    sides = [[run for run in runs if run.method == method] for method in methods]
+    groups = set.intersection(*({run.group for run in side} for side in sides))
+    steps = set.intersection(*({n for run in side for n in run.sampling_steps(configured)} for side in sides))
     if not groups:
-        raise ConfigError(f"{where}: {methods} have no condition in common; allowed: methods whose runs share one")
+        yield f"{where}: {both} have no condition in common; allowed: methods whose runs share one"
     if not steps & set(wanted):
         allowed = ", ".join(map(str, sorted(steps))) or "none"
-        raise ConfigError(f"{where}.sampling_steps: {methods} are not both sampled in {wanted}; allowed: {allowed}")
+        yield f"{where}.sampling_steps: {both} are not both sampled in {wanted}; allowed: {allowed}"
 
 
-def _check_point(where: str, experiment: Experiment, quantity: Quantity) -> None:
+def _check_point(where: str, experiment: Experiment, quantity: Quantity) -> Iterator[str]:
     """The grid or share of training that a quantity names is measured."""
     kind, number = quantity.point or ("", 0.0)
     analysis, budgets = experiment.analysis, experiment.consistency_training.budgets
     if kind == "steps" and (quantity.ours not in analysis.coupling_methods or number not in analysis.steps):
-        raise ConfigError(
+        yield (
             f"{where} needs {quantity.ours} in analysis.coupling_methods and {number:g} in analysis.steps; they are "
             f"{analysis.coupling_methods} and {analysis.steps}"
         )
     if kind == "budget" and number not in budgets:
-        raise ConfigError(f"{where} needs {number:g} in consistency_training.budgets; they are {budgets}")
+        yield f"{where} needs {number:g} in consistency_training.budgets; they are {budgets}"
 
 
 def check_shared(experiments: dict[str, Experiment]) -> None:
@@ -336,6 +332,5 @@ def check_shared(experiments: dict[str, Experiment]) -> None:
         for number, claim in enumerate(experiment.claims):
             other, same = first.setdefault(claim.name, (name, claim))
             if claim != same:
-                raise ConfigError(
-                    f"{name}: claims.{number}.name: {claim.name!r} is another claim in {other}; rename one"
-                )
+                where = f"{name}: claims.{number}.name"
+                raise ConfigError(f"{where}: {claim.name!r} is another claim in {other}; rename one")

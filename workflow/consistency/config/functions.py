@@ -11,19 +11,15 @@ from .registry import BUILT_INS
 from .sources import Strict
 
 
-def one_of(value: Any, allowed: list[str]) -> Any:
-    """The value; raises ValueError where it is not allowed."""
-    if value not in allowed:
-        raise ValueError(f"allowed: {', '.join(allowed) or 'none here'}{nearest(str(value), allowed)}")
-    return value
-
-
 def _function(kind: str) -> BeforeValidator:
     """A name from the registry that a model is validated with (`model_validate(…, context=registry)`), by default of a
     built-in function."""
 
     def check(value: Any, info: ValidationInfo) -> Any:
-        return one_of(value, (info.context or BUILT_INS).names(kind))
+        allowed = (info.context or BUILT_INS).names(kind)
+        if value not in allowed:
+            raise ValueError(f"allowed: {', '.join(allowed) or 'none here'}{nearest(str(value), allowed)}")
+        return value
 
     return BeforeValidator(check)
 

@@ -1,4 +1,4 @@
-"""Names in messages and of files."""
+"""Names in messages."""
 
 from __future__ import annotations
 
@@ -9,8 +9,3 @@ def nearest(word: str, allowed: list[str]) -> str:
     """'; did you mean …?' for a misspelt word, or nothing."""
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def condition(solver: str, n_steps: int, guidance: float) -> str:
-    """The id of a teacher condition, such as ddim-n50-w4."""
-    return f"{solver}-n{n_steps}-w{guidance:g}"

@@ -57,13 +57,13 @@ class Function:
         """The hash of what it is made of (see `Source.sha256_of`)."""
         return self.source.sha256_of(self.name)
 
-    def call(self, params: dict[str, Any], where: str = "") -> dict[str, Any]:
+    def call(self, params: dict[str, Any]) -> dict[str, Any]:
         """What a job needs to call it, as plain data: kind, name, file, all params, the code's hash (see `loaded`).
 
         Raises:
             ConfigError: as `check_params`.
         """
-        params = check_params(self, params, where)
+        params = check_params(self, params)
         return {"kind": self.kind, "name": self.name, "file": self.file, "params": params, "code": self.code_sha256}
 
 
@@ -140,11 +140,10 @@ class Registry:
             raise ConfigError(f"unknown {kind} {name!r}; allowed: {', '.join(names) or 'none'}{nearest(name, names)}")
         return function
 
-    def names(self, kind: str, **options: Any) -> list[str]:
-        """The names that a preset may use for a kind; with options, of those functions alone that have them. Built-in
-        metrics are always measured, so presets name a user's own."""
-        chosen = [f for f in self._functions.values() if f.kind == kind and (f.file or kind != "metric")]
-        return [f.name for f in chosen if options.items() <= f.options.items()]
+    def names(self, kind: str) -> list[str]:
+        """The names that a preset may use for a kind. Built-in metrics are always measured, so presets name a user's
+        own."""
+        return [f.name for f in self._functions.values() if f.kind == kind and (f.file or kind != "metric")]
 
     def built_in_code(self, kind: str) -> dict[str, str]:
         """Name → hash, of all built-in functions of a kind."""

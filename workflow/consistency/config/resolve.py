@@ -10,10 +10,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError
 from . import cautions, checks, claims, limits, strict
@@ -26,6 +27,7 @@ from .uses import check_overrides, idle
 LARGEST_TABLE = 20_000  # runs: a dry run of more takes minutes and gigabytes
 PRESETS = Path(__file__).parents[2] / "presets"
 SCHEMAS = Path(__file__).parents[2] / "schemas"
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def expand(name: str, experiment: Experiment) -> list[Run]:
@@ -48,14 +50,6 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
         chosen = grid.method or [method for method in methods if method not in from_pairs]
         for method in chosen:
             _check_known(f"{where}.method", method, list(methods))
-        if from_pairs & set(chosen) and (
-            set(chosen) - from_pairs
-            or grid.model_fields_set & {"solver", "n_steps", "guidance", "targets", "parameters"}
-        ):
-            raise ConfigError(
-                f"{where}: {', '.join(sorted(from_pairs & set(chosen)))}: methods that learn from pairs take a row of "
-                "their own, with method and seed only"
-            )
         axes = {
             "solver": grid.solver,
             "n_steps": grid.n_steps,
@@ -65,15 +59,20 @@ def expand(name: str, experiment: Experiment) -> list[Run]:
             "method": chosen,
             "seed": grid.seed,
         }
-        if from_pairs & set(chosen):
+        if paired := from_pairs & set(chosen):
+            if set(chosen) - from_pairs or grid.model_fields_set - {"method", "seed"}:
+                raise ConfigError(
+                    f"{where}: {', '.join(sorted(paired))}: methods that learn from pairs take a row of their own, "
+                    "with method and seed only"
+                )
             axes = {"method": chosen, "seed": grid.seed}
         if (count := len(runs) + math.prod(map(len, axes.values()))) > LARGEST_TABLE:
             raise ConfigError(f"{where}: makes {count} runs; allowed: at most {LARGEST_TABLE} in an experiment")
         for values in itertools.product(*axes.values()):
             run = _run(experiment, dict(zip(axes, values, strict=True)))
             if (other := runs.get(run.id)) is not None:
-                methods_of = {run.method, other.method}
-                of = f", of methods {' and '.join(sorted(methods_of))}" if len(methods_of) > 1 else ""
+                pair = sorted({run.method, other.method})
+                of = f", of methods {' and '.join(pair)}" if len(pair) > 1 else ""
                 raise ConfigError(f"{where}: run {run.id!r} occurs twice{of}; remove or rename one")
             runs[run.id] = run
     return list(runs.values())
@@ -86,11 +85,9 @@ def _run(experiment: Experiment, row: dict[str, Any]) -> Run:
     section = experiment.consistency_training if pairs else experiment.student
     flow = line.flow or ("ve" if pairs else "vp")
     parameterisation = line.parameterisation or OF_FLOW[flow]
-    coupling, times = line.coupling, line.times
     sampler = line.sampler or ("flow_map" if parameterisation == "average_velocity" else "renoise")
-    if pairs:
-        coupling = coupling or Coupling(kind="independent")
-        times = times or (None if flow == "ve" else LogitNormal(kind="logit_normal"))
+    coupling = Coupling(kind="independent") if pairs else None
+    times = LogitNormal(kind="logit_normal") if pairs and flow != "ve" else None
     return Run(
         **row,
         objective=line.objective,
@@ -102,11 +99,25 @@ def _run(experiment: Experiment, row: dict[str, Any]) -> Run:
         sampler_params=line.sampler_params,
         least_steps=max(line.least_steps, experiment.registry.get("sampler", sampler).options.get("least_steps", 1)),
         loss=line.loss or section.loss,
-        coupling=coupling,
+        coupling=line.coupling or coupling,
         velocity=line.velocity,
-        times=times,
+        times=line.times or times,
         dropout=line.dropout,
     )
+
+
+def _refuse(name: str, *problems: Iterable[str]) -> None:
+    """Raise the first of the problems that checks yield."""
+    for problem in itertools.chain(*problems):
+        raise ConfigError(f"{name}: {problem}")
+
+
+def _validated(model: type[Model], name: str, settings: Any, context: Registry | None = None) -> Model:
+    """The settings as a model; raises ConfigError with the first of pydantic's messages."""
+    try:
+        return model.model_validate(settings, context=context)
+    except ValidationError as error:
+        raise ConfigError(message(name, error)) from error
 
 
 def results_folder(file: str | Path = "config.yaml") -> Path:
@@ -114,10 +125,8 @@ def results_folder(file: str | Path = "config.yaml") -> Path:
     path = Path(file)
     content = strict.read(path) if path.is_file() else None
     folder = content.get("results") if isinstance(content, dict) else None
-    try:
-        return Path(Config(experiments=["any"], **({} if folder is None else {"results": folder})).results)
-    except ValidationError as error:
-        raise ConfigError(message(path.name, error)) from error
+    settings = {"experiments": ["any"]} | ({} if folder is None else {"results": folder})
+    return Path(_validated(Config, path.name, settings).results)
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +159,11 @@ def _presets(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml") if path.is_file())
 
 
+def single(folder: Path = PRESETS) -> list[str]:
+    """Names of the presets in a folder that are no suites."""
+    return [name for name in _presets(folder) if not _is_suite(name, folder)]
+
+
 def _check_known(where: str, name: Any, allowed: list[str]) -> None:
     if name not in allowed:
         raise ConfigError(f"{where}: unknown {name!r}; allowed: {', '.join(allowed)}{nearest(str(name), allowed)}")
@@ -166,13 +180,8 @@ def load_experiment(
     Raises:
         ConfigError: one line with the key's path, what was given, what is allowed.
     """
-    settings = _merge(_read_preset(name, presets), overrides or {})
-    try:
-        experiment = Experiment.model_validate(settings, context=registry)
-    except ValidationError as error:
-        raise ConfigError(message(name, error)) from error
-    limits.check_names(name, experiment)
-    limits.check_schedule(name, experiment.schedule)
+    experiment = _validated(Experiment, name, _merge(_read_preset(name, presets), overrides or {}), registry)
+    _refuse(name, limits.check_names(name, experiment), limits.check_schedule(experiment.schedule))
     for path, kind, uses in (
         ("evaluation.metrics", "metric", experiment.evaluation.metrics),
         ("figures", "figure", experiment.figures),
@@ -185,11 +194,14 @@ def load_experiment(
         if line.sampler is not None:
             check_params(registry.get("sampler", line.sampler), line.sampler_params, f"{where}.sampler_params")
     runs = expand(name, experiment)
-    checks.check_sources(name, experiment, runs)
-    checks.check_mixture(name, experiment)
-    checks.check_pairs(name, experiment, runs)
-    claims.check(name, experiment, runs, registry.names("metric"))
-    limits.check(name, experiment, runs)
+    _refuse(
+        name,
+        checks.check_sources(experiment, runs),
+        checks.check_mixture(experiment),
+        checks.check_pairs(experiment, runs),
+        claims.check(experiment, runs, registry.names("metric")),
+        limits.check(experiment, runs),
+    )
     return experiment
 
 
@@ -208,21 +220,18 @@ def load(
     settings = dict(settings)
     if isinstance(settings.get("experiments"), str):
         settings["experiments"] = [name.strip() for name in settings["experiments"].split(",") if name.strip()]
-    try:
-        config = Config.model_validate(settings)
-    except ValidationError as error:
-        raise ConfigError(message("config.yaml", error)) from error
+    config = _validated(Config, "config.yaml", settings)
     registry = Registry.read(config.plugins)
     names = [member for name in config.experiments for member in _members(name, presets)]
-    limits.check_experiments(names)
-    single = [name for name in _presets(presets) if not _is_suite(name, presets)]
+    _refuse("config.yaml", limits.check_experiments(names))
+    allowed = single(presets)
     for name in config.overrides:
         where = f"config.yaml: overrides.{name}"
-        if name in _presets(presets) and name not in single:
+        if name in _presets(presets) and name not in allowed:
             members = ", ".join(_members(name, presets))
             raise ConfigError(f"{where}: a suite has no keys of its own; allowed: its experiments, {members}")
-        if name not in single:
-            raise ConfigError(f"{where}: unknown; allowed: {', '.join(single)}{nearest(name, single)}")
+        if name not in allowed:
+            raise ConfigError(f"{where}: unknown; allowed: {', '.join(allowed)}{nearest(name, allowed)}")
         if name not in names and not chosen_elsewhere:
             raise ConfigError(
                 f"{where}: reaches nothing, for {name} is not among the experiments ({', '.join(names)}); add it to "
@@ -263,9 +272,9 @@ def _members(name: str, folder: Path) -> list[str]:
     members = content.get("suite") if isinstance(content, dict) else None
     if not isinstance(members, list) or not members or set(content) != {"suite"}:
         raise ConfigError(f"{path}: a suite has the one key suite, a list of experiments")
-    single = [preset for preset in _presets(folder) if not _is_suite(preset, folder)]
+    allowed = single(folder)
     for member in members:
-        _check_known(f"{path}: suite", member, single)
+        _check_known(f"{path}: suite", member, allowed)
     return members
 
 

@@ -9,7 +9,6 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, model_
 from .claims import AnyClaim
 from .components import EDM, MLP, Curriculum, Loss, Mse, Network, PseudoHuberNorm, Schedule
 from .functions import CouplingKind, Objective, OwnFigure, OwnMetric, Sampler, Solver
-from .names import condition
 from .registry import BUILT_INS, Registry
 from .sources import NAME, Count, Data, Extractor, Folder, Hub, OneLine, OwnPath, Seed, Strict, TrainedClassifier
 
@@ -358,8 +357,8 @@ class Run(Strict):
 
     @property
     def condition(self) -> str:
-        """Teacher solver, N and w, as in file names."""
-        return condition(self.solver, self.n_steps, self.guidance)
+        """Teacher solver, N and w, as in file names, such as ddim-n50-w4."""
+        return f"{self.solver}-n{self.n_steps}-w{self.guidance:g}"
 
     @property
     def group(self) -> str:

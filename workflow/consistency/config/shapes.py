@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .settings import Experiment
 
+# Of the labelled data sets, by kind.
 SHAPES: dict[str, tuple[tuple[int, ...], int | None, int]] = {
     "digits": ((1, 8, 8), 1797, 10),
     "fashion": ((1, 32, 32), 70_000, 10),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
-from .settings import Experiment, Run, Training
+from .settings import Experiment, Run, TeacherConfig, Training
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,13 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
     of_targets = [experiment.methods[run.method].loss for run in runs if not run.from_pairs]
     of_pairs = [experiment.methods[run.method].loss for run in runs if run.from_pairs]
     from_pairs = {run.method for run in runs if run.from_pairs}
-    grids = [grid for grid in experiment.runs if not set(grid.method or ()) & from_pairs]
+    rows = [row for row in experiment.runs if not set(row.method or ()) & from_pairs]
     source = f"teacher.source is {teacher.source}"
     parts = {
         "targets": not needed.targets and no_targets,
-        "targets.mode": needed.targets and all(grid.targets for grid in grids) and "every row of runs has targets",
+        "targets.mode": needed.targets and all(row.targets for row in rows) and "every row of runs has targets",
         "student": not needed.targets and no_targets,
-        "student.parameters": needed.targets
-        and all(g.parameters for g in grids)
-        and "every row of runs has parameters",
+        "student.parameters": needed.targets and all(r.parameters for r in rows) and "every row of runs has parameters",
         "student.loss": needed.targets and None not in of_targets and "every method has a loss of its own",
         "consistency_training": not needed.pairs and no_pairs,
         "consistency_training.loss": needed.pairs and None not in of_pairs and "every method has a loss of its own",
@@ -96,21 +94,14 @@ def unused(experiment: Experiment, runs: list[Run]) -> dict[str, str]:
         "classifier": not needed.classifier and "extractors has no classifier",
         "extractors": experiment.data.kind == "mixture" and "the features of a mixture are its coordinates",
         "data.download": captions and bool(experiment.data.source) and "data.source takes its place",
+        "teacher.path": teacher.source != "path" and source,
+        "teacher.hub": teacher.source != "hub" and source,
+        "teacher.subfolder": not needed.imported and source,
+        "teacher.precision": exact and "the closed form is solved in float64",
     }
     parts |= {f"methods.{m}": m not in methods and "no row of runs names it" for m in experiment.methods}
-    no_teacher = not (needed.targets or needed.asked) and "no run has a teacher"
-    for key, why in {
-        "training": False,
-        "seed": False,
-        "label_dropout": False,
-        "path": teacher.source != "path" and source,
-        "hub": teacher.source != "hub" and source,
-        "subfolder": not needed.imported and source,
-        "precision": exact and "the closed form is solved in float64",
-        "timestep_offset": False,
-        "compile": False,
-    }.items():
-        parts[f"teacher.{key}"] = no_teacher or why
+    if not (needed.targets or needed.asked):
+        parts |= {f"teacher.{key}": "no run has a teacher" for key in TeacherConfig.model_fields if key != "source"}
     for key in ("steps", "count", "gradient_budget", "batch_size", "velocity"):
         parts[f"analysis.{key}"] = not needed.analysed and "analysis.coupling_methods names no method with runs"
     return {path: why for path, why in parts.items() if why}
@@ -136,28 +127,20 @@ def check_overrides(name: str, experiment: Experiment, runs: list[Run], override
     Raises:
         ConfigError: one is not; names it, and why.
     """
-    for path, why in _found(overrides, unused(experiment, runs)):
+    for path, why in _within(overrides, unused(experiment, runs)):
         raise ConfigError(f"config.yaml: overrides.{name}.{path}: reaches nothing: {why}; remove it, or change that")
 
 
 def idle(experiment: Experiment, runs: list[Run], overrides: dict[str, Any]) -> list[str]:
     """A line for each key of an experiment's overrides that waits for another choice."""
-    return [f"{path}: not used, because {why}" for path, why in _found(overrides, waiting(experiment, runs))]
+    return [f"{path}: not used, because {why}" for path, why in _within(overrides, waiting(experiment, runs))]
 
 
-def _found(overrides: dict[str, Any], parts: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """The paths of the values in `overrides` that lie in one of the parts, and why that is one."""
-    for path in _leaves(overrides):
-        for depth in range(1, len(path) + 1):
-            if why := parts.get(".".join(path[:depth])):
-                yield ".".join(path), why
-                break
-
-
-def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The paths of the values in a nested mapping."""
-    if not isinstance(value, dict):
-        yield path
-        return
-    for key, inner in value.items():
-        yield from _leaves(inner, (*path, str(key)))
+def _within(value: Any, parts: dict[str, str], path: str = "", why: str | None = None) -> Iterator[tuple[str, str]]:
+    """The paths of the values in overrides that lie in one of the parts, and why the outermost of these is one."""
+    why = why or parts.get(path)
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _within(inner, parts, f"{path}.{key}" if path else str(key), why)
+    elif why:
+        yield path, why

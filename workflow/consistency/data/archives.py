@@ -131,11 +131,6 @@ def _too_many(archive: str | Path, count: int) -> StorageError:
     return StorageError(f"{archive}: {count:,} members or more, allowed: at most {bounds.MEMBERS:,}; {SPLIT}")
 
 
-def _check_size(archive: Path, name: str, size: int) -> None:
-    if size > (most := most_of(name)):
-        bounds.check_size(where(archive, name), size, most)
-
-
 def most_of(name: str) -> int:
     """Bytes that a file of this name may have."""
     kind = name.rpartition(".")[2].lower()  # faster than `kind_of`
@@ -220,7 +215,7 @@ def _of_tar(archive: Path, wanted: Callable[[str], bool], names: _Names) -> Iter
                 if not member.isdir() and (name := names.accept(member.name, "" if member.isfile() else linked)):
                     data = None
                     if wanted(name):
-                        _check_size(archive, name, member.size)
+                        bounds.check_size(f"{archive}: {name}", member.size, most_of(name))
                         content.allowed = member.size
                         data = file.extractfile(member).read()
                     yield name, data
@@ -238,7 +233,7 @@ def _of_zip(archive: Path, wanted: Callable[[str], bool], names: _Names) -> Iter
                 if not wanted(name):
                     yield name, None
                     continue
-                _check_size(archive, name, entry.file_size)
+                bounds.check_size(f"{archive}: {name}", entry.file_size, most_of(name))
                 unpacked += entry.file_size
                 if unpacked > most:
                     raise _unpacks_to(archive, unpacked, most)
@@ -262,8 +257,7 @@ class _Names:
         self.count, self.size = self.count + 1, self.size + len(name)
         if self.count > bounds.MEMBERS:
             raise _too_many(self.archive, self.count)
-        if self.size > bounds.NAMES:
-            bounds.check_size(f"{self.archive}: the names of its members", self.size, bounds.NAMES)
+        bounds.check_size(f"{self.archive}: the names of its members", self.size, bounds.NAMES)
         name = str(PurePosixPath(name))
         parts = PurePosixPath(name).parts
         if not why and (PurePosixPath(name).is_absolute() or ".." in parts):

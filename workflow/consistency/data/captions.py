@@ -92,8 +92,8 @@ def _caption(image: str, beside: dict[str, bytes | None]) -> str:
         return caption
 
 
-def _pairs(archive: Path, pixels: bool, account: Account) -> Iterator[tuple[str, bytes | None, str]]:
-    """Name, encoded image (None unless `pixels`) and caption of each captioned image, in the archive's order."""
+def _pairs(archive: Path, account: Account) -> Iterator[tuple[str, bytes, str]]:
+    """Name, encoded image and caption of each captioned image, in the archive's order."""
     beside = {"txt", "json"} if archives.is_tar(archive) else set()
 
     def is_table(name: str) -> bool:
@@ -101,8 +101,7 @@ def _pairs(archive: Path, pixels: bool, account: Account) -> Iterator[tuple[str,
 
     listed = dict(archives.members(archive, lambda name: is_table(name) or kind_of(name) in beside, account))
     texts: dict[str, str] = {}
-    tables = [name for name in listed if is_table(name)]
-    for name in tables:
+    for name in filter(is_table, listed):
         for file, text in _metadata(listed[name], archive, name, account):
             path = str(PurePosixPath(name).parent / file)
             if path in texts:
@@ -120,7 +119,7 @@ def _pairs(archive: Path, pixels: bool, account: Account) -> Iterator[tuple[str,
     if not texts:
         allowed = "metadata.csv or .jsonl (file_name, and text or caption), or a tar with .txt or .json beside images"
         raise StorageError(f"{archive}: holds no images with captions; allowed: {allowed}")
-    for name, data in archives.members(archive, lambda name: pixels and name in texts):
+    for name, data in archives.members(archive, texts.__contains__):
         if name in texts:
             if not texts[name].strip():
                 account.remark("empty captions", short(archive, name))
@@ -141,12 +140,5 @@ def captioned(source: str, side: int, account: Account | None = None) -> Iterato
     """
     account = account or Account(source)
     for archive in archives.archives(source):
-        for name, data, caption in _pairs(archive, True, account):
+        for name, data, caption in _pairs(archive, account):
             yield name, decode(data, archive, name, side, None, account), caption
-
-
-def captions(source: str, account: Account | None = None) -> list[tuple[str, str]]:
-    """Names and captions in the order of `captioned`, without decoding images; it raises the same."""
-    account = account or Account(source)
-    paths = archives.archives(source)
-    return [(name, caption) for archive in paths for name, _, caption in _pairs(archive, False, account)]

@@ -67,9 +67,8 @@ def _opened(data: bytes) -> Image.Image:
 
     allowed = f"allowed: at most {bounds.PIXELS:,}"
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", Image.DecompressionBombWarning
-        )  # from 89 million pixels, which photographs have
+        # From 89 million pixels, which photographs have.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:

@@ -11,30 +11,16 @@ import numpy as np
 from ..errors import MismatchError, StorageError
 from ..files.storage import load_tensors, save_tensors
 from ..flow.streams import generator
-from . import mixtures
+from . import datasets, mixtures
 from .account import Account
+from .images import Split
 
 log = logging.getLogger("consistency")
 
 FEWEST = 4  # images to train on: the Fréchet distance between halves of them needs two in each
 
 
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's 1,797 handwritten digits: images (n, 1, 8, 8) in [−1, 1], labels (n,) 0..9.
-
-    Raises:
-        StorageError: scikit-learn's data file is missing or unreadable.
-    """
-    from sklearn.datasets import load_digits
-
-    try:
-        bunch = load_digits()
-    except (OSError, ValueError) as error:
-        raise StorageError(f"digits: scikit-learn's data file cannot be read ({error}); reinstall it") from error
-    return (bunch.images[:, None] / 8 - 1).astype(np.float32), bunch.target.astype(np.int64)
-
-
-def _mixture(settings: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _mixture(settings: dict[str, Any]) -> dict[str, Split]:
     counts = {"train": settings["train_count"], "test": settings["test_count"]}
     parameters = mixtures.parameters(settings["dimension"], settings["components"])
     points = mixtures.draw(**parameters, count=sum(counts.values()), seed=settings["seed"]).astype(np.float32)
@@ -42,8 +28,15 @@ def _mixture(settings: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray
     return {part: (values, np.zeros(len(values), np.int64)) for part, values in zip(counts, parts, strict=True)}
 
 
-def _digits(settings: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    images, labels = digits()
+def _digits(settings: dict[str, Any]) -> dict[str, Split]:
+    """scikit-learn's 1,797 handwritten digits: images (n, 1, 8, 8) in [−1, 1], labels (n,) 0..9."""
+    from sklearn.datasets import load_digits
+
+    try:
+        bunch = load_digits()
+    except (OSError, ValueError) as error:
+        raise StorageError(f"digits: scikit-learn's data file cannot be read ({error}); reinstall it") from error
+    images, labels = (bunch.images[:, None] / 8 - 1).astype(np.float32), bunch.target.astype(np.int64)
     order = generator(settings["seed"], "split").permutation(len(labels))
     held_out = round(settings["test_share"] * len(labels))
     return {
@@ -51,12 +44,9 @@ def _digits(settings: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]
     }
 
 
-def _read(settings: dict[str, Any], account: Account) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    from . import datasets
-
-    parts = datasets.read(
-        {key: value for key, value in settings.items() if key not in ("conditional", "name")}, account
-    )
+def _read(settings: dict[str, Any], account: Account) -> dict[str, Split]:
+    options = {key: value for key, value in settings.items() if key not in ("conditional", "name")}
+    parts = datasets.read(options, account)
     if not settings.get("conditional", True):
         parts = {part: (images, np.zeros_like(labels)) for part, (images, labels) in parts.items()}
     return parts

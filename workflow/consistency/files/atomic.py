@@ -46,10 +46,8 @@ def explained(path: str | os.PathLike) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        raise StorageError(explain(error, Path(path))) from error
     except Exception as error:
-        if type(error).__name__ == "SafetensorError":
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise StorageError(explain(error, Path(path))) from error
         raise
 
@@ -78,10 +76,7 @@ def atomic(path: str | os.PathLike, durable: bool = True) -> Iterator[Path]:
                 write_sums(temporary)
                 for file in temporary.rglob("*"):
                     fsync(file)
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                _remove(path, quietly=False)
             if durable:
                 fsync(temporary)
             os.replace(temporary, path)
@@ -98,9 +93,9 @@ def remove_unfinished() -> None:
         _remove(path)
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, quietly: bool = True) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=quietly)
     else:
         path.unlink(missing_ok=True)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from ..errors import StorageError
@@ -42,16 +44,23 @@ def shown(size: int) -> str:
     return f"{size / MB:,.{0 if size >= 10 * MB else 1}f} MB"
 
 
+@contextmanager
+def readable(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what the operating system says while `path` is read into one line, a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
+
+
 def regular(path: str | os.PathLike) -> BinaryIO:
     """A file, opened to be read. Opening a FIFO would wait for a writer, and a device may never end.
 
     Raises:
         StorageError: missing, unreadable, or no regular file.
     """
-    try:
+    with readable(path):
         file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise irregular(path)
@@ -69,18 +78,15 @@ def check_size(what: str | os.PathLike, size: int, most: int) -> None:
         raise StorageError(f"{what}: {shown(size)}, allowed: at most {shown(most)}")
 
 
-def read(path: str | os.PathLike, most: int) -> bytes:
+def read(path: str | os.PathLike, most: int = RECORDS) -> bytes:
     """A file's bytes, at most `most` of them.
 
     Raises:
         StorageError: missing, unreadable, no regular file, or larger.
     """
-    with regular(path) as file:
+    with readable(path), regular(path) as file:
         check_size(path, os.fstat(file.fileno()).st_size, most)
-        try:
-            return file.read()
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
+        return file.read()
 
 
 def check_linked(folder: str | os.PathLike, count: int) -> None:

@@ -34,11 +34,8 @@ def sha256(path: str | os.PathLike) -> str:
     Raises:
         StorageError: the file is missing, unreadable, or no regular file.
     """
-    try:
-        with bounds.regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
+    with bounds.readable(path), bounds.regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_file(folder: str | Path) -> Path:
@@ -89,7 +86,7 @@ def _sums(folder: str | Path) -> dict[Path, str]:
     folder = Path(folder)
     for root in (folder, folder.parent):
         if (root / SUMS).is_file():
-            lines = read_bytes(root / SUMS, bounds.CONFIG).decode(errors="replace").split("\n")
+            lines = bounds.read(root / SUMS, bounds.CONFIG).decode(errors="replace").split("\n")
             parts = [line.partition("  ") for line in lines]
             for _, _, name in parts[:-1]:
                 # A link in the folder is followed: Snakemake's cache leaves links to its files.
@@ -136,15 +133,6 @@ def _check_kinds(folder: Path) -> None:
             raise bounds.irregular(file)
         if file.suffix in (".json", ".txt"):
             bounds.check_size(file, status.st_size, bounds.TOKENS)
-
-
-def read_bytes(path: str | os.PathLike, most: int = bounds.RECORDS) -> bytes:
-    """The file's bytes, at most `most` of them.
-
-    Raises:
-        StorageError: it is missing, unreadable, no regular file, or larger.
-    """
-    return bounds.read(path, most)
 
 
 def check_seal(path: str | os.PathLike, content: bytes, sealed: Any, rest: BinaryIO | None = None) -> None:

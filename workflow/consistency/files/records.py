@@ -125,9 +125,18 @@ def why_stale(
         return "its job began and did not end"
     if record["rule"] != rule:
         return f"it was made by the rule {record['rule']}"
-    return _changed(record["settings"], plain(settings()), names) or _other_inputs(
-        record, outputs, inputs, tracked, identify or identity
-    )
+    if changed := _changed(record["settings"], plain(settings()), names):
+        return changed
+    for name, before in record["inputs"].items():
+        path = os.path.normpath(Path(outputs[0]).parent / name)
+        now = (identify or identity)(path)
+        gone = now is None and not tracked(path) and not os.path.lexists(path)
+        if gone or (now is not None and now != before):
+            return f"it was made from another {path}"
+    planned = record["inputs"].keys()
+    if not all(tracked(path) for path in outputs):
+        planned = {_relative(path, outputs[0]) for path in inputs()}
+    return None if planned == record["inputs"].keys() else "it was made from other inputs"
 
 
 def _changed(before: Record, now: Record, names: set[str]) -> str | None:
@@ -139,27 +148,6 @@ def _changed(before: Record, now: Record, names: set[str]) -> str | None:
             return f"it was made without {name}"
         if before[name] != now[name]:
             return _difference(name, before[name], now[name])
-    return None
-
-
-def _other_inputs(
-    record: Record,
-    outputs: Sequence[str],
-    inputs: Callable[[], Sequence[str]],
-    tracked: Callable[[str], bool],
-    identify: Callable[[str], Any],
-) -> str | None:
-    """The first input that is not the recorded one, in words."""
-    for name, before in record["inputs"].items():
-        path = os.path.normpath(Path(outputs[0]).parent / name)
-        now = identify(path)
-        gone = now is None and not tracked(path) and not os.path.lexists(path)
-        if gone or (now is not None and now != before):
-            return f"it was made from another {path}"
-    if not all(tracked(path) for path in outputs):
-        planned = {_relative(path, outputs[0]) for path in inputs()}
-        if planned != record["inputs"].keys():
-            return "it was made from other inputs"
     return None
 
 

@@ -10,18 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..errors import MismatchError, StorageError
+from ..errors import StorageError
 from . import bounds
 from .atomic import UNFINISHED, atomic, check_writable, explain, explained, remove_unfinished  # noqa: F401 (one door for users)
 from .filesystems import read_tensors
-from .finite import check_numbers
+from .finite import check_numbers, check_rows
 from .hashes import (  # noqa: F401 (one door for users)
     AGAIN,
     SUMS,
     ZEROS,
     check_folder,
     check_seal,
-    read_bytes,
     same,
     sha256,
     weights_file,
@@ -44,7 +43,7 @@ def write_text(path: str | os.PathLike, text: str, durable: bool = True) -> None
 
 
 def write_json(path: str | os.PathLike, value: dict[str, Any], durable: bool = True) -> None:
-    """Write `value` as indented JSON, atomically, with one key more: its own sha256 (see the module's head).
+    """Write `value` as indented JSON, atomically, with one key more: its own sha256 (see `hashes`).
 
     Raises:
         MismatchError: a number that is not finite; no later stage shall average over it.
@@ -67,7 +66,7 @@ def read_json(path: str | os.PathLike, sealed: bool = True, most: int | None = N
     Raises:
         StorageError: the file is missing, damaged, larger, or is not a JSON object.
     """
-    content = read_bytes(path, most or (bounds.RECORDS if sealed else bounds.CONFIG))
+    content = bounds.read(path, most or (bounds.RECORDS if sealed else bounds.CONFIG))
     value = _parse(path, content)
     if sealed:
         check_seal(path, content, value)
@@ -105,7 +104,7 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
         StorageError: the file is missing or damaged.
     """
-    content = read_bytes(path)
+    content = bounds.read(path)
     records = [_parse(path, line) for line in content.splitlines()]
     check_seal(path, content, records[-1] if records else None)
     del records[-1]["sha256"]
@@ -127,10 +126,10 @@ def read_table(path: str | os.PathLike, **options: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
-    content, beside = read_bytes(path, bounds.RESULTS), Path(f"{path}.sha256")
+    content, beside = bounds.read(path, bounds.RESULTS), Path(f"{path}.sha256")
     if beside.is_file():
         line = f"{hashlib.sha256(content).hexdigest()}  {Path(path).name}\n"
-        if read_bytes(beside) != line.encode():
+        if bounds.read(beside) != line.encode():
             raise StorageError(f"{path}: damaged: sha256 is {line[:12]}…, {beside} says otherwise; {AGAIN}")
     try:
         return pd.read_csv(io.BytesIO(content), **options)
@@ -153,26 +152,11 @@ def read_sealed(path: str | os.PathLike, read: Callable[[BinaryIO], Any] | None 
     Raises:
         StorageError: the file is missing or damaged.
     """
-    try:
-        with bounds.regular(path) as file:
-            first = file.readline(len(_SEAL % ZEROS.encode()))
-            check_seal(path, first, _parse(path, first), file)
-            file.seek(len(first))
-            return read(file) if read else None
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
-
-
-def _check_finite(path: str | os.PathLike, name: str, value: Any, light: bool) -> None:
-    if light:
-        from numpy import isfinite
-    else:
-        from torch import isfinite
-    if (finite := isfinite(value)).all():
-        return
-    rows = finite.reshape(len(value) if value.ndim else 1, -1).all(1)
-    first, bad = rows.tolist().index(False), len(rows) - int(rows.sum())
-    raise MismatchError(f"{path}: not written: {name} is not finite in {bad} of {len(rows)} rows, first in row {first}")
+    with bounds.readable(path), bounds.regular(path) as file:
+        first = file.readline(len(_SEAL % ZEROS.encode()))
+        check_seal(path, first, _parse(path, first), file)
+        file.seek(len(first))
+        return read(file) if read else None
 
 
 def save_tensors(
@@ -192,7 +176,7 @@ def save_tensors(
     header = tensor_header(metadata or {})
     light = all(type(v).__module__ == "numpy" for v in tensors.values())
     for name, value in tensors.items():
-        _check_finite(path, name, value, light)
+        check_rows(path, name, value)
     with atomic(path) as temporary:
         if light:
             from numpy import asarray
@@ -228,18 +212,15 @@ def check_tensors(path: str | os.PathLike) -> None:
     Raises:
         StorageError: missing, damaged, or without one.
     """
-    try:
-        with bounds.regular(path) as file:
-            length = file.read(8)
-            if int.from_bytes(length, "little") > os.fstat(file.fileno()).st_size - 8:
-                raise StorageError(f"{path}: not a readable safetensors file (truncated or damaged); {AGAIN}")
-            bounds.check_size(f"{path}: the list of its tensors", int.from_bytes(length, "little"), bounds.HEADER)
-            header = file.read(int.from_bytes(length, "little"))
-            metadata = _parse(path, header).get("__metadata__")
-            text = metadata.get("json") if isinstance(metadata, dict) else None
-            check_seal(path, length + header, _parse(path, text.encode()) if isinstance(text, str) else None, file)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({os.strerror(error.errno)})") from error
+    with bounds.readable(path), bounds.regular(path) as file:
+        length = file.read(8)
+        if int.from_bytes(length, "little") > os.fstat(file.fileno()).st_size - 8:
+            raise StorageError(f"{path}: not a readable safetensors file (truncated or damaged); {AGAIN}")
+        bounds.check_size(f"{path}: the list of its tensors", int.from_bytes(length, "little"), bounds.HEADER)
+        header = file.read(int.from_bytes(length, "little"))
+        metadata = _parse(path, header).get("__metadata__")
+        text = metadata.get("json") if isinstance(metadata, dict) else None
+        check_seal(path, length + header, _parse(path, text.encode()) if isinstance(text, str) else None, file)
 
 
 def load_tensors(

@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..errors import MismatchError
 from .filesystems import mapped, take
+from .finite import check_rows
 from .storage import atomic, seal_tensors, tensor_header
 
 Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 RESERVE = 1024  # bytes of the header for metadata that is known only at the end
-CHECKED = 1 << 22  # bytes that are looked at at once
 _NAMES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
 
 
@@ -42,50 +40,32 @@ def tensor_file(path: str | os.PathLike, shapes: Shapes) -> Iterator[TensorFile]
         StorageError: the folder is not writable or the disk is full.
         MismatchError: a number that is not finite.
     """
-    sizes = {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in shapes.items()}
     order = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))  # each begins at a multiple of its size
-    offsets, position = {}, 0
+    entries, size = {}, 0
     for name in order:
-        offsets[name], position = position, position + sizes[name]
+        dtype, shape = shapes[name]
+        start, size = size, size + dtype.itemsize * math.prod(shape)
+        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, size]}
 
     def header(metadata: dict[str, Any]) -> bytes:
-        entries: dict[str, Any] = {"__metadata__": tensor_header(metadata)}
-        for name in order:
-            dtype, shape = shapes[name]
-            span = [offsets[name], offsets[name] + sizes[name]]
-            entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": span}
-        return json.dumps(entries, separators=(",", ":")).encode()
+        return json.dumps({"__metadata__": tensor_header(metadata)} | entries, separators=(",", ":")).encode()
 
     length = -(-(len(header({})) + RESERVE) // 8) * 8
     with atomic(path) as temporary:
-        take(temporary, 8 + length + position)
+        take(temporary, 8 + length + size)
         tensors = TensorFile()
         tensors.metadata = {}
         with mapped(temporary) as memory:
+            content = torch.frombuffer(memory, dtype=torch.uint8)[8 + length :]
             for name, (dtype, shape) in shapes.items():
-                flat = torch.empty(0, dtype=dtype)
-                if sizes[name]:
-                    flat = torch.frombuffer(
-                        memory, dtype=dtype, count=math.prod(shape), offset=8 + length + offsets[name]
-                    )
-                tensors[name] = flat.reshape(shape)
+                start, end = entries[name]["data_offsets"]
+                tensors[name] = content[start:end].view(dtype).reshape(shape)
             yield tensors
             for name, tensor in tensors.items():
-                _check_finite(path, name, tensor)
+                if tensor.is_floating_point():
+                    check_rows(path, name, tensor.numpy())
             head = header(tensors.metadata)
             memory[:8] = length.to_bytes(8, "little")
             memory[8 : 8 + length] = head.ljust(length)  # raises where it is longer
             tensors.clear()
         seal_tensors(temporary)
-
-
-def _check_finite(path: str | os.PathLike, name: str, tensor: torch.Tensor) -> None:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return
-    values, bad = tensor.numpy().reshape(len(tensor), -1), []
-    for first in range(0, len(values), step := max(1, CHECKED // values[0].nbytes)):
-        bad += (first + np.flatnonzero(~np.isfinite(values[first : first + step]).all(1))).tolist()
-    if bad:
-        raise MismatchError(
-            f"{path}: not written: {name} is not finite in {len(bad)} of {len(values)} rows, first in row {bad[0]}"
-        )

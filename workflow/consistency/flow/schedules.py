@@ -234,10 +234,6 @@ class VESchedule(Flow):
         sigmas[0], sigmas[-1] = self.sigma_min, self.sigma_max  # free of rounding: f(x, σ_min) = x holds exactly
         return sigmas
 
-    def add_noise(self, x: torch.Tensor, noise: torch.Tensor, t: Time) -> torch.Tensor:
-        """`x + σ z`; x and noise (B, …), σ scalar or (B,)."""
-        return x + spread(t, x) * noise
-
     def coefficients(self, t: Time, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """1 and σ."""
         sigma = spread(t, like)

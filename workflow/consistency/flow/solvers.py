@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .schedules import VPSchedule
+from .schedules import VPSchedule, spread
 
 Eps = Callable[[torch.Tensor, torch.Tensor | int], torch.Tensor]
 Time = torch.Tensor | int
@@ -32,8 +32,7 @@ def _derivative(x: torch.Tensor, t: Time, eps: Eps, schedule: VPSchedule) -> tor
 
 
 def _interval(s: Time, n: Time, x: torch.Tensor, schedule: VPSchedule) -> torch.Tensor:
-    span = (torch.as_tensor(n) - torch.as_tensor(s)).to(torch.float64) / schedule.steps
-    return span.to(x).reshape(-1, *[1] * (x.ndim - 1))
+    return spread((torch.as_tensor(n) - torch.as_tensor(s)).to(torch.float64) / schedule.steps, x)
 
 
 def euler(x: torch.Tensor, s: Time, n: Time, eps: Eps, schedule: VPSchedule) -> torch.Tensor:

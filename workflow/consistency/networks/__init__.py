@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ConsistencyError, MismatchError, StorageError
+from ..errors import MismatchError, StorageError
 from ..files.storage import atomic, check_folder, read_json, weights_file
 from . import scheduler, sizes
+from .pretrained import loading
 
 
 def build(
@@ -101,21 +102,15 @@ def load(
     check_folder(folder)
     if kind == "mlp":
         sizes.check_same(folder, _network_class(kind).sizes)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
-            config = scheduler.read(folder)
-            options = (
-                {"strict": True} if kind == "mlp" else {"timesteps": (config or {}).get("num_train_timesteps", 1000)}
-            )
-            network = _network_class(kind).from_pretrained(folder, **options)
+    with loading(f"{folder}: weights"), contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
+        config = scheduler.read(folder)
+        timesteps = (config or {}).get("num_train_timesteps", 1000)
+        options = {"strict": True} if kind == "mlp" else {"timesteps": timesteps}
+        network = _network_class(kind).from_pretrained(folder, **options)
         check_complete(network, folder)
         network.scheduler, network.prediction = config, scheduler.prediction_of(config, folder)
         if prompts:
             network.read_prompts(prompts)
-    except ConsistencyError:
-        raise
-    except Exception as error:
-        raise StorageError(f"{folder}: weights cannot be loaded ({first_line(error)})") from error
     if sample_shape is not None and tuple(network.sample_shape) != tuple(sample_shape):
         raise MismatchError(
             f"{folder}: the network is for samples of shape {tuple(network.sample_shape)}, "
@@ -169,8 +164,3 @@ def check_complete(network: nn.Module, folder: str | Path) -> None:
 def is_mixture(folder: str | Path) -> bool:
     """Whether the folder holds a mixture of Gaussians rather than a network."""
     return read_json(Path(folder) / "config.json", sealed=False).get("kind") == "mixture"
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

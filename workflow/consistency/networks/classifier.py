@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data.prepare import as_float
-from ..errors import StorageError
 from ..files.storage import check_folder, read_json, weights_file
 from . import sizes
+from .pretrained import loading
 
 
 class Classifier(nn.Module, PyTorchModelHubMixin):
@@ -82,9 +82,6 @@ def load(folder: str | Path) -> tuple[Classifier, dict]:
     weights_file(folder)
     check_folder(folder)
     sizes.check_same(folder, Classifier.sizes)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
-            network = Classifier.from_pretrained(folder, strict=True)
-    except Exception as error:
-        raise StorageError(f"{folder}: weights cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+    with loading(f"{folder}: weights"), contextlib.redirect_stdout(io.StringIO()):  # the hub mixin prints
+        network = Classifier.from_pretrained(folder, strict=True)
     return network.eval().requires_grad_(False), read_json(Path(folder) / "card.json")

@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..data.account import Account
-from ..errors import ConsistencyError, StorageError, memory_advice
+from ..data.prepare import as_float, check_images
+from ..errors import StorageError, memory_advice
 from ..files import bounds
 from ..files.storage import check_folder, load_tensors, read_json, save_tensors, write_json
+from ..runtime.compat import ensure_torchvision
+from ..runtime.devices import HALF, move, pick_device
 from ..runtime.progress import Progress
-from .pretrained import variant
+from . import check_complete, sizes
+from .pretrained import loading, variant
 
 
 def prepare(
@@ -38,7 +43,6 @@ def prepare(
     """
     from ..data import datasets
     from ..data.fetch import downloads
-    from ..data.prepare import check_images
 
     source = settings["source"]
     account = Account(source or settings["download"]["name"])
@@ -70,12 +74,6 @@ def encode_prompts(
     Raises:
         StorageError: missing or damaged files.
     """
-    import torch
-
-    from ..runtime.compat import ensure_torchvision
-    from ..runtime.devices import HALF, move, pick_device
-    from . import sizes
-
     ensure_torchvision()
     from diffusers import StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -84,8 +82,8 @@ def encode_prompts(
     check_folder(pipeline, without=("unet", "vae"))
     classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
     options: dict[str, Any] = {"local_files_only": True, "dtype": HALF.get(precision, torch.float32)}
-    try:
-        encoders, absent = {}, []
+    encoders, absent = {}, []
+    with loading(f"{pipeline}: text encoders", longest=None):
         for config in Path(pipeline).glob("scheduler/scheduler_config.json"):
             sizes.check_config(config)
         for part, cls in classes.items():
@@ -98,10 +96,6 @@ def encode_prompts(
         pipe = StableDiffusionXLPipeline.from_pretrained(
             pipeline, unet=None, vae=None, local_files_only=True, use_safetensors=True, **encoders
         )
-    except ConsistencyError:
-        raise
-    except Exception as error:
-        raise StorageError(f"{pipeline}: text encoders cannot be loaded ({' '.join(str(error).split())})") from error
     if absent:  # transformers leaves them random
         raise StorageError(f"{pipeline}: the text encoders' weights lack {absent[0]} ({len(absent)} missing)")
     for encoder in (pipe.text_encoder, pipe.text_encoder_2):
@@ -125,11 +119,6 @@ def encode_images(path: str | Path, images_path: str | Path, vae: str | Path, ba
     Raises:
         StorageError: missing or damaged files.
     """
-    import torch
-
-    from ..data.prepare import as_float
-    from ..runtime.devices import pick_device
-
     device, images = pick_device(), load_tensors(images_path, ["train_images"])[0]["train_images"]
     network = _vae(vae, device, precision)
     progress, parts = Progress(len(images), "encode images"), []
@@ -142,12 +131,8 @@ def encode_images(path: str | Path, images_path: str | Path, vae: str | Path, ba
     save_tensors(path, tensors, {"name": "latents", "classes": len(images)})
 
 
-def decoder(vae: str | Path, batch_size: int, precision: str) -> Callable[[Any], Any]:
+def decoder(vae: str | Path, batch_size: int, precision: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from latents (B, C, h, w) to images (B, 3, H, W) in [−1, 1], unclipped, on the CPU."""
-    import torch
-
-    from ..runtime.devices import pick_device
-
     device = pick_device()
     network = _vae(vae, device, precision)
 
@@ -159,23 +144,14 @@ def decoder(vae: str | Path, batch_size: int, precision: str) -> Callable[[Any],
     return decode
 
 
-def _vae(folder: str | Path, device: Any, precision: str) -> Any:
-    from ..runtime.compat import ensure_torchvision
-    from ..runtime.devices import move
-
+def _vae(folder: str | Path, device: torch.device, precision: str) -> Any:
     ensure_torchvision()
     from diffusers import AutoencoderKL
 
-    from .. import networks
-
     check_folder(folder)
-    try:
-        networks.sizes.check(folder, AutoencoderKL)
+    with loading(f"{folder}: VAE", longest=None):
+        sizes.check(folder, AutoencoderKL)
         options = {"variant": variant(folder), "local_files_only": True}
         network = AutoencoderKL.from_pretrained(folder, use_safetensors=True, **options)
-    except ConsistencyError:
-        raise
-    except Exception as error:
-        raise StorageError(f"{folder}: VAE cannot be loaded ({' '.join(str(error).split())})") from error
-    networks.check_complete(network, folder)
+    check_complete(network, folder)
     return move(network.eval().requires_grad_(False), device, precision)

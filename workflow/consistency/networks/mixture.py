@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..data import mixtures
 from ..errors import ConfigError
 from ..files.storage import check_folder, load_tensors
 
@@ -53,17 +51,6 @@ class Mixture:
                 f"(smallest eigenvalue {self._values[worst].min():.3g})"
             )
 
-    @classmethod
-    def from_settings(cls, dimension: int, components: list[dict[str, Any]]) -> Mixture:
-        """From a configuration's components, see `settings.Component`."""
-        arrays = mixtures.parameters(dimension, components)
-        return cls(*(torch.from_numpy(arrays[name]) for name in ("weights", "means", "covariances")))
-
-    @property
-    def dimension(self) -> int:
-        """d."""
-        return self.means.shape[1]
-
     @property
     def mean(self) -> torch.Tensor:
         """Of the whole mixture, (d,)."""
@@ -82,27 +69,17 @@ class Mixture:
         tensors, _ = load_tensors(Path(folder) / "mixture.safetensors", ["weights", "means", "covariances"])
         return cls(**tensors)
 
-    def _terms(self, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Per component: log of weight times density (B, K), and (α² C + σ² I)⁻¹ (x − α m), (B, K, d)."""
-        offset = x[:, None] - alpha[..., None] * self.means
+    def score(self, x: torch.Tensor, alpha: torch.Tensor | float, sigma: torch.Tensor | float) -> torch.Tensor:
+        """∇ log p of `α x₀ + σ z` at x (B, d) → (B, d); α, σ scalars or (B,)."""
+        alpha, sigma = _column(alpha, x)[..., None], _column(sigma, x)[..., None]
+        offset = x.to(DOUBLE)[:, None] - alpha * self.means
         projected = torch.einsum("bkd,kde->bke", offset, self._vectors)
-        variance = alpha[..., None] ** 2 * self._values + sigma[..., None] ** 2
+        variance = alpha**2 * self._values + sigma**2
         scaled = projected / variance
+        # log of weight times density (B, K), and (α² C + σ² I)⁻¹ (x − α m), (B, K, d)
         exponent = -0.5 * ((projected * scaled).sum(-1) + variance.log().sum(-1))
-        exponent = exponent - 0.5 * self.dimension * math.log(2 * math.pi) + self.weights.log()
-        return exponent, torch.einsum("bke,kde->bkd", scaled, self._vectors)
-
-    def log_density(
-        self, x: torch.Tensor, alpha: torch.Tensor | float = 1.0, sigma: torch.Tensor | float = 0.0
-    ) -> torch.Tensor:
-        """log p of `α x₀ + σ z` at x (B, d) → (B,); α, σ scalars or (B,)."""
-        return self._terms(x.to(DOUBLE), _column(alpha, x), _column(sigma, x))[0].logsumexp(1)
-
-    def score(
-        self, x: torch.Tensor, alpha: torch.Tensor | float = 1.0, sigma: torch.Tensor | float = 0.0
-    ) -> torch.Tensor:
-        """∇ log p of `α x₀ + σ z` at x (B, d) → (B, d)."""
-        exponent, gradient = self._terms(x.to(DOUBLE), _column(alpha, x), _column(sigma, x))
+        exponent = exponent - 0.5 * self.means.shape[1] * math.log(2 * math.pi) + self.weights.log()
+        gradient = torch.einsum("bke,kde->bkd", scaled, self._vectors)
         return -(exponent.softmax(1)[..., None] * gradient).sum(1)
 
     def eps(self, x: torch.Tensor, alpha: torch.Tensor | float, sigma: torch.Tensor | float) -> torch.Tensor:

@@ -15,22 +15,9 @@ from . import LORA_FILE, check_config, sizes
 from .pretrained import variant
 
 # Section A.4.
-LORA_MODULES = [
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "proj_in",
-    "proj_out",
-    "ff.net.0.proj",
-    "ff.net.2",
-    "conv1",
-    "conv2",
-    "conv_shortcut",
-    "downsamplers.0.conv",
-    "upsamplers.0.conv",
-    "time_emb_proj",
-]
+_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
+_RESIDUAL = ["conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"]
+LORA_MODULES = _ATTENTION + _RESIDUAL
 
 
 class SDXLUNet(nn.Module):
@@ -59,19 +46,15 @@ class SDXLUNet(nn.Module):
             MismatchError: embeddings of another width than the network's.
         """
         self._prompts, metadata = load_tensors(path, ["embeddings", "pooled"])
-        width = self._prompts["embeddings"].shape[-1]
-        if width != self.net.config.cross_attention_dim:
-            raise MismatchError(
-                f"{path}: embeddings of width {width}, the network takes {self.net.config.cross_attention_dim}; "
-                "text encoders and UNet must be of one pipeline"
-            )
-        pooled, config = self._prompts["pooled"].shape[-1], self.net.config
-        expected = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        if pooled != expected:
-            raise MismatchError(
-                f"{path}: pooled embeddings of width {pooled}, the network takes {expected}; text encoders and UNet "
-                "must be of one pipeline"
-            )
+        config = self.net.config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        expected = {"embeddings": config.cross_attention_dim, "pooled": pooled}
+        for name, what in (("embeddings", "embeddings"), ("pooled", "pooled embeddings")):
+            if (width := self._prompts[name].shape[-1]) != expected[name]:
+                raise MismatchError(
+                    f"{path}: {what} of width {width}, the network takes {expected[name]}; text encoders and UNet must "
+                    "be of one pipeline"
+                )
         self.classes, self._side = len(self._prompts["pooled"]), metadata["side"]
 
     def _embed(self, cond: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

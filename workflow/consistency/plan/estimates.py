@@ -131,7 +131,7 @@ class _Bill:
         self.built = counted.get(key_of(experiment), {})
         self.teacher = {} if teacher.source in ("path", "analytic") else counted.get(key_of(experiment, hub), {})
         self.vae = counted.get(getattr(getattr(experiment.data, "vae", None), "repo", ""), {})
-        self.sample = 4 * _product(shape_of(experiment)[0])  # bytes
+        self.sample = 4 * math.prod(shape_of(experiment)[0])  # bytes
 
     def add(
         self,
@@ -188,7 +188,7 @@ def _data(bill: _Bill) -> None:
     if data.kind == "captions":
         bill.add("encode", count, bill.vae, data.precision, count * 3 * data.side**2 + count * bill.sample)
     else:
-        bill.store("data", None if count is None else count * _product(shape))
+        bill.store("data", None if count is None else count * math.prod(shape))
     sources = [*weights(bill.experiment).values(), getattr(data, "download", None)]
     if sizes := [source.gigabytes for source in sources if source is not None]:
         bill.store("download", None if None in sizes else 1e9 * sum(sizes))
@@ -265,13 +265,6 @@ def _cells(row: dict[str, float | None]) -> str:
     return "".join(parts)
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
-    return total
-
-
 def count_flops(presets: list[Experiment]) -> dict[str, dict[str, int]]:
     """Parameters, and operations of one sample's forward pass, of every network of these presets and of `hub_networks`.
 
@@ -318,12 +311,9 @@ def count_flops(presets: list[Experiment]) -> dict[str, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    from ..config.resolve import PRESETS, load
+    from ..config.resolve import load, single
 
-    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    _, experiments = load(
-        {"experiments": [name for name in names if "suite:" not in (PRESETS / f"{name}.yaml").read_text()]}
-    )
+    _, experiments = load({"experiments": single()})
     text = json.dumps(count_flops(list(experiments.values())), indent=1, sort_keys=True) + "\n"
     FLOPS.write_text(text, encoding="utf-8")
     print(FLOPS)

@@ -298,11 +298,8 @@ class Plan:
     @cached_property
     def own_figures(self) -> dict[str, Row]:
         """The user's own figures: the name of each file → what its job calls (`registry.Function.call`)."""
-        registry = self.experiment.registry
-        return {
-            use.name.replace("_", "-"): registry.get("figure", use.name).call(use.params)
-            for use in self.experiment.figures
-        }
+        get, uses = self.experiment.registry.get, self.experiment.figures
+        return {use.name.replace("_", "-"): get("figure", use.name).call(use.params) for use in uses}
 
     @cached_property
     def figures(self) -> list[str]:

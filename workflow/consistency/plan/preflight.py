@@ -66,14 +66,13 @@ def problems(experiment: Experiment, results: Path) -> list[str]:
         if (results / "downloads" / part).exists():
             continue
         if isinstance(source, Url):
-            url = source.url
+            url, of_client = source.url, network.OF_REQUESTS
             here = (downloads.cache_folder() / "files" / source.name).is_file()
             advice = downloads.by_hand(source.url, source.name, source.sha256)
         else:
-            url = hub.address(source.repo, source.revision)
+            url, of_client = hub.address(source.repo, source.revision), network.OF_HUB
             here = hub.is_cached(source.repo, source.revision, source.files)
             advice = hub.by_hand(source.repo, source.revision, source.sha256)
-        of_client = network.OF_REQUESTS if isinstance(source, Url) else network.OF_HUB
         if here or not (why := "offline is set" if downloads.offline() else network.unreachable(url, of_client)):
             continue
         lines.append(f"{part}: not in the cache and {why}: {addresses.public(url)}; {advice}")

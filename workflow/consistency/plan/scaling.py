@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..config.resolve import PRESETS, expand, load
+import math
+
+from ..config.resolve import expand, load, single
 from ..config.settings import Experiment
 from ..config.shapes import shape_of
 from .estimates import CALLS, device_of, estimate, key_of, operations
@@ -30,10 +32,8 @@ def targets(
     flops = calls * network["flops"]
     kind = experiment.network.kind if hub is None else ""
     hours = device.seconds(flops, kind=kind, precision=teacher.precision, size=network["flops"]) / 3600
-    size = 4
-    for side in shape_of(experiment)[0]:
-        size *= side
-    return {"calls": calls, "flops": flops, "hours": hours, "wall": hours / devices, "bytes": 3.0 * size * count}
+    stored = 3.0 * 4 * math.prod(shape_of(experiment)[0]) * count
+    return {"calls": calls, "flops": flops, "hours": hours, "wall": hours / devices, "bytes": stored}
 
 
 def tables() -> str:
@@ -42,10 +42,7 @@ def tables() -> str:
         "| preset | runs | teacher calls for targets | PFLOP | hours | of a | GB on disk | dollars |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    experiments = {}
-    for path in PRESETS.glob("*.yaml"):
-        experiments |= load({"experiments": [path.stem]})[1]  # a suite is its experiments
-    presets = dict(sorted(experiments.items()))
+    presets = load({"experiments": single()})[1]
     for name, experiment in presets.items():
         runs, device = expand(name, experiment), device_of(experiment)
         stages = estimate(experiment, runs, device)

@@ -44,7 +44,9 @@ def attempt(name: str, experiment: Experiment, method: str, folder: Path) -> Ite
     """
     began, run = time.monotonic(), _run_of(name, experiment, method)
     experiment = _small(experiment)
-    run = run.model_copy(update={"n_steps": _steps(run.n_steps, experiment.schedule.steps)})
+    total = experiment.schedule.steps
+    n_steps = run.n_steps and max(n for n in range(1, min(run.n_steps, N) + 1) if total % n == 0)
+    run = run.model_copy(update={"n_steps": n_steps})
     files = _write_inputs(experiment, run, folder)
     call = experiment.registry.get("objective", run.objective).call(run.params)
     of, params = f" of {call['file']}" if call["file"] else "", ", ".join(f"{k}={v}" for k, v in call["params"].items())
@@ -92,24 +94,16 @@ def _run_of(name: str, experiment: Experiment, method: str) -> Run:
     return runs[0]
 
 
-def _steps(n_steps: int | None, total: int) -> int | None:
-    """A small number of teacher steps that divides T."""
-    return n_steps and max(n for n in range(1, min(n_steps, N) + 1) if total % n == 0)
-
-
 def _small(experiment: Experiment) -> Experiment:
     """The experiment with short trainings and few samples."""
     training = {"steps": STEPS, "batch_size": BATCH, "warmup_steps": 0, "log_every": 1, "device": "cpu"}
     training |= {"weight_decay": 0.0, "precision": "no", "accumulate": 1, "threads": 1}
-    sections = {
-        section: value.model_copy(update={"training": value.training.model_copy(update=training)})
-        for section, value in (
-            ("student", experiment.student),
-            ("consistency_training", experiment.consistency_training),
-        )
-    }
-    evaluation = experiment.evaluation.model_copy(update={"count": BATCH, "batch_size": BATCH, "precision": "no"})
-    return experiment.model_copy(update=sections | {"evaluation": evaluation})
+    evaluation = {"count": BATCH, "batch_size": BATCH, "precision": "no"}
+    small = {"evaluation": experiment.evaluation.model_copy(update=evaluation)}
+    for section in ("student", "consistency_training"):
+        value = getattr(experiment, section)
+        small[section] = value.model_copy(update={"training": value.training.model_copy(update=training)})
+    return experiment.model_copy(update=small)
 
 
 def _write_inputs(experiment: Experiment, run: Run, folder: Path) -> dict[str, str]:
@@ -137,15 +131,8 @@ def _write_inputs(experiment: Experiment, run: Run, folder: Path) -> dict[str, s
     manifest.gather(paths["manifest"], [shard], options | {"count": DRAWS}, weights_sha256(paths["teacher"]))
     paths["teacher_samples"] = str(folder / "teacher_samples")
     noise, cond = sampling.load_noise(paths["noise"], shape, BATCH)
-    sampling.sample_teacher(
-        paths["teacher_samples"],
-        teacher,
-        noise,
-        cond,
-        **condition,
-        starts=experiment.evaluation.start_times,
-        batch_size=BATCH,
-    )
+    options = condition | {"starts": experiment.evaluation.start_times, "batch_size": BATCH}
+    sampling.sample_teacher(paths["teacher_samples"], teacher, noise, cond, **options)
     return paths
 
 
@@ -166,10 +153,8 @@ def _reach(job: jobs.StudentJob, files: dict[str, str], folder: Path) -> str:
     if job.parameters == "lora":  # adapters move the weights that they are merged into
         before, what = networks.load(initial), "adapters move"
     else:
-        before, what = (
-            recipes.lesson_of(job, files, flow_of(job.flow, job.flow_options)).network,
-            "the gradient reaches",
-        )
+        lesson = recipes.lesson_of(job, files, flow_of(job.flow, job.flow_options))
+        before, what = lesson.network, "the gradient reaches"
     after = dict(maps.load_network(folder / "student", base=initial).named_parameters())
     still = [name for name, value in before.named_parameters() if torch.equal(value.detach(), after[name].detach())]
     if len(still) == len(after):

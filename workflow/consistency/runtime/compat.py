@@ -9,19 +9,19 @@ importing any of them; where torchvision loads by itself it does nothing.
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 
 import torch
 
-_kept: list[torch.library.Library] = []  # a definition lives as long as its object
 
-
-def ensure_torchvision() -> None:
-    """Define torchvision's operator schemas where its own binary cannot; idempotent."""
-    if _kept or torch.version.cuda is not None:
-        return
-    if importlib.util.find_spec("torchvision") is None or hasattr(torch.ops.torchvision, "nms"):
-        return
+@cache  # keeps what is returned: a definition lives as long as its object
+def ensure_torchvision() -> torch.library.Library | None:
+    """Define torchvision's operator schemas where its own binary cannot."""
+    if torch.version.cuda is not None or importlib.util.find_spec("torchvision") is None:
+        return None
+    if hasattr(torch.ops.torchvision, "nms"):
+        return None
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _kept.append(library)
+    return library

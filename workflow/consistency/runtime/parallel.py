@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -79,10 +80,8 @@ def launch(script: str | Path, processes: int, log: str | Path) -> str | None:
         while launcher.poll() is None:
             if stop.signal:
                 _pass_on(launcher.pid, stop.signal)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 launcher.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:
-                continue
         if launcher.returncode == 0:
             return None
         return (
@@ -92,22 +91,17 @@ def launch(script: str | Path, processes: int, log: str | Path) -> str | None:
 
 def report(line: str) -> None:
     """Tell the parent why this process fails. Only the first to do so is heard: others fail because of it."""
-    try:
-        with open(os.environ[WORKER], "x", encoding="utf-8") as file:
-            file.write(line)
-    except FileExistsError:
-        pass
+    with suppress(FileExistsError), open(os.environ[WORKER], "x", encoding="utf-8") as file:
+        file.write(line)
 
 
 def _pass_on(launcher: int, number: int) -> None:
     """Send a signal to the processes; to be repeated, as one that is not training yet ignores it."""
     import psutil
 
-    try:
+    with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(launcher).children():
             child.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 if __name__ == "__main__":

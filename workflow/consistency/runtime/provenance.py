@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from glob import glob
 from pathlib import Path
@@ -54,10 +55,8 @@ def versions() -> dict[str, str]:
     """Package → version, of those that make results."""
     installed = {}
     for package in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return installed
 
 
@@ -131,11 +130,7 @@ def own_files(source: str | Path) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """The files in a folder and those below it; a link to a folder around it is not entered again.
-
-    Raises:
-        StorageError: more folders are reached through links than `bounds.LINKED`.
-    """
+    """The files in a folder and those below it; a link to a folder around it is not entered again."""
     around: dict[str, set[str]] = {}
     linked: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):

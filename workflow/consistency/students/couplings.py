@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from ..flow.schedules import spread
 from ..flow.transport import assignment
 from ..plugins import coupling
 
@@ -45,4 +46,4 @@ def optimal_transport(x: Tensor, z: Tensor, sigma: Tensor, cond: Tensor, generat
 @coupling(per_sample=True)
 def generator_induced(x: Tensor, z: Tensor, sigma: Tensor, cond: Tensor, generate: Generate) -> Coupled:
     """GC: x̂ = sg f(x + σ_i z, σ_i), what the generator makes of that noise and data."""
-    return generate(x + sigma.reshape(-1, *[1] * (x.ndim - 1)).to(x) * z, sigma, cond), cond
+    return generate(x + spread(sigma, x) * z, sigma, cond), cond

@@ -22,7 +22,7 @@ STEP = 1e-3  # of finite differences, on times and samples of order one
 
 
 def along(
-    function: Callable[..., Tensor], at: tuple[Tensor, ...], direction: tuple[Tensor, ...], exact: bool = True
+    function: Callable[..., Tensor], at: tuple[Tensor, ...], direction: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
     """`function(*at)` and its derivative in that direction, both without gradient.
 
@@ -33,35 +33,26 @@ def along(
 
     Args:
         at: tensors (B, …); direction: one for each, of the same shape.
-        exact: False for central differences.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with torch.no_grad(), torch.autocast(at[0].device.type, enabled=False):
-        if exact:
-            try:
-                with _same_random_numbers(at), sdpa_kernel(SDPBackend.MATH), _ContiguousNorms():
-                    return _forward(function, at, direction)
-            except RuntimeError as error:  # of an operation, or of an autograd.Function, that has no such derivative
-                if is_memory_shortage(error):
-                    raise
-                _warn(str(error).split("\n")[0])
+        try:
+            with same_random_numbers(at[0]), sdpa_kernel(SDPBackend.MATH), _ContiguousNorms(), forward_ad.dual_level():
+                # not torch.func.jvp, which gives dropout another layout in memory
+                output = function(*map(forward_ad.make_dual, at, direction))
+                value, derivative = forward_ad.unpack_dual(output)
+            return value, torch.zeros_like(value) if derivative is None else derivative
+        except RuntimeError as error:  # of an operation, or of an autograd.Function, that has no such derivative
+            if is_memory_shortage(error):
+                raise
+            _warn(str(error).split("\n")[0])
         return _differences(function, at, direction)
 
 
-def _forward(
-    function: Callable[..., Tensor], at: tuple[Tensor, ...], direction: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
-    """Value and derivative in one pass. (`torch.func.jvp` gives dropout another layout in memory.)"""
-    with forward_ad.dual_level():
-        output = function(*map(forward_ad.make_dual, at, direction))
-        value, derivative = forward_ad.unpack_dual(output)
-    return value, torch.zeros_like(value) if derivative is None else derivative
-
-
-def _same_random_numbers(at: tuple[Tensor, ...]) -> AbstractContextManager:
-    """Leaves the generators of random numbers as they were."""
-    return torch.random.fork_rng(devices=[at[0].device] if at[0].is_cuda else [])
+def same_random_numbers(like: Tensor) -> AbstractContextManager:
+    """Leaves the generators of random numbers, of the CPU and of a tensor's GPU, as they were."""
+    return torch.random.fork_rng(devices=[like.device] if like.is_cuda else [])
 
 
 class _ContiguousNorms(TorchFunctionMode):
@@ -89,6 +80,6 @@ def _differences(
     """The value, and (function(at + h d) − function(at − h d)) / 2h, each with the same random numbers."""
     values = []
     for h in (0.0, STEP, -STEP):
-        with _same_random_numbers(at):
+        with same_random_numbers(at[0]):
             values.append(function(*(a + h * d for a, d in zip(at, direction, strict=True))))
     return values[0], (values[1] - values[2]) / (2 * STEP)

@@ -12,10 +12,11 @@ from torch import nn
 
 from .. import networks
 from ..config.settings import OF_FLOW
-from ..errors import ConsistencyError, StorageError
 from ..files.storage import atomic, check_folder, check_tensors, load_tensors, write_json
 from ..flow.schedules import Flow
-from ..networks import LORA_FILE, first_line, sizes
+from ..networks import LORA_FILE, sizes
+from ..networks.pretrained import loading
+from ..runtime.compat import ensure_torchvision
 from ..runtime.devices import HALF
 from .derivatives import along
 from .parameterisations import PARAMETERISATIONS
@@ -36,11 +37,6 @@ class FlowMap(nn.Module):
         super().__init__()
         self.network, self.flow = network, flow
         self.parameterisation = PARAMETERISATIONS[parameterisation or OF_FLOW[flow.name]](flow, timestep_offset)
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """The shape of a sample."""
-        return self.network.sample_shape
 
     def forward(self, x: Tensor, t: Time, cond: Tensor, r: Time | None = None, velocity: bool = False) -> Tensor:
         """The point at r on the trajectory through x at t.
@@ -112,28 +108,23 @@ def create(
     """
     network = networks.load(teacher_folder, prompts=prompts)
     if parameters == "full":
-        network.float().requires_grad_(True)
-    elif hasattr(network, "add_lora"):
-        network.to(HALF.get(precision, torch.float32))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network.add_lora(lora_rank)
-    else:
-        network = _add_lora(network, lora_rank, seed)
+        return network.float().requires_grad_(True).train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if hasattr(network, "add_lora"):
+            network.to(HALF.get(precision, torch.float32)).add_lora(lora_rank)
+        else:
+            network = _with_lora(network, lora_rank)
     return network.train()
 
 
-def _add_lora(network: nn.Module, rank: int, seed: int) -> nn.Module:
-    from ..runtime.compat import ensure_torchvision
-
+def _with_lora(network: nn.Module, rank: int) -> nn.Module:
     ensure_torchvision()
     from peft import LoraConfig, get_peft_model
 
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return get_peft_model(network, config)
+    return get_peft_model(network, config)
 
 
 def save(student: FlowMap, folder: str | Path, card: dict[str, Any], snapshots: dict[str, Path] | None = None) -> None:
@@ -169,20 +160,14 @@ def load_network(folder: str | Path, base: str | Path | None = None, prompts: st
     if not merging:
         sizes.check_ranks(folder)
     network = networks.load(base, prompts=prompts)
-    try:
+    with loading(f"{folder}: adapters"):
         if merging:
             network.float().merge_lora(folder)
             return network
-        from ..runtime.compat import ensure_torchvision
-
         ensure_torchvision()
         from peft import PeftModel
 
         return PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
-    except ConsistencyError:
-        raise
-    except Exception as error:
-        raise StorageError(f"{folder}: adapters cannot be loaded ({first_line(error)})") from error
 
 
 def load(

@@ -29,6 +29,7 @@ import torch
 
 from ..flow.schedules import Flow
 from ..plugins import objective
+from .derivatives import same_random_numbers
 from .maps import Student
 
 Tensor = torch.Tensor
@@ -69,12 +70,8 @@ def direct(student: Student, batch: Targets, context: Context) -> tuple[Tensor, 
 def consistency_training(student: Student, batch: Pairs, context: Context) -> tuple[Tensor, Tensor]:
     """CT and, with the teacher's velocity in the pair, CD in the same parameterisation: `f(x_{σ_{i+1}}, σ_{i+1})`
     towards `sg f(x_{σ_i}, σ_i)`, the same weights and the same dropout on both sides (section B.2)."""
-    device = batch["x_t"].device
-    before = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    prediction = student(batch["x_t"], batch["t"], batch["cond"])
-    torch.set_rng_state(before[0])
-    if before[1] is not None:
-        torch.cuda.set_rng_state(before[1], device)
+    with same_random_numbers(batch["x_t"]):
+        prediction = student(batch["x_t"], batch["t"], batch["cond"])
     with torch.no_grad():
         target = student(batch["x_r"], batch["r"], batch["cond"])
     return prediction, target

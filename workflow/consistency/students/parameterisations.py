@@ -66,7 +66,7 @@ def boundary(t: Tensor, like: Tensor, sigma_data: float = 0.5, timestep_scaling:
         t: timesteps 0..T, (B,).
         like: (B, …), gives dtype, device and the shape to broadcast over.
     """
-    u = timestep_scaling * t.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+    u = timestep_scaling * spread(t, like)
     return sigma_data**2 / (u**2 + sigma_data**2), u / (u**2 + sigma_data**2).sqrt()
 
 

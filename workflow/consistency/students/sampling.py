@@ -108,16 +108,6 @@ def sample(
     return sampler(student, noise * flow.noise_scale, flow.times(steps, n_steps), labels, fresh)
 
 
-def load_students(job: SamplingJob, files: dict[str, str]) -> dict[str, FlowMap]:
-    """The student as `final`, and those of earlier in its training by the names of their snapshots."""
-    flow, folder = flow_of(job.flow, job.flow_options), files["student"]
-    options = {"timestep_offset": job.timestep_offset, "base": files.get("initial"), "prompts": files.get("prompts")}
-    return {
-        snapshot or "final": load(folder, flow, job.parameterisation, snapshot=snapshot, **options)
-        for snapshot in (None, *map(budget_name, job.budgets))
-    }
-
-
 @memory_advice("lower evaluation.batch_size")
 @torch.no_grad()
 def sample_student(path: str | Path, job: SamplingJob, files: dict[str, str]) -> None:
@@ -135,19 +125,24 @@ def sample_student(path: str | Path, job: SamplingJob, files: dict[str, str]) ->
         StorageError: missing or damaged files.
         MismatchError: noise or teacher's samples of another number or shape.
     """
-    students, sampler = load_students(job, files), partial(loaded(job.sampler), **job.sampler["params"])
-    final, device = students["final"], pick_device()
-    noise, labels = load_noise(files["noise"], final.sample_shape, job.count)
+    flow, sampler = flow_of(job.flow, job.flow_options), partial(loaded(job.sampler), **job.sampler["params"])
+    shared = {"timestep_offset": job.timestep_offset, "base": files.get("initial"), "prompts": files.get("prompts")}
+    final, *earlier = (
+        load(files["student"], flow, job.parameterisation, snapshot=snapshot, **shared)
+        for snapshot in (None, *map(budget_name, job.budgets))
+    )
+    device = pick_device()
+    noise, labels = load_noise(files["noise"], final.network.sample_shape, job.count)
     points, starts = torch.empty(0), []
     if teacher_samples := files.get("teacher_samples"):
         reference, _ = load_tensors(teacher_samples, ["points", "times"])
         points, starts = reference["points"], reference["times"].tolist()
         if points.shape[1] != len(noise):
             raise MismatchError(f"{teacher_samples}: {points.shape[1]} samples, the noise file has {len(noise)}")
-    for student in students.values():
+    for student in (final, *earlier):
         move(student, device, job.precision)
     sets = {f"steps_{n}": (final, n) for n in job.sampling_steps}
-    sets |= {name: (student, 1) for name, student in students.items() if name != "final"}
+    sets |= {budget_name(budget): (student, 1) for budget, student in zip(job.budgets, earlier, strict=True)}
     names, progress = [*sets, *(f"from_{time}" for time in starts)], Progress(len(noise), "sample student")
     with tensor_file(path, dict.fromkeys(names, (torch.float32, tuple(noise.shape)))) as file:
         for first in range(0, len(noise), job.batch_size):

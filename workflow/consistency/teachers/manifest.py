@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from ..errors import MismatchError, StorageError
 from ..files.storage import load_tensors, read_json, sha256, write_json
@@ -56,32 +57,26 @@ def read(path: str | Path) -> dict[str, Any]:
         StorageError: it is missing, damaged, or something else.
     """
     manifest = read_json(path)
-    wrong = [key for key, allowed in _KEYS.items() if not allowed(manifest.get(key))]
-    if wrong:
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        key = error.errors()[0]["loc"][0]
         raise StorageError(
-            f"{path}: no manifest of targets: {wrong[0]} is {manifest.get(wrong[0])!r:.60}; delete it and run again"
-        )
+            f"{path}: no manifest of targets: {key} is {manifest.get(key)!r:.60}; delete it and run again"
+        ) from error
     return manifest
 
 
-def _whole(value: Any, least: int = 1) -> bool:
-    return type(value) is int and value >= least
+class _Shard(BaseModel):
+    model_config = ConfigDict(strict=True, regex_engine="python-re")
+    file: str = Field(pattern=r"\A[\w.-]+\Z")  # beside the manifest
+    count: PositiveInt
+    sha256: str
 
 
-def _shards(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("file"), str)
-        and re.fullmatch(r"[\w.-]+", entry["file"]) is not None  # beside the manifest
-        and _whole(entry.get("count"))
-        and isinstance(entry.get("sha256"), str)
-        for entry in value or [None]
-    )
-
-
-_KEYS = {
-    "mode": lambda value: value in ("paper", "trajectory"),
-    "n_steps": _whole,
-    "teacher_sha256": lambda value: isinstance(value, str),
-    "shards": _shards,
-}
+class _Manifest(BaseModel):
+    model_config = ConfigDict(strict=True)
+    mode: Literal["paper", "trajectory"]
+    n_steps: PositiveInt
+    teacher_sha256: str
+    shards: list[_Shard] = Field(min_length=1)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -255,9 +256,11 @@ class TargetReader:
     draws are independent, no mixing across shards is needed. Memory does not grow with the count.
     """
 
+    prepare, together = None, True  # of `steps.Task`: the batches are complete
+
     def __init__(self, manifest: str | Path, schedule: VPSchedule, batch_size: int, seed: int):
         self.folder, self.manifest = Path(manifest).parent, read(manifest)
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size = batch_size
         self.grid = torch.tensor(schedule.grid(self.manifest["n_steps"]))
         self.pairs = 1 if self.manifest["mode"] == "paper" else self.manifest["n_steps"]
         self.batches = [entry["count"] * self.pairs // batch_size for entry in self.manifest["shards"]]
@@ -267,20 +270,18 @@ class TargetReader:
                 "targets.shards or student.training.batch_size"
             )
         self._open: tuple[int, dict[str, torch.Tensor]] | None = None
-        self._shards: tuple[int, list[int]] = (-1, [])  # an epoch, and the order of its shards
-        self._order: tuple[tuple[int, int], torch.Tensor] | None = None
+        self._order = lru_cache(2)(partial(_order, seed))  # of an epoch's shards, and of one shard's pairs
         self._verified: set[int] = set()
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """The batch of a step: x_t, x_r, x_0 (B, …), t, r (B,), cond (B,) (see `objectives`)."""
         epoch, number = divmod(step, sum(self.batches))
-        if self._shards[0] != epoch:
-            self._shards = epoch, generator(self.seed, "order", epoch).permutation(len(self.batches)).tolist()
-        for shard in self._shards[1]:
+        for shard in self._order(len(self.batches), epoch).tolist():
             if number < self.batches[shard]:
                 break
             number -= self.batches[shard]
-        items = self._permutation(epoch, shard)[number * self.batch_size : (number + 1) * self.batch_size]
+        size = self.manifest["shards"][shard]["count"] * self.pairs
+        items = self._order(size, epoch, shard)[number * self.batch_size : (number + 1) * self.batch_size]
         tensors = self._tensors(shard)
         if self.manifest["mode"] == "paper":
             k = tensors["k"][items]
@@ -297,13 +298,6 @@ class TargetReader:
             }
         return batch | {"t": self.grid[k], "r": self.grid[k + 1]}
 
-    def _permutation(self, epoch: int, shard: int) -> torch.Tensor:
-        if self._order is None or self._order[0] != (epoch, shard):
-            size = self.manifest["shards"][shard]["count"] * self.pairs
-            order = generator(self.seed, "order", epoch, shard).permutation(size)
-            self._order = (epoch, shard), torch.from_numpy(order)
-        return self._order[1]
-
     def _tensors(self, shard: int) -> dict[str, torch.Tensor]:
         if self._open is None or self._open[0] != shard:
             entry = self.manifest["shards"][shard]
@@ -312,3 +306,7 @@ class TargetReader:
             self._open = shard, load_tensors(path, expected_sha256=entry["sha256"], check=check)[0]
             self._verified.add(shard)
         return self._open[1]
+
+
+def _order(seed: int, size: int, *index: int) -> torch.Tensor:
+    return torch.from_numpy(generator(seed, "order", *index).permutation(size))

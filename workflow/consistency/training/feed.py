@@ -54,7 +54,8 @@ class Feed:
         if self.drawn:
             seed, whole = self.drawn.pop()
             self.count = min(AHEAD, max(1, AHEAD_BYTES // sum(value.nbytes for value in whole.values())))
-            batch = rows_of(whole, *self.rows)
+            part, parts = self.rows
+            batch = parts_of(whole, parts)[part]
             self.sent = seed, {name: send(value, self.device) for name, value in batch.items()}
 
 
@@ -69,11 +70,6 @@ def parts_of(batch: Batch, number: int) -> list[Batch]:
         return [batch]
     split = {name: value.chunk(number) for name, value in batch.items() if value.ndim}
     return [batch | {name: values[i] for name, values in split.items()} for i in range(len(next(iter(split.values()))))]
-
-
-def rows_of(batch: Batch, rank: int, ranks: int) -> Batch:
-    """One process's share of the batch."""
-    return parts_of(batch, ranks)[rank]
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:

@@ -28,7 +28,7 @@ from ..runtime.preemption import SIGNALS, StopRequest, name_of
 from ..runtime.progress import Board, Progress
 from .checkpoints import read_checkpoint, write_checkpoint
 from .divergence import check_weights
-from .feed import Feed, rows_of
+from .feed import Feed, parts_of
 from .optimizers import rate_at
 from .steps import Task, make_step
 
@@ -100,7 +100,7 @@ def train(
             if task.prepare is not None:
                 with torch.no_grad():
                     batch = task.prepare(batch, step.current, step.averaged)
-                batch = rows_of(batch, rank, ranks) if task.together else batch
+                batch = parts_of(batch, ranks)[rank] if task.together else batch
             loss, norm = step(number, batch)
             done, stopping = number + 1, stop.signal
             if ranks > 1:
@@ -139,8 +139,7 @@ class Records:
 
     def __init__(self, settings: Training, what: str, side: Path | None, state: dict[str, Any] | None):
         start = state or {"step": 0, "records": [], "unrecorded": (0.0, 0.0, 0, 0.0)}
-        self.settings, self._board, self._progress = settings, None, None
-        self._stats = side and side / "stats.jsonl"
+        self.settings, self._side, self._board = settings, side, None
         self.all: list[dict[str, float]] = start["records"]
         self._losses, self._norms, self._steps, elapsed = start["unrecorded"]
         if side is not None:
@@ -165,11 +164,11 @@ class Records:
             }
             self.all.append(record)
             self._losses, self._norms, self._steps, self._began = 0.0, 0.0, 0, time.monotonic()
-            if self._stats is not None:
-                write_stats(self._stats, [record], append=True)
+            if self._side is not None:
+                write_stats(self._side / "stats.jsonl", [record], append=True)
             if self._board is not None:
                 self._board.add(record)
-        if self._progress is not None:
+        if self._side is not None:
             self._progress.update(1, loss=loss)
 
     def state(self) -> dict[str, Any]:

@@ -330,21 +330,14 @@ def fit_student(
     steps = job.training.steps
     snapshots = {maps.budget_name(budget): max(1, round(budget * steps)) for budget in job.budgets}
     paths = {name: side / f"{name}.safetensors" for name in snapshots}
-    pairs = job.draws == "pairs"
+    source, loss = lesson.source, loss_of(job.loss.model_dump())
 
     def batch_at(step: int) -> dict[str, torch.Tensor]:
-        batch = lesson.source(step)
-        return batch | {"progress": torch.full((job.training.batch_size,), step / steps)}
+        return source(step) | {"progress": torch.full((job.training.batch_size,), step / steps)}
 
     records = loop.train(
         student,
-        Task(
-            objective_of(job, flow),
-            batch_at,
-            loss_of(job.loss.model_dump()),
-            lesson.source.prepare if pairs else None,
-            lesson.source.together if pairs else True,
-        ),
+        Task(objective_of(job, flow), batch_at, loss, source.prepare, source.together),
         job.training,
         seed=job.run.seed,
         side_folder=side,

@@ -82,8 +82,7 @@ def check_recorded(key: str, sha256: str, where: str) -> None:
         StorageError: the ledger cannot be read or written.
     """
     ledger = cache_folder() / "hashes.json"
-    recorded = recorded_sha256(key)
-    if recorded is None:
+    if (recorded := recorded_sha256(key)) is None:
         with locked("hashes"):
             hashes = storage.read_json(ledger) if ledger.exists() else {}
             recorded = hashes.setdefault(key, sha256)

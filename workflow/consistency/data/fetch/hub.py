@@ -108,12 +108,7 @@ def download(
         name: _check(where, f"hub:{repo}@{revision}/{name}", name, path, pinned, listing.get(name))
         for name, path in cached.items()
     }
-    with storage.atomic(folder) as temporary:
-        for name, path in cached.items():
-            target = temporary / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _link(path, target)
-        storage.write_json(temporary / "download.json", {"repo": repo, "revision": revision, "files": checked})
+    _write(folder, cached, {"repo": repo, "revision": revision, "files": checked})
 
 
 def obtain(folder: str | Path, source: dict[str, Any], megabytes: int | None = None) -> None:
@@ -130,10 +125,7 @@ def obtain(folder: str | Path, source: dict[str, Any], megabytes: int | None = N
     path = downloads.fetch(**source, megabytes=megabytes)
     line = {"sha256": storage.sha256(path), "size": path.stat().st_size}
     line["checked"] = "preset" if source.get("sha256") else "recorded"
-    with storage.atomic(folder) as temporary:
-        temporary.mkdir(parents=True)
-        _link(path, temporary / path.name)
-        storage.write_json(temporary / "download.json", {"url": public(source["url"]), "files": {path.name: line}})
+    _write(folder, {path.name: path}, {"url": public(source["url"]), "files": {path.name: line}})
 
 
 def _large(where: str, repo: str, revision: str, name: str, lfs: Any) -> None:
@@ -154,12 +146,17 @@ def _large(where: str, repo: str, revision: str, name: str, lfs: Any) -> None:
             raise DownloadError(f"{where}: {error}; set HF_TOKEN if it needs a login") from None
 
 
-def _link(path: Path, target: Path) -> None:
-    """A hard link where that is possible, else a copy."""
-    try:
-        os.link(path.resolve(), target)
-    except OSError:
-        shutil.copyfile(path, target)
+def _write(folder: str | Path, files: dict[str, Path], record: dict[str, Any]) -> None:
+    """Write `folder`: the files by name, hard links where that is possible, else copies, and download.json."""
+    with storage.atomic(folder) as temporary:
+        for name, path in files.items():
+            target = temporary / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path.resolve(), target)
+            except OSError:
+                shutil.copyfile(path, target)
+        storage.write_json(temporary / "download.json", record)
 
 
 def _arguments() -> dict[str, Any]:

@@ -148,17 +148,13 @@ def reason(error: BaseException, url: str, certificates: tuple[str, ...]) -> str
         used = f"{name}={os.environ[name]}" if name else own
         return f"the host's certificate is not accepted: {wrong.verify_message} (certificates: {used})"
     if proxy and re.search(_UNREACHED, names) and "SSL" not in names:
-        answer = re.search(r"(?:Tunnel connection failed: |ProxyError: |^)([45]\d\d)\b", _texts(error))
+        texts = "\n".join(f"{type(cause).__name__}: {cause}" for cause in chain(error))
+        answer = re.search(r"(?:Tunnel connection failed: |ProxyError: |^)([45]\d\d)\b", texts)
         does = f"answers {answer[1]}" if answer else "does not answer"
         return f"the proxy {proxy} {does}" + (", it wants a login" if answer and answer[1] == "407" else "")
     other = f"{type(error).__name__}: {public(' '.join(str(error).split()))}"
     text = next((text for sign, text in _REASONS.items() if re.search(sign, names)), other)
     return text.replace("in time", f"for {timeout():g} s (CONSISTENCY_TIMEOUT)")
-
-
-def _texts(error: BaseException) -> str:
-    """Names and texts of an exception and its causes, to look for a number in."""
-    return "\n".join(f"{type(cause).__name__}: {cause}" for cause in chain(error))
 
 
 def unreachable(url: str, certificates: tuple[str, ...] = OF_REQUESTS, timeout: float = 3.0) -> str:
