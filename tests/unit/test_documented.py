@@ -5,7 +5,7 @@ import re
 
 import pytest
 import yaml
-from consistency.config import settings
+from consistency.config import components
 from consistency.data.fetch import downloads, hub
 from consistency.evaluate import distances, yardstick
 from consistency.report.pages import samples
@@ -16,7 +16,7 @@ from helpers import ROOT
 # page, words with the number in brackets, what the code has
 NUMBERS = [
     ("equations", r"relative tolerance ([\d.e-]+)\)", inspect.signature(truth.endpoint).parameters["rtol"].default),
-    ("equations", r"batches beyond ([\d,]+) are refused", settings.LARGEST_ASSIGNMENT),
+    ("equations", r"batches beyond ([\d,]+) are refused", components.LARGEST_ASSIGNMENT),
     ("metrics", r"of sets of more than ([\d,]+) a fixed draw", distances.LARGEST),
     ("architecture", r"of at most (\d+) noises", samples.PICTURES),
     ("architecture", r"noises \((\d+) for points\)", samples.POINTS),

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from consistency.config.settings import EDM, Curriculum, VelocityFit
+from consistency.config.components import EDM, Curriculum, VelocityFit
 from consistency.data import mixtures, prepare
 from consistency.evaluate import velocity_gap
 from consistency.flow import transport

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from consistency.config.settings import VelocityFit
+from consistency.config.components import VelocityFit
 from consistency.evaluate import coupled, velocity_variance
 from consistency.flow.schedules import VESchedule
 from consistency.networks.mixture import Mixture

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import limits
+from .components import LARGEST_ASSIGNMENT
 from .names import nearest
-from .settings import LARGEST_ASSIGNMENT, OF_FLOW, Experiment, Frozen, Run
+from .settings import OF_FLOW, Experiment, Frozen, Run
 from .shapes import SHAPES
 
 

@@ -1,4 +1,4 @@
-"""Parts of an experiment that have equations of their own: noise levels, networks, losses."""
+"""Parts of an experiment: noise levels, networks, losses, and what is measured of couplings and solvers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from .sources import Count, Strict
+
+# Exact assignment of a batch, at every training step (docs/equations.md says what it costs).
+LARGEST_ASSIGNMENT = 2048
 
 
 class Schedule(Strict):
@@ -89,3 +92,32 @@ class Curriculum(Strict):
     s1: Count = Field(1280, description="steps of the grid at the end, which the doublings must reach")
     p_mean: float = Field(-1.1, description="mean of ln σ, near those of the grid")
     p_std: float = Field(2.0, gt=0, description="deviation of ln σ")
+
+
+class VelocityFit(Strict):
+    """How the denoiser is trained that gives the mean velocity of a coupling's flow, one for each coupling."""
+
+    steps: Count = Field(700, description="optimiser steps")
+    batch_size: Count = Field(256, description="draws per step")
+    learning_rate: float = Field(8e-3, gt=0, description="peak learning rate")
+    width: Count = Field(64, multiple_of=2, description="of the residual MLP")
+    depth: Count = Field(2, description="number of its residual blocks")
+    count: Annotated[int, Field(ge=64)] = Field(32_768, description="draws that it learns from")
+
+
+class Analysis(Strict):
+    """What is measured where the teacher is known in closed form, and of couplings."""
+
+    order_steps: list[Count] = Field([], description="numbers of solver steps for the teacher's discretisation error")
+    coupling_methods: list[str] = Field([], description="methods (from pairs) whose students serve as f and generator")
+    steps: list[Annotated[int, Field(ge=2)]] = Field([10, 20, 40, 80, 160, 320, 640, 1280], description="grid steps")
+    count: Annotated[int, Field(ge=64, le=10**6)] = Field(
+        4096, description="draws for each estimate; of the exact optimal transport the first 1,024"
+    )
+    gradient_budget: float = Field(
+        0.125, gt=0, lt=1, description="share of training after which gradients are compared; they vanish at its end"
+    )
+    batch_size: Annotated[int, Field(gt=0, le=LARGEST_ASSIGNMENT)] = Field(
+        128, description="batch of the couplings in the estimates"
+    )
+    velocity: VelocityFit = Field(VelocityFit(), description="how the mean velocity of a coupling is learned")

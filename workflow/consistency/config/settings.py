@@ -8,14 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, model_validator
 
 from .claims import AnyClaim
-from .components import EDM, MLP, Curriculum, Loss, Mse, Network, PseudoHuberNorm, Schedule
+from .components import EDM, MLP, Analysis, Curriculum, Loss, Mse, Network, PseudoHuberNorm, Schedule
 from .functions import CouplingKind, Objective, OwnFigure, OwnMetric, Sampler, Solver
 from .gates import Gates
 from .registry import BUILT_INS, Registry
 from .sources import NAME, Count, Data, Extractor, Folder, Hub, OneLine, OwnPath, Seed, Strict, TrainedClassifier
-
-# Exact assignment of a batch, at every training step (docs/equations.md says what it costs).
-LARGEST_ASSIGNMENT = 2048
 
 
 def _as_list(value: Any) -> Any:
@@ -241,35 +238,6 @@ class Grid(Strict):
     )
     targets: Annotated[list[Mode], *SOME] | None = Field(None, description="default: targets.mode")
     parameters: Annotated[list[Parameters], *SOME] | None = Field(None, description="default: student.parameters")
-
-
-class VelocityFit(Strict):
-    """How the denoiser is trained that gives the mean velocity of a coupling's flow, one for each coupling."""
-
-    steps: Count = Field(700, description="optimiser steps")
-    batch_size: Count = Field(256, description="draws per step")
-    learning_rate: float = Field(8e-3, gt=0, description="peak learning rate")
-    width: Count = Field(64, multiple_of=2, description="of the residual MLP")
-    depth: Count = Field(2, description="number of its residual blocks")
-    count: Annotated[int, Field(ge=64)] = Field(32_768, description="draws that it learns from")
-
-
-class Analysis(Strict):
-    """What is measured where the teacher is known in closed form, and of couplings."""
-
-    order_steps: list[Count] = Field([], description="numbers of solver steps for the teacher's discretisation error")
-    coupling_methods: list[str] = Field([], description="methods (from pairs) whose students serve as f and generator")
-    steps: list[Annotated[int, Field(ge=2)]] = Field([10, 20, 40, 80, 160, 320, 640, 1280], description="grid steps")
-    count: Annotated[int, Field(ge=64, le=10**6)] = Field(
-        4096, description="draws for each estimate; of the exact optimal transport the first 1,024"
-    )
-    gradient_budget: float = Field(
-        0.125, gt=0, lt=1, description="share of training after which gradients are compared; they vanish at its end"
-    )
-    batch_size: Annotated[int, Field(gt=0, le=LARGEST_ASSIGNMENT)] = Field(
-        128, description="batch of the couplings in the estimates"
-    )
-    velocity: VelocityFit = Field(VelocityFit(), description="how the mean velocity of a coupling is learned")
 
 
 class Experiment(Strict):

@@ -191,7 +191,7 @@ def measure_couplings(
         curves: x̃ + σ z over σ of some draws in each coupling, and the true ODE's curve; for the figure.
         teacher_folder: an analytic teacher; without one neither gaps, losses and gradients nor an exact generator.
         curriculum: P_mean and P_std of the step.
-        analysis: steps, count, batch_size, gradient_budget, velocity of `settings.Analysis`.
+        analysis: steps, count, batch_size, gradient_budget, velocity of `components.Analysis`.
         loss: of the training; its c is the pseudo-Huber distance's, where it has one.
     """
     began, schedule, finest = time.monotonic(), VESchedule(**edm), max(analysis["steps"])

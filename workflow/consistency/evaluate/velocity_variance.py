@@ -45,7 +45,7 @@ def velocity_variances(
         training: draws to learn from; held_out: draws to measure on.
         teacher: an exact one, where there is one.
         steps: of the training's grid.
-        settings: of `settings.VelocityFit`.
+        settings: of `components.VelocityFit`.
     """
     schedule = held_out.schedule
     levels = [("velocity_variance", held_out.levels(steps)[1])]
@@ -76,7 +76,7 @@ class MeanVelocity:
         draws: to learn from.
         name: of the coupling.
         teacher: an exact one, where there is one.
-        settings: of `settings.VelocityFit`.
+        settings: of `components.VelocityFit`.
     """
 
     def __init__(self, draws: Coupler, name: str, teacher: AnalyticTeacher | None, settings: dict[str, Any], seed: int):

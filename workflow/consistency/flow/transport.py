@@ -15,7 +15,7 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def assignment(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The exact assignment of squared distances: a (n, …), b (n, …) → (n,), the row of b for each row of a.
 
-    SciPy's `linear_sum_assignment`: time grows with n³, memory with n² (`settings.LARGEST_ASSIGNMENT`).
+    SciPy's `linear_sum_assignment`: time grows with n³, memory with n² (`components.LARGEST_ASSIGNMENT`).
     """
     from scipy.optimize import linear_sum_assignment
 

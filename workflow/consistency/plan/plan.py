@@ -94,8 +94,7 @@ class Plan:
     @cached_property
     def shown(self) -> str:
         """The end of the names of the replicate that figures and pages of samples show: the one with most runs."""
-        ends = [self.replicate(key) for key in self.runs]
-        return max(self.replicates, key=ends.count)
+        return max(self.replicates, key=[self.replicate(key) for key in self.runs].count)
 
     def redrawn(self, seed: int, replicate: str) -> int:
         """One of the preset's seeds as a replicate has it, which may be one of a preset that borrows the teacher."""
