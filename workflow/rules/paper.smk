@@ -19,6 +19,7 @@ rule check_claims:
         claims=lambda w: [dump(claim) for claim in preset(w).claims],
         margin=lambda w: preset(w).margin,
         gates=lambda w: gates_of(w),
+        replicates=lambda w: preset(w).replicates,
     script:
         "../scripts/check_claims.py"
 

@@ -12,4 +12,5 @@ with job(snakemake):
         params.claims,
         margin=params.margin,
         gates=params.gates,
+        replicates=params.replicates,
     )

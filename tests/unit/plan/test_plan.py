@@ -237,6 +237,21 @@ def test_a_seed_redraws_all():
     assert "seed" not in shared.teacher_row("ddim-n5-w1", "")
 
 
+def test_one_more_seed_changes_nothing_of_the_others():
+    def needs(plan, run_id):
+        end = plan.replicate(run_id)
+        inputs = plan.lessons(run_id), plan.sampled_from(run_id), plan.compared_with(run_id)
+        return inputs, plan.training(run_id), plan.sampling(run_id), plan.teacher_training(end), plan.targets(end)
+
+    before, after = small(**REDRAWN), small(**REDRAWN | {"runs": [{"n_steps": 5, "seed": [3, 4, 5]}]})
+    assert set(after.sources) - set(before.sources) == {
+        *("teacher-ddim-n5-w1-s5", "cm-ddim-n5-w1-s5", "direct-ddim-n5-w1-s5")
+    }
+    assert after.shown == before.shown
+    for run_id in before.runs:
+        assert needs(after, run_id) == needs(before, run_id), run_id
+
+
 def test_what_is_shown_is_of_one_replicate():
     """The one with most runs."""
     plan = small(replicates="all", runs=[{"n_steps": 5, "seed": [3, 4]}, {"n_steps": 10, "seed": 4}])

@@ -216,6 +216,7 @@ def check(
     *,
     margin: float = 0.05,
     gates: soundness.Gates | None = None,
+    replicates: str = "all",
 ) -> None:
     """Decide claims on one experiment's metrics.
 
@@ -224,6 +225,7 @@ def check(
             each row besides.
         claims: as in a checked preset; margin as of `decide`.
         gates: what has to be sound (`soundness.unsound`); by default nothing.
+        replicates: what a seed redraws, `all` or `students`; the reasons of overall rows say so of the second.
     """
     import pandas as pd
 
@@ -237,6 +239,9 @@ def check(
     if gates:
         unsound, settled = soundness.unsound(measured, runs, gates), gates["student"]["settled"]
     rows = list(_rows(decisions(defined, measured, table, margin, unsound, settled), experiment))
+    for row, _ in rows:
+        if replicates == "students" and is_overall(row["condition"]):
+            row["reason"] += "; intervals cover students alone: all seeds share teacher, targets and noise"
     decided = {row["claim"] for row, _ in rows}
     for claim in defined:
         methods = {side.method for quantity in claim.quantities for side in quantity.sides}
