@@ -17,7 +17,7 @@ The overall row of a claim is decided
  1. by its conditions, where each by itself says the same;
  2. as `mixed`, where one condition says reproduced and another (or the mean) contradicted, conditions at 5 % after
     Holm's correction over them;
- 3. by the interval of their mean, conditions taken as a sample of all such (`statistics.pooled`);
+ 3. by the interval of their mean, three conditions or more taken as a sample of all such (`statistics.pooled`);
  4. as `mixed`, where one shows no difference and another (or the mean) does; else it is inconclusive.
 
 A claim of every condition is reproduced by 1 alone, contradicted by one condition after Holm's correction over them,
@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from .statistics import LEVEL, Estimate, Interval, Pooled, holm, ratio
+from .statistics import LEVEL, SAMPLED, Estimate, Interval, Pooled, holm, ratio
 
 MINIMUM_SEEDS = 3
 VERDICTS = ("reproduced", "contradicted", "mixed", "no difference", "inconclusive", "unsound")
@@ -192,9 +192,10 @@ class Overall:
         shown, said = self.pooled.estimate, self._corrected(LEVEL)
         low, high = (ratio(value) for value in self.pooled.prediction)
         further = [f"a further condition: [{low:.3g}, {high:.3g}]"] if math.isfinite(high) else []
-        interval = shown.interval(level)
-        mean = "inconclusive" if self.problem else self.criterion.verdict(interval)
-        words = f"mean over conditions: {self.problem or self.criterion.reason(interval, level)}"
+        few = "" if len(self.conditions) >= SAMPLED else "two conditions are too few for their mean to decide"
+        interval, problem = shown.interval(level), self.problem or few
+        mean = "inconclusive" if problem else self.criterion.verdict(interval)
+        words = problem if few else f"mean over conditions: {problem or self.criterion.reason(interval, level)}"
         if agreed := self._agreed(level):
             return agreed, ["each condition by itself", *further], shown
         votes = ({*said} | {mean}) - {"inconclusive"}

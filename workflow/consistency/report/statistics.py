@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 LEVEL = 0.05
+SAMPLED = 3  # conditions from which on they are a sample of all such conditions
 Interval = tuple[float, float, float]  # mean, low, high
 Item = TypeVar("Item")
 
@@ -64,7 +65,7 @@ class Pooled:
     """What all conditions of a quantity say together.
 
     Attributes:
-        estimate: their mean, as that of a sample of conditions.
+        estimate: their mean: of three or more as of a sample of conditions, else of these alone.
         tau: deviation between the conditions' true values.
         i2: share of the conditions' variance that is no error of theirs, from 0 to 1.
         prediction: 95 % interval of the true value of one more condition; infinite for fewer than three.
@@ -85,14 +86,15 @@ def pooled(values: np.ndarray) -> Pooled:
     that of conditions, as Hartung and Knapp estimate it in a meta-analysis of the conditions' means, each with the
     variance of e_kr alone: of what is left after the means of conditions and of replicates. e_kr is in both parts, so
     the interval is rather too wide. All conditions have one weight, because variances of a few replicates are too
-    rough to weigh by. `benchmarks/verdict_errors.py` measures how often verdicts made of it are false.
+    rough to weigh by. Two conditions are too few to tell how conditions vary: their mean has the error of replicates
+    alone, and speaks of these two. `benchmarks/verdict_errors.py` measures how often verdicts are false.
 
     Args:
         values: (conditions, replicates), all finite.
     """
     conditions, replicates = values.shape
     mean = estimate(values.mean(0).tolist())
-    if conditions < 2 or replicates < 2:
+    if conditions < SAMPLED or replicates < 2:
         return Pooled(mean)
 
     import numpy as np
@@ -106,11 +108,10 @@ def pooled(values: np.ndarray) -> Pooled:
         combined = combine_effects(effects, np.full(conditions, max(variance, 1e-9)))  # less does not converge
     between = (float(combined.sd_eff_w_re_hksj) ** 2, conditions - 1)
     whole = Estimate(mean.mean, mean.count, (*mean.parts, between))
-    tau2, prediction = float(combined.tau2), Pooled.prediction
-    if conditions > 2:  # Higgins, Thompson and Spiegelhalter 2009, equation 12
-        error_of_mean = sum(variance for variance, _ in whole.parts)
-        half = float(stdtrit(conditions - 2, 1 - LEVEL / 2)) * math.sqrt(tau2 + error_of_mean)
-        prediction = (mean.mean - half, mean.mean + half)
+    tau2, error_of_mean = float(combined.tau2), sum(variance for variance, _ in whole.parts)
+    # Higgins, Thompson and Spiegelhalter 2009, equation 12
+    half = float(stdtrit(conditions - 2, 1 - LEVEL / 2)) * math.sqrt(tau2 + error_of_mean)
+    prediction = (mean.mean - half, mean.mean + half)
     return Pooled(whole, math.sqrt(tau2), max(0.0, float(combined.i2)), prediction)
 
 

@@ -14,7 +14,7 @@ from ..escape import line
 from . import soundness
 from .decisions import MINIMUM_SEEDS, Condition, Criterion, Overall
 from .ratios import check_finite, lacking, log_ratios, problem
-from .statistics import LEVEL, Estimate, estimate, holm, pooled, ratio
+from .statistics import LEVEL, SAMPLED, Estimate, estimate, holm, pooled, ratio
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,16 +188,16 @@ def _rows(decided: list[Decided], experiment: str) -> Iterator[tuple[dict[str, A
         verdict, reason, shown = overall.decide(level)
         tested = [ratio(end) for end in shown.interval(level)[1:]]
         name = f"{'every condition' if one.claim.universal else 'pooled'} ({len(overall.conditions)})"
-        several = len(overall.conditions) > 1 and not one.claim.universal
+        sampled = len(overall.conditions) >= SAMPLED and not one.claim.universal
         low, high = overall.pooled.prediction
         yield (
             _row((*first, name, one.label), shown, (verdict, reason)),
             zone
             | {
-                "tested": None if one.claim.universal or overall.unsound or not shown.count else tested,
-                "tau": overall.pooled.tau if several else None,
-                "i2": overall.pooled.i2 if several else None,
-                "prediction": [ratio(low), ratio(high)] if several and math.isfinite(high) else None,
+                "tested": tested if len(overall.conditions) == 1 or (sampled and shown.count) else None,
+                "tau": overall.pooled.tau if sampled else None,
+                "i2": overall.pooled.i2 if sampled else None,
+                "prediction": [ratio(low), ratio(high)] if sampled and math.isfinite(high) else None,
             },
         )
 
