@@ -41,10 +41,9 @@ def test_digits_has_both_papers_grids():
     runs = config.expand("digits", config.load_experiment("digits"))
     found = {(r.method, r.solver, r.n_steps, r.guidance, r.seed) for r in runs}
     conditions = ((10, 1), (50, 4))
-    assert found == {
-        *((m, "ddim", n, w, s) for m in ("cm", "direct") for n, w in conditions for s in range(5)),
-        *((m, None, None, None, s) for m in ("ct-ic", "ct-ot", "ct-gc") for s in range(5)),
-    }
+    assert found == {(m, "ddim", n, w, s) for m in ("cm", "direct") for n, w in conditions for s in range(5)}
+    runs = config.expand("digits-couplings", config.load_experiment("digits-couplings"))
+    assert {(r.method, r.seed) for r in runs} == {(m, s) for m in ("ct-ic", "ct-ot", "ct-gc") for s in range(5)}
 
 
 def test_run_ids_are_readable():
@@ -300,17 +299,17 @@ GC = {"objective": "consistency_training", "coupling": {"kind": "generator_induc
             ["batch_size: 4096 is too large for exact assignment", "cube", "at most 2048"],
         ),
         (
-            "gaussians-modes",
+            "gaussians-modes-mu",
             {"methods": {"ct-gc-frozen": {"coupling": {"generator": {"method": "ct-id", "budget": 0.25}}}}},
             ["generator.method: 'ct-id' has no run from pairs with seed 0", "did you mean 'ct-ic'?"],
         ),
         (
-            "gaussians-modes",
+            "gaussians-modes-mu",
             {"methods": {"ct-gc-frozen": {"coupling": {"generator": {"method": "ct-ic", "budget": 0.3}}}}},
             ["generator.budget: 0.3; allowed: consistency_training.budgets"],
         ),
         (
-            "gaussians-modes",
+            "gaussians-modes-mu",
             {"methods": {"ct-ic": {"flow": "linear"}}},
             ["methods.ct-gc-frozen.coupling.generator.method: 'ct-ic' has flow linear; allowed: ve"],
         ),
@@ -340,11 +339,15 @@ GC = {"objective": "consistency_training", "coupling": {"kind": "generator_induc
             ["'ct-id' is not a method that learns from pairs", "did you mean 'ct-ic'?"],
         ),
         (
-            "digits",
-            {"analysis": {"batch_size": 600}},
+            "digits-couplings",
+            {"analysis": {"batch_size": 600, "count": 1024}},
             ["analysis.batch_size: 600; allowed: at most half of analysis.count"],
         ),
-        ("digits", {"analysis": {"gradient_budget": 0.3}}, ["analysis.gradient_budget: 0.3; allowed: consistency_tr"]),
+        (
+            "digits-couplings",
+            {"analysis": {"gradient_budget": 0.3}},
+            ["analysis.gradient_budget: 0.3; allowed: consistency_tr"],
+        ),
         (
             "gaussians-modes",
             {"methods": {"ct-gc-frozen": {"coupling": {"generator": {"method": "ct-ic", "budget": 2}}}}},
@@ -361,8 +364,8 @@ GC = {"objective": "consistency_training", "coupling": {"kind": "generator_induc
             ["claims: B1 needs cd in analysis.coupling_methods and 1280"],
         ),
         (
-            "gaussians-modes",
-            {"consistency_training": {"budgets": [0.25]}, "analysis": {"gradient_budget": 0.25}},
+            "gaussians-modes-mu",
+            {"consistency_training": {"budgets": [0.25, 0.5]}},
             ["claims: B4 needs 0.125 in consistency_training.budgets"],
         ),
         (

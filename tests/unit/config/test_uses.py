@@ -185,9 +185,9 @@ def test_a_learning_rate_that_is_never_reached():
 
 
 def test_what_narrowed_runs_leave_over():
-    assert warnings("digits", {"runs": TARGETS, "analysis": {"coupling_methods": ["ct-gc"]}}) == [
-        "digits: claims: B4: not decided, because methods that they compare have no runs",
-        "digits: analysis.coupling_methods: ct-gc: not measured, because there are no runs of it",
+    assert warnings("digits-couplings", {"runs": TARGETS}) == [
+        "digits-couplings: claims: B3, B4: not decided, because methods that they compare have no runs",
+        "digits-couplings: analysis.coupling_methods: ct-gc: not measured, because there are no runs of it",
     ]
     assert warnings("digits", {"runs": TARGETS, "claims": ["A1"]}) == []
 

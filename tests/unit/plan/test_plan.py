@@ -107,8 +107,10 @@ def test_nothing_heavy_is_imported():
 def test_runs_by_what_they_learn_from(digits):
     assert len(digits.from_targets) == 20  # 2 methods, 2 conditions, 5 seeds
     assert list(digits.from_targets)[:6] == [*(f"cm-ddim-n10-w1-s{seed}" for seed in range(5)), "direct-ddim-n10-w1-s0"]
-    assert list(digits.from_pairs) == [f"ct-{name}-s{seed}" for name in ("ic", "ot", "gc") for seed in range(5)]
-    assert list(digits.runs) == [*digits.from_targets, *digits.from_pairs]
+    assert digits.from_pairs == {}
+    couplings = preset("digits-couplings")
+    assert list(couplings.from_pairs) == [f"ct-{name}-s{seed}" for name in ("ic", "ot", "gc") for seed in range(5)]
+    assert (couplings.from_targets, couplings.runs) == ({}, couplings.from_pairs)
 
 
 def test_a_table_that_cannot_be_expanded():
@@ -526,10 +528,8 @@ def test_three_seeds_of_each_method_are_compared():
 @pytest.mark.parametrize(
     "name, figures",
     [
-        (
-            "digits",
-            "forest tradeoff training start-times sampling-steps samples convergence share",
-        ),
+        ("digits", "forest tradeoff training start-times sampling-steps samples"),
+        ("digits-couplings", "forest convergence share velocity-variance transport"),
         ("gaussians-modes", "forest convergence share velocity-variance transport discrepancy trajectories"),
         ("gaussians-skewed", "forest tradeoff training points orders"),
         ("sdxl", "forest tradeoff training start-times sampling-steps samples"),
