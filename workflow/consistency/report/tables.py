@@ -52,15 +52,8 @@ _MAIN = {
     ("aesthetic_score", "none", 1): "Aesthetic score, 1 step",
 }
 
-_WORDS = (
-    "Claim",
-    "Verdict",
-    "Quantity",
-    "Condition",
-    "Experiment",
-    "Method",
-    "Reason",
-)  # headings of columns without numbers
+# Headings of columns without numbers.
+_WORDS = ("Claim", "Verdict", "Quantity", "Condition", "Experiment", "Method", "Reason")
 
 _STYLE = """<style>
 body{font:14px/1.45 system-ui,sans-serif;margin:1rem;color:#1b1f24;background:#fff}
@@ -80,11 +73,12 @@ def method_label(method: str, runs: Iterable[dict[str, Any]] = ()) -> str:
 
 
 def condition_label(group: str) -> str:
-    """`ddim-n50-w4-lora` as `DDIM, N = 50, w = 4, lora`."""
+    """`ddim-n50-w4-lora` as `DDIM, N = 50, w = 4, LoRA`."""
     if group == "scratch":
         return "From scratch"
     solver, steps, guidance, *extra = group.split("-")
     name = solver.upper() if solver == "ddim" else solver.capitalize()
+    extra = ["LoRA" if part == "lora" else part for part in extra]
     return ", ".join([name, f"N = {steps[1:]}", f"w = {guidance[1:]}", *extra])
 
 
@@ -138,15 +132,19 @@ def _headings(columns: dict, extractor: str) -> dict:
 
 
 def yardstick(metrics: pd.DataFrame, run: str) -> pd.DataFrame:
-    """What the data, or a teacher's condition, has itself, as rows of `summarise` at one sampling step: what the
-    students' values are to be compared with. A distance between halves of the data stands as one to the data."""
-    rows = metrics[metrics.run == run]
-    reference = rows.reference.replace(HALVES, "data")
-    return rows.assign(reference=reference, sampling_steps=1, mean=rows.value, ci_low=rows.value, n_seeds=1)
+    """What the data, or the teachers of a condition, have themselves, as rows of `summarise` at one sampling step: what
+    the students' values are to be compared with. A distance between halves of the data stands as one to the data."""
+    own = metrics[metrics.run.str.fullmatch(f"{re.escape(run)}(-s\\d+)?")]
+    own = own.assign(reference=own.reference.replace(HALVES, "data"))
+    keys, rows = ["metric", "extractor", "reference"], []
+    for key, values in own.groupby(keys, sort=False).value:
+        mean, low, _ = t_interval(values.tolist()) if len(values) > 1 else (values.iloc[0],) * 3
+        rows.append((*key, 1, mean, low, len(values)))
+    return pd.DataFrame(rows, columns=[*keys, "sampling_steps", "mean", "ci_low", "n_seeds"])
 
 
 def teacher_of(group: str) -> str:
-    """The teacher's run in metrics.csv whose samples a condition's students learn to draw."""
+    """The teacher's run whose samples a condition's students learn to draw, without a replicate's end."""
     return f"teacher-{'-'.join(group.split('-')[:3])}"
 
 

@@ -112,7 +112,7 @@ def telling(labels: dict[tuple[str, str], str], present: set[tuple[str, str]]) -
 def level(axes: Axes, values: pd.DataFrame, metric: str, reference: str, **look: Any) -> None:
     """A thin horizontal line at a value of `tables.yardstick`, where there is one."""
     chosen = values[(values.metric == metric) & (values.reference == reference)]
-    for value in chosen.value.head(1):  # of the leading extractor
+    for value in chosen["mean"].head(1):  # of the leading extractor
         axes.axhline(value, **{"color": "0.4", "linewidth": 1, "zorder": 0} | look)
 
 

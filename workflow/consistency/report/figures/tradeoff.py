@@ -63,7 +63,7 @@ def draw(pdf: str | Path, png: str | Path, runs: list[dict[str, Any]], metrics: 
                 axes.plot(*zip(*line, strict=True), color="0.6", linewidth=0.8, zorder=0)
                 of_teacher = yardstick(table, teacher_of(group))
                 own = of_teacher[(of_teacher.metric == "frechet_distance") & (of_teacher.reference == reference)]
-                for value in own.value.head(1):  # the leading extractor's
+                for value in own["mean"].head(1):  # the leading extractor's
                     axes.plot(0, value, "*", color="0.25", markersize=7, label="the teacher itself", clip_on=False)
                 names.setdefault(axes, {})[style.condition_label(group).replace(f", w = {scale:g}", "")] = line
             style.level(

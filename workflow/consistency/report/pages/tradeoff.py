@@ -91,17 +91,16 @@ def _experiment(table: pd.DataFrame, runs: list[dict[str, Any]], title: str) -> 
             half = _short(mean - low) if len(chosen) > 1 else None
             seeds = {str(seed): _short(value) for seed, value in zip(chosen.seed, chosen.value, strict=True)}
             values.append([group, method, int(steps), kept[tuple(key)], _short(mean), half, seeds])
-    for run, chosen in table[table.method == "teacher"].groupby("run", sort=False):
-        of_teacher = [(kept.get((r.metric, r.extractor, r.reference)), r.value) for r in chosen.itertuples()]
-        # its distance to its own samples is 0 by definition
-        of_teacher += [(number, 0.0) for key, number in kept.items() if key[0] == "ode_error" and key[2] == "teacher"]
-        for group, condition in groups.items():
-            if condition["teacher"] == run:
-                rows = [[group, "teacher", None, n, _short(v), None, {}] for n, v in of_teacher if n is not None]
-                values.extend(rows)
+    for group, condition in groups.items():
+        own = yardstick(table, condition["teacher"]) if condition["teacher"] else table.head(0)
+        of_teacher = [(kept.get((r.metric, r.extractor, r.reference)), r.mean) for r in own.itertuples()]
+        if of_teacher:  # its distance to its own samples is 0 by definition
+            errors = [n for key, n in kept.items() if key[0] == "ode_error" and key[2] == "teacher"]
+            of_teacher += [(number, 0.0) for number in errors]
+        values += [[group, "teacher", None, n, _short(v), None, {}] for n, v in of_teacher if n is not None]
     of_data = yardstick(table, "data")
     yardsticks = {
-        kept[r.metric, r.extractor, r.reference]: _short(r.value)
+        kept[r.metric, r.extractor, r.reference]: _short(r.mean)
         for r in of_data[of_data.reference == "data"].itertuples()
         if (r.metric, r.extractor, r.reference) in kept
     }
