@@ -65,7 +65,9 @@ def test_pooling_one_condition_or_one_replicate_is_the_mean_of_it():
     assert pooled(np.array([values])).estimate == estimate(values)
     assert pooled(np.array([[0.1], [0.2]])).estimate.interval()[1:] == (-math.inf, math.inf)
     assert pooled(np.empty((2, 0))).estimate.count == 0
-    assert math.isinf(pooled(np.array([values, values])).prediction[1])  # two conditions do not tell of a third
+    two = pooled(np.array([values, [0.5, 0.1, 0.6]]))  # do not tell of a third
+    assert two.estimate == estimate([0.3, 0.2, 0.4])
+    assert math.isinf(two.prediction[1])
 
 
 @pytest.mark.parametrize("design", verdict_errors.DESIGNS, ids=str)

@@ -9,6 +9,7 @@ from consistency.config.claims import CLAIMS, OTHER_NOISES
 from consistency.errors import ConfigError, MismatchError
 from consistency.files.storage import read_table, write_json
 from consistency.report import tables, verdicts
+from consistency.report.statistics import t_interval
 from helpers import registry_of_metrics
 
 
@@ -128,6 +129,16 @@ def test_pooling_is_over_conditions_within_a_seed():
     assert (row["verdict"], row["reason"]) == ("mixed", "reproduced in a; contradicted in b")
 
 
+def test_the_mean_of_two_conditions_decides_nothing():
+    """It speaks of these two: its interval is over replicates, and where one of them is not decided it isn't either."""
+    row = overall("A1", *table({"a": [0.5, 0.5, 0.5], "b": [0.6, 1.1, 0.8]}))
+    means = [(math.log(0.5) + math.log(r)) / 2 for r in (0.6, 1.1, 0.8)]
+    assert [row["effect"], row["ci_high"]] == pytest.approx([math.exp(v) for v in t_interval(means)[::2]])
+    assert row["ci_high"] < 1 / 1.05, "or the mean would not decide in any case"
+    assert row["verdict"] == "inconclusive"
+    assert row["reason"] == "two conditions are too few for their mean to decide; reproduced in a"
+
+
 def rows_of(name, frame, runs):
     return {row["condition"]: row for row in verdicts.decide([CLAIMS[name]], "x", frame, runs)}
 
@@ -145,7 +156,7 @@ def test_a_run_without_its_partner_is_named():
         "pooled (2)": "reproduced in b; seeds that not every condition has are left out: 0, 2, 4",
     }
     assert found["a, 1-step"]["reason"].startswith("2 seeds, needs 3; ")
-    assert found["pooled (2)"]["reason"].startswith("mean over conditions: 2 seeds that every condition has, needs 3; ")
+    assert found["pooled (2)"]["reason"].startswith("two conditions are too few for their mean to decide; ")
     assert [row["n_seeds"] for row in found.values()] == [2, 5, 2]
     assert all(verdicts.is_overall(name) == name.startswith("pooled") for name in found)
 

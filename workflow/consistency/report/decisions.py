@@ -193,7 +193,7 @@ class Overall:
         low, high = (ratio(value) for value in self.pooled.prediction)
         further = [f"a further condition: [{low:.3g}, {high:.3g}]"] if math.isfinite(high) else []
         few = "" if len(self.conditions) >= SAMPLED else "two conditions are too few for their mean to decide"
-        interval, problem = shown.interval(level), self.problem or few
+        interval, problem = shown.interval(level), few or self.problem
         mean = "inconclusive" if problem else self.criterion.verdict(interval)
         words = problem if few else f"mean over conditions: {problem or self.criterion.reason(interval, level)}"
         if agreed := self._agreed(level):
