@@ -204,7 +204,7 @@ def test_config_yaml_is_valid_and_explains_every_key():
     text = (ROOT / "config.yaml").read_text(encoding="utf-8")
     loaded, _ = config.load(strict.parse(text, "config.yaml"))
     assert (loaded.experiments, loaded.overrides) == (
-        ["gaussians-modes", "gaussians-ring", "digits", "digits-paper"],
+        ["gaussians-modes", "digits", "digits-paper"],
         {},
     )
     lines = text.splitlines()
