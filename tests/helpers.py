@@ -78,6 +78,10 @@ SMALL = {
 }
 
 
+# The digits with methods of both papers.
+BOTH = {"runs": [{"seed": [0]}, {"method": ["ct-ic", "ct-ot", "ct-gc"], "seed": [0]}]}
+
+
 # The exact tier and paper B's methods.
 SMALL_EXACT = {
     "data": {"train_count": 256, "test_count": 128},

@@ -5,7 +5,7 @@ from consistency import config
 from consistency.config.claims import CLAIMS, METRICS, Claim
 from consistency.config.registry import BUILT_INS
 from consistency.errors import ConfigError
-from helpers import registry_of_metrics
+from helpers import BOTH, registry_of_metrics
 
 OWN = {"ours": "direct", "other": "cm", "metric": "frechet_distance", "reference": "data", "direction": "below"}
 GAP = {
@@ -19,7 +19,8 @@ GAP = {
 
 def load(*claims, preset="digits", extra_metrics=()):
     registry = registry_of_metrics(*extra_metrics) if extra_metrics else BUILT_INS
-    return config.load_experiment(preset, {"claims": list(claims)}, registry=registry).claims
+    runs = BOTH if preset == "digits" else {}
+    return config.load_experiment(preset, runs | {"claims": list(claims)}, registry=registry).claims
 
 
 def test_the_papers_claims():

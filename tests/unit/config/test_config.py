@@ -416,7 +416,7 @@ def test_the_average_stays_when_another_key_of_its_training_is_set():
         ("cifar10", {"runs": [{"guidance": 4}]}, ["runs: guidance 4 with data of one class; allowed: 1"]),
         ("cifar10", {"network": {"norm_groups": 48}}, ["network.norm_groups: 48 does not divide network.channels 128"]),
         ("digits", {"student": {"training": {"accumulate": 3}}}, ["student.training.accumulate: 3 does not divide"]),
-        ("digits", {"methods": {"ct-gc": {"dropout": 0.1}}}, ["methods.ct-gc.dropout: only for a UNet"]),
+        ("digits-couplings", {"methods": {"ct-gc": {"dropout": 0.1}}}, ["methods.ct-gc.dropout: only for a UNet"]),
         ("fashion", {"data": {"foldre": "x"}}, ["data.foldre: unknown key", "did you mean 'folder'?"]),
         ("celeba64", {"data": {"name": "a/b"}}, ["data.name: 'a/b' is not allowed"]),
     ],

@@ -274,7 +274,9 @@ def test_every_allowed_grid_rises_and_its_scalings_are_finite(rho, low, high):
 
 def test_more_sampling_steps_than_noise_levels():
     refused(
-        "digits", {"schedule": {"steps": 2000}, "evaluation": {"sampling_steps": [1, 2000]}}, "of pairs: at most 1280"
+        "digits-couplings",
+        {"schedule": {"steps": 2000}, "evaluation": {"sampling_steps": [1, 2000]}},
+        "of pairs: at most 1280",
     )
 
 
