@@ -482,7 +482,7 @@ def test_forest(tmp_path, drawn):
     words = [text.get_text() for text in a1.texts]
     assert words[0] == "ODE error to teacher, direct/cm < 1"
     assert [text.partition(";")[0] for text in words[1:]] == rows.verdict[rows.claim == "A1"].tolist()
-    assert "unsound" in words and "τ = " in words[-1]
+    assert "unsound" in words and "τ = " not in words[-1]  # two conditions are left
     for line in rows[rows.claim == "A1"].itertuples():
         ends = [shown.get_xdata() for shown in a1.lines if len(shown.get_xdata()) == 2 and shown.get_linewidth() == 1.3]
         low, high = a1.get_xlim()
@@ -492,5 +492,7 @@ def test_forest(tmp_path, drawn):
     assert sorted(dots[0]) == pytest.approx(sorted(pairs[0] / pairs[1]))
     only, *_ = [text.get_text() for text in b4.texts[1::2]]
     assert only == rows.verdict[(rows.claim == "B4") & rows.condition.map(verdicts.is_overall)].iloc[0]
+    verdicts.check(paths, "x", metrics.path, runs, claims)  # three conditions
+    assert "τ = " in drawn(forest, runs=runs, **paths).axes[0].texts[-1].get_text()
     verdicts.check(paths, "x", metrics.path, runs, [])  # no claim is decided
     assert not drawn(forest, runs=runs, **paths).axes[0].texts
