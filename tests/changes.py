@@ -73,6 +73,7 @@ CHANGES = (
     {"analysis": {"steps": [10, 640]}},
     {"claims": ["A1"]},
     {"title": "Another title"},
+    {"replicates": "students"},
     {"runs": [{"n_steps": 5, "guidance": 1, "seed": [0, 1]}, {"method": ["ct-gc"], "seed": [0, 1]}]},
     {"runs": [{"n_steps": 5, "guidance": [1, 4], "seed": 0}, {"method": ["ct-gc"], "seed": 0}]},
     {"runs": [{"n_steps": 5, "guidance": 4, "seed": 0}, {"method": ["ct-gc"], "seed": 0}]},
@@ -94,8 +95,8 @@ RULES = ("prepare_data", "train_teacher", "solve_targets", "train_student", "sam
 FILES = (
     "digits/data.safetensors",
     "digits/classifier",
-    "digits/teacher",
-    "digits/noise.safetensors",
+    "digits/teacher-s0",
+    "digits/noise-s0.safetensors",
     "digits/students/ct-gc-s0",
     "digits/samples/ct-gc-s0.safetensors",
     "digits/features/data.safetensors",

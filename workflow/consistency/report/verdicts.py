@@ -194,7 +194,7 @@ def _rows(decided: list[Decided], experiment: str) -> Iterator[tuple[dict[str, A
             _row((*first, name, one.label), shown, (verdict, reason)),
             zone
             | {
-                "tested": tested if len(overall.conditions) == 1 or (sampled and shown.count) else None,
+                "tested": tested if math.isfinite(tested[1]) and (len(overall.conditions) == 1 or sampled) else None,
                 "tau": overall.pooled.tau if sampled else None,
                 "i2": overall.pooled.i2 if sampled else None,
                 "prediction": [ratio(low), ratio(high)] if sampled and math.isfinite(high) else None,
