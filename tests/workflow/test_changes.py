@@ -22,6 +22,7 @@ def project(finished_copy):
     return finished_copy
 
 
+@pytest.mark.long
 def test_random_changes_and_interruptions_end_as_a_run_from_nothing(tmp_path):
     changes.walk(tmp_path, range(2), seed=1, disk=False)
 
