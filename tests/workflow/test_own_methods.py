@@ -191,7 +191,7 @@ def test_editing_a_comment_runs_nothing_again(own_copy):
             '        target = 1 * student(batch["x_r"], batch["r"], batch["cond"])\n    return prediction, target\n\n\ndef',
             students("cm"),
         ),
-        ("couplings", "return generate(x + sigma", "return generate(1 * x + sigma", students("ct-gc")),
+        ("couplings", "return generate(x + spread", "return generate(1 * x + spread", students("ct-gc")),
         (
             "samplers",
             "        x = student(x, time, cond, following)",

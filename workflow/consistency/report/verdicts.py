@@ -240,7 +240,7 @@ def check(
         unsound, settled = soundness.unsound(measured, runs, gates), gates["student"]["settled"]
     rows = list(_rows(decisions(defined, measured, table, margin, unsound, settled), experiment))
     for row, _ in rows:
-        if replicates == "students" and is_overall(row["condition"]):
+        if replicates == "students" and is_overall(row["condition"]) and row["verdict"] != "unsound":
             row["reason"] += "; intervals cover students alone: all seeds share teacher, targets and noise"
     decided = {row["claim"] for row, _ in rows}
     for claim in defined:
