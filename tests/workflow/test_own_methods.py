@@ -36,7 +36,7 @@ MODES = {
     "methods": {"mean_flow": MEAN_FLOW},
     "consistency_training": {
         "budgets": [0.25],
-        "training": {"steps": 500, "batch_size": 64, "learning_rate": 3e-3, "ema_decay": 0.95},
+        "training": {"steps": 500, "batch_size": 64, "learning_rate": 3e-3, "ema_decay": 0.95, "clip_norm": 1.0},
     },
     "evaluation": {"count": 128, "sampling_steps": [1, 2]},
     "analysis": {"coupling_methods": []},

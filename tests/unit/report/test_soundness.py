@@ -209,7 +209,7 @@ def test_an_untrained_network_is_unsound(spread):
     import torch
     from consistency.data.mixtures import draw, parameters
     from consistency.evaluate.distances import FeatureSet
-    from consistency.evaluate.measure import _row, compare
+    from consistency.evaluate.measure import compare
     from consistency.flow.schedules import VESchedule
     from consistency.networks.mlp import ResidualMLP
     from consistency.students.maps import FlowMap
@@ -224,12 +224,10 @@ def test_an_untrained_network_is_unsound(spread):
     reference, others = (FeatureSet(draw(**described, count=512, seed=seed), neighbours=3) for seed in (0, 1))
 
     def of_run(run, method, compared_with, features):
-        def row(metric, value, n):
-            return _row(metric, value, n, "coordinates", compared_with, 1)
-
-        measured = compare(features, reference, row, brief=True)
-        keys = ("metric", "extractor", "reference", "sampling_steps", "value")
-        return rows(run, method, 0, *([one[key] for key in keys] for one in measured))
+        measured = compare(features, reference, brief=True)
+        return rows(
+            run, method, 0, *([name, "coordinates", compared_with, 1, value] for name, value in measured.items())
+        )
 
     exact = of_run("data", "data", HALVES, others)
     table = frame(exact, of_run("cd-s0", "cd", "data", FeatureSet(samples, neighbours=3)))

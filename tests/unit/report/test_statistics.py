@@ -5,7 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from consistency.report.statistics import Estimate, estimate, holm, pooled, ratio, t_interval
+from consistency.report.ratios import ratio
+from consistency.report.statistics import Estimate, estimate, holm, pooled, t_interval
 from helpers import ROOT
 from scipy import stats
 

@@ -34,7 +34,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from .statistics import LEVEL, SAMPLED, Estimate, Interval, Pooled, holm, ratio
+from .ratios import ratio
+from .statistics import LEVEL, SAMPLED, Estimate, Interval, Pooled, holm
 
 MINIMUM_SEEDS = 3
 VERDICTS = ("reproduced", "contradicted", "mixed", "no difference", "inconclusive", "unsound")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ..errors import MismatchError
@@ -10,6 +11,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..config.claims import Quantity
+
+
+def ratio(value: float) -> float:
+    """exp of a logarithm; infinite where that is too large for a float."""
+    return math.inf if value > 700 else math.exp(value)
 
 
 def log_ratios(metrics: pd.DataFrame, runs: pd.DataFrame, quantity: Quantity) -> pd.DataFrame:

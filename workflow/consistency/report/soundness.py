@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .ratios import log_ratios
-from .statistics import ratio
+from .ratios import log_ratios, ratio
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -50,11 +50,6 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, n, ((variance, n - 1),))
 
 
-def ratio(value: float) -> float:
-    """exp of a logarithm; infinite where that is too large for a float."""
-    return math.inf if value > 700 else math.exp(value)
-
-
 def t_interval(values: Sequence[float], confidence: float = 1 - LEVEL) -> Interval:
     """Mean and Student's t interval; the interval is infinite for one value, and all is NaN for none."""
     return estimate(values).interval(1 - confidence)

@@ -13,8 +13,8 @@ from ..errors import MismatchError
 from ..escape import line
 from . import soundness
 from .decisions import MINIMUM_SEEDS, Condition, Criterion, Overall
-from .ratios import check_finite, lacking, log_ratios, problem
-from .statistics import LEVEL, SAMPLED, Estimate, estimate, holm, pooled, ratio
+from .ratios import check_finite, lacking, log_ratios, problem, ratio
+from .statistics import LEVEL, SAMPLED, Estimate, estimate, holm, pooled
 
 if TYPE_CHECKING:
     import pandas as pd
