@@ -425,6 +425,38 @@ def test_bad_input_of_downloads_data_and_extractors_is_one_clear_line(preset, ov
     refused(preset, overrides, expected)
 
 
+def borrowed(**overrides):
+    """The experiments that train the teachers of `digits-paper`, which borrows them."""
+    return config.lenders(*config.load({"experiments": ["digits-paper"], "overrides": overrides}))
+
+
+def test_a_teacher_that_another_preset_trains():
+    assert list(borrowed()) == ["digits"]
+    assert borrowed(**{"digits": {"teacher": {"precision": "bf16"}}})  # how it is called is the borrower's own affair
+    assert config.lenders(*config.load({"experiments": ["digits", "digits-paper"]})) == {}  # it runs by itself
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"digits-paper": {"teacher": {"of": "digit"}}}, "unknown 'digit'; allowed: .*did you mean 'digits'"),
+        (
+            {"digits": {"teacher": {"training": {"steps": 9}}}},
+            "'digits' has another teacher; allowed: presets that share",
+        ),
+        ({"digits": {"network": {"width": 64}}}, "'digits' has another network; allowed: presets that share"),
+        ({"digits": {"replicates": "students"}}, "'digits' has another replicates; allowed: presets that share"),
+        (
+            {"digits-paper": {"teacher": {"of": "digits-long"}}},
+            "'digits-long'; allowed: with source train here and there",
+        ),
+    ],
+)
+def test_a_teacher_that_another_preset_does_not_train_is_one_clear_line(overrides, expected):
+    with pytest.raises(ConfigError, match=rf"^digits-paper: teacher\.of: {expected}"):
+        borrowed(**overrides)
+
+
 def test_another_repository_does_not_inherit_files_or_hashes():
     hub = {"repo": "a/b", "revision": "0" * 40, "files": ["*"]}
     changed = config.load_experiment("sdxl", {"teacher": {"hub": hub}}).teacher.hub
